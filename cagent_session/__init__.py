@@ -1,0 +1,45 @@
+"""The session of an agent, on every request to its models gateway.
+
+http = requests.Session()
+gateway = Gateway("https://gateway.example", forward="https://api.openai.com/v1")
+gateway.mount(http)
+
+@session_from("session_id")
+def run(session_id, prompt):
+    return http.post(gateway.endpoint("v1/chat/completions"), json=prompt)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+from .adapter import GatewayAdapter, GatewayMixin
+from .context import InvalidSessionID, current_session_id, no_session, session_from, session_scope
+from .gateway import Gateway, gateway_headers
+
+if TYPE_CHECKING:
+    from .handoff import SessionProcessPoolExecutor, SessionThreadPoolExecutor, bind_session
+
+__all__ = [
+    "Gateway",
+    "GatewayAdapter",
+    "GatewayMixin",
+    "InvalidSessionID",
+    "SessionProcessPoolExecutor",
+    "SessionThreadPoolExecutor",
+    "__version__",
+    "bind_session",
+    "current_session_id",
+    "gateway_headers",
+    "no_session",
+    "session_from",
+    "session_scope",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: concurrent.futures would double the import time of the package.
+    if name in __all__:
+        from . import handoff
+
+        return getattr(handoff, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

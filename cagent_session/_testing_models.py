@@ -1,0 +1,185 @@
+"""What a model behind the recording gateway answers, in the providers' own shapes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._testing_http import RecordedRequest
+
+_ECHOED = ("method", "path", "query", "session_id", "forward")
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    chunks: list[bytes]
+    streamed: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def json_answer(status: int, content: object) -> Answer:
+    return Answer(status, {"Content-Type": "application/json"}, [json.dumps(content).encode()])
+
+
+def error(status: int, message: str, kind: str = "invalid_request_error") -> Answer:
+    return json_answer(status, {"type": "error", "error": {"type": kind, "message": message}})
+
+
+def model_answer(request: RecordedRequest, reply: str) -> Answer:
+    shape: type[_ChatCompletion | _Message]
+    if request.method == "POST" and request.path.endswith("/v1/chat/completions"):
+        shape = _ChatCompletion
+    elif request.method == "POST" and request.path.endswith("/v1/messages"):
+        shape = _Message
+    else:
+        echo = {name: getattr(request, name) for name in _ECHOED}
+        return json_answer(200, echo)
+    content = json_object(request.body)
+    messages = content.get("messages")
+    if not isinstance(messages, list):
+        return error(400, "the body must be a JSON object with a list of messages")
+    prompt_tokens = _count_words([content.get("system"), messages])
+    completion_tokens = _count_words(reply)
+    model = shape(request.model or "recorded", reply, prompt_tokens, completion_tokens)
+    if content.get("stream") is True:
+        options = content.get("stream_options")
+        with_usage = isinstance(options, dict) and options.get("include_usage") is True
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+        answer = Answer(200, headers, list(model.events(with_usage)), streamed=True)
+    else:
+        answer = json_answer(200, model.whole())
+    answer.prompt_tokens = prompt_tokens
+    answer.completion_tokens = completion_tokens
+    return answer
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _count_words(content: object) -> int:
+    """The words of a prompt: strings, and what is below the keys that hold text."""
+    words, todo = 0, [content]
+    while todo:
+        item = todo.pop()
+        if isinstance(item, str):
+            words += len(item.split())
+        elif isinstance(item, list):
+            todo += item
+        elif isinstance(item, dict):
+            todo += [item.get("content"), item.get("text")]
+    return words
+
+
+@dataclass
+class _Shape:
+    model: str
+    reply: str
+    prompt_tokens: int
+    completion_tokens: int
+
+    def words(self) -> Iterator[str]:
+        for number, word in enumerate(self.reply.split(" ")):
+            yield word if number == 0 else f" {word}"
+
+
+class _ChatCompletion(_Shape):
+    """As OpenAI answers ``/v1/chat/completions``."""
+
+    def usage(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+    def common(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": "chatcmpl-recorded",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self.model,
+        }
+
+    def whole(self) -> dict[str, Any]:
+        message = {"role": "assistant", "content": self.reply}
+        return self.common("chat.completion") | {
+            "choices": [
+                {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+            ],
+            "usage": self.usage(),
+        }
+
+    def events(self, with_usage: bool) -> Iterator[bytes]:
+        common = self.common("chat.completion.chunk")
+
+        def event(**fields: Any) -> bytes:
+            return b"data: " + json.dumps(common | fields).encode() + b"\n\n"
+
+        def choice(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+            choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
+            return event(choices=choices)
+
+        yield choice({"role": "assistant", "content": ""})
+        for word in self.words():
+            yield choice({"content": word})
+        yield choice({}, "stop")
+        if with_usage:
+            yield event(choices=[], usage=self.usage())
+        yield b"data: [DONE]\n\n"
+
+
+class _Message(_Shape):
+    """As Anthropic answers ``/v1/messages``."""
+
+    def message(self, **fields: Any) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "id": "msg_recorded",
+            "type": "message",
+            "role": "assistant",
+            "model": self.model,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": self.prompt_tokens, "output_tokens": 0},
+        }
+        return message | fields
+
+    def whole(self) -> dict[str, Any]:
+        return self.message(
+            content=[{"type": "text", "text": self.reply}],
+            stop_reason="end_turn",
+            usage={
+                "input_tokens": self.prompt_tokens,
+                "output_tokens": self.completion_tokens,
+            },
+        )
+
+    def events(self, with_usage: bool) -> Iterator[bytes]:
+        def event(kind: str, **fields: Any) -> bytes:
+            data = json.dumps({"type": kind} | fields)
+            return f"event: {kind}\ndata: {data}\n\n".encode()
+
+        yield event("message_start", message=self.message())
+        yield event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+        for word in self.words():
+            delta = {"type": "text_delta", "text": word}
+            yield event("content_block_delta", index=0, delta=delta)
+        yield event("content_block_stop", index=0)
+        yield event(
+            "message_delta",
+            delta={"stop_reason": "end_turn", "stop_sequence": None},
+            usage={"output_tokens": self.completion_tokens},
+        )
+        yield event("message_stop")

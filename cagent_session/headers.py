@@ -1,0 +1,98 @@
+"""The names on the wire, and the rules for their values."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from ._version import __version__
+
+FORWARD = "X-Cagent-Forward"
+SESSION_ID = "X-Cagent-Session-Id"
+PROVIDER = "X-Cagent-Provider"
+MODEL = "X-Cagent-Model"
+MODEL_NAME = "X-Cagent-Model-Name"
+
+# Headers as the gate reads and sets them: by their names in lower case, (name, value).
+Headers: TypeAlias = dict[str, tuple[str | bytes, str | bytes]]
+
+_is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_is_value = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
+
+
+def goos(platform: str) -> str:
+    """What Go calls the operating system that Python calls ``platform`` (``sys.platform``)."""
+    if platform in ("win32", "cygwin"):
+        return "windows"
+    if platform == "sunos5":
+        return "solaris"
+    return platform.rstrip("0123456789")  # freebsd14
+
+
+def goarch(machine: str) -> str:
+    """What Go calls the architecture that the system calls ``machine``, as in ``uname -m``."""
+    machine = machine.lower()
+    if re.fullmatch(r"i[3-6]86|x86", machine):
+        return "386"
+    if machine.startswith("armv"):
+        return "arm"
+    return {"x86_64": "amd64", "aarch64": "arm64", "loongarch64": "loong64"}.get(machine, machine)
+
+
+def _machine() -> str:
+    # platform.machine() knows this too, but importing platform would take longer than the rest.
+    return os.uname().machine if hasattr(os, "uname") else os.environ["PROCESSOR_ARCHITECTURE"]
+
+
+OS = goos(sys.platform)
+ARCH = goarch(_machine())
+USER_AGENT = f"cagent-session/{__version__} ({OS}; {ARCH})"
+RUNTIME = {
+    "X-Cagent-Lang": "python",
+    "X-Cagent-OS": OS,
+    "X-Cagent-Arch": ARCH,
+    "X-Cagent-Runtime": "cagent-session",
+    "X-Cagent-Runtime-Version": __version__,
+}
+
+
+def lower(name: str | bytes) -> str:
+    return (name if isinstance(name, str) else name.decode("latin-1")).lower()
+
+
+def is_identifier(name: str | bytes, session_header: str) -> bool:
+    """Whether a header is meant for the gateway alone, and must not follow a redirect away."""
+    return lower(name).startswith("x-cagent-") or lower(name) == session_header.lower()
+
+
+def by_lower_name(items: Iterable[tuple[str | bytes, str | bytes]]) -> Headers:
+    """Of a name that comes more than once the first value counts that is not empty."""
+    headers: Headers = {}
+    for name, value in items:
+        key = lower(name)
+        if key not in headers or not headers[key][1]:
+            headers[key] = (name, value)
+    return headers
+
+
+def check_name(what: str, name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a str, not {type(name).__name__}")
+    if not _is_name(name):
+        raise ValueError(f"{what} {name[:60]!a} is not a valid header name")
+    return name
+
+
+def check_value(what: str, value: str) -> str:
+    """``value``, if it can be sent as it is. It may be a secret, so no error shows it."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {type(value).__name__}")
+    if value and not _is_value(value):
+        raise ValueError(
+            f"{what} has characters other than printable ASCII, or a space at an end, "
+            "and cannot be sent in a header"
+        )
+    return value
