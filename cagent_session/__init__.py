@@ -15,6 +15,7 @@ from ._version import __version__
 from .adapter import GatewayAdapter, GatewayMixin
 from .context import InvalidSessionID, current_session_id, no_session, session_from, session_scope
 from .gateway import Gateway, gateway_headers
+from .poolmanager import GatewayPoolManager, GatewayProxyManager
 
 if TYPE_CHECKING:
     from .handoff import SessionProcessPoolExecutor, SessionThreadPoolExecutor, bind_session
@@ -23,6 +24,8 @@ __all__ = [
     "Gateway",
     "GatewayAdapter",
     "GatewayMixin",
+    "GatewayPoolManager",
+    "GatewayProxyManager",
     "InvalidSessionID",
     "SessionProcessPoolExecutor",
     "SessionThreadPoolExecutor",

@@ -13,8 +13,8 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 
 from . import urls
-from .gateway import Gateway, gate
-from .headers import SESSION_ID, Headers, by_lower_name, is_identifier
+from .gateway import Gateway, check_gateway, gate, without_identifiers
+from .headers import by_lower_name
 
 if TYPE_CHECKING:
     # To a type checker the mixin is the adapter that it is always mixed into.
@@ -43,9 +43,7 @@ class GatewayMixin(_Adapter):
     """
 
     def __init__(self, gateway: Gateway | None = None, **adapter_kwargs: Any) -> None:
-        if gateway is not None and not isinstance(gateway, Gateway):
-            raise TypeError(f"gateway must be a Gateway, not {type(gateway).__name__}")
-        self.gateway = gateway
+        self.gateway = check_gateway(gateway)
         super().__init__(**adapter_kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -80,7 +78,7 @@ class GatewayMixin(_Adapter):
             outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
         )
         if response.status_code in REDIRECT_STATI and _leaves_origin(url, response):
-            outgoing.withdraw(self.gateway.session_header if self.gateway else SESSION_ID)
+            outgoing.withdraw(self.gateway)
         return response
 
 
@@ -130,29 +128,26 @@ class _Outgoing(PreparedRequest):
         state = {name: value for name, value in vars(self).items() if name != "source"}
         return PreparedRequest, (), state
 
-    def withdraw(self, session_header: str) -> None:
-        """Take the identifiers off the request of the caller."""
+    def withdraw(self, gateway: Gateway | None) -> None:
+        """Take the identifiers for ``gateway`` off the request of the caller."""
         source: PreparedRequest | None = self.source
         while source is not None:
             # Replaced, not changed: another thread may be reading them.
-            source.headers = CaseInsensitiveDict(
-                (name, value)
-                for name, value in source.headers.items()
-                if not is_identifier(name, session_header)
-            )
+            kept = without_identifiers(source.headers.items(), gateway)
+            source.headers = CaseInsensitiveDict(kept)
             source = getattr(source, "source", None)
 
 
-def _headers_of(request: PreparedRequest) -> Headers:
+def _headers_of(request: PreparedRequest) -> dict[str, tuple[str, Any]]:
     if isinstance(request.headers, CaseInsensitiveDict):
         # All that it has in public is slower than the rest of the gate.
-        return request.headers._store  # type: ignore[return-value]
+        return request.headers._store
     return by_lower_name(request.headers.items())  # some other mapping, put there by the caller
 
 
-def _request_headers(headers: Headers) -> CaseInsensitiveDict[str | bytes]:
+def _request_headers(headers: Any) -> CaseInsensitiveDict[str | bytes]:
     made: CaseInsensitiveDict[str | bytes] = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
-    made._store = headers  # type: ignore[assignment]
+    made._store = headers
     return made
 
 

@@ -6,6 +6,7 @@ One ``ContextVar`` holds the answer. :class:`session_scope`, :func:`session_from
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -244,3 +245,21 @@ def _argument_getter(fn: Any, name: str) -> Callable[[tuple[Any, ...], dict[str,
         return parameter.default
 
     return argument
+
+
+def _leave_all_scopes(_: object) -> None:
+    _frame.set(_OUTSIDE)
+
+
+def _after_fork_in_child() -> None:
+    # A worker that multiprocessing forks would be in the session of whoever needed the first
+    # worker, for life. It starts without one, as a spawned worker does. The hook is registered
+    # here, in the child, where it costs no import: a bare os.fork() runs none, and goes on in
+    # the scope that it is in.
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.register_after_fork(_leave_all_scopes, _leave_all_scopes)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

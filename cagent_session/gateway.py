@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_plus
 
 from . import urls
@@ -21,15 +21,19 @@ from .headers import (
     SESSION_ID,
     USER_AGENT,
     Headers,
+    Stamped,
     by_lower_name,
     check_name,
     check_value,
+    lower,
 )
 
 if TYPE_CHECKING:
     import requests
 
     from .adapter import GatewayAdapter
+
+_Item = TypeVar("_Item", bound=tuple[Any, Any])
 
 ENVIRONMENT = ("DOCKER_AGENT_MODELS_GATEWAY", "CAGENT_MODELS_GATEWAY")
 
@@ -38,8 +42,8 @@ def gate(
     url: str,
     headers: Headers,
     gateway: Gateway | None,
-    default_agents: Collection[str | None],
-) -> tuple[str, Headers] | None:
+    default_agents: Collection[str | bytes | None],
+) -> tuple[str, Stamped] | None:
     """Decide whether a request is gateway-bound, and what it then gets.
 
     A request is gateway-bound if it carries a non-empty ``X-Cagent-Forward``, put there by the
@@ -58,7 +62,7 @@ def gate(
         return None
 
     session_header = SESSION_ID
-    stamped: Headers = {}
+    stamped: Stamped = {}
     if owner is not None:
         url = owner._with_query(url)
         session_header = owner.session_header
@@ -72,6 +76,23 @@ def gate(
     if session_id is not None:
         stamped[session_header.lower()] = (session_header, session_id)
     return url, stamped
+
+
+def without_identifiers(items: Iterable[_Item], gateway: Gateway | None) -> list[_Item]:
+    """The headers less those that are for the gateway alone, and must not follow a redirect."""
+    session_header = (SESSION_ID if gateway is None else gateway.session_header).lower()
+    return [
+        item
+        for item in items
+        if not lower(item[0]).startswith("x-cagent-") and lower(item[0]) != session_header
+    ]
+
+
+def check_gateway(gateway: Gateway | None) -> Gateway | None:
+    """``gateway``, if a transport can take it."""
+    if gateway is not None and not isinstance(gateway, Gateway):
+        raise TypeError(f"gateway must be a Gateway or None, not {type(gateway).__name__}")
+    return gateway
 
 
 def gateway_headers(
@@ -143,8 +164,8 @@ class Gateway:
     headers: Mapping[str, str]
     session_header: str
 
-    _fixed: Headers
-    _agent: tuple[str, str | bytes]
+    _fixed: Stamped
+    _agent: tuple[str, str]
     _base: str
     _origin: urls.Origin
     _path: str
@@ -315,7 +336,8 @@ class Gateway:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Gateway cannot be changed: {name}")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
 
     def __reduce__(self) -> Any:
         return partial(type(self), **self._options()), (self.url,)

@@ -32,6 +32,8 @@ def bind_session(fn: Callable[_P, _T]) -> Callable[_P, _T]:
 
 class _Bound:
     def __init__(self, fn: Callable[..., Any], session_id: str | None) -> None:
+        if not callable(fn):
+            raise TypeError(f"{fn!r} is not callable")
         self._fn = fn
         self._session_id = session_id
         functools.update_wrapper(self, fn, updated=())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
 
 from ._version import __version__
 
@@ -16,8 +16,11 @@ PROVIDER = "X-Cagent-Provider"
 MODEL = "X-Cagent-Model"
 MODEL_NAME = "X-Cagent-Model-Name"
 
-# Headers as the gate reads and sets them: by their names in lower case, (name, value).
-Headers: TypeAlias = dict[str, tuple[str | bytes, str | bytes]]
+# Headers as the gate reads and sets them: (name, value) by the name in lower case.
+Headers: TypeAlias = Mapping[str, tuple[str | bytes, str | bytes]]
+Stamped: TypeAlias = dict[str, tuple[str, str]]
+
+_Header = TypeVar("_Header", bound=tuple[Any, Any])
 
 _is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _is_value = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
@@ -63,18 +66,13 @@ def lower(name: str | bytes) -> str:
     return (name if isinstance(name, str) else name.decode("latin-1")).lower()
 
 
-def is_identifier(name: str | bytes, session_header: str) -> bool:
-    """Whether a header is meant for the gateway alone, and must not follow a redirect away."""
-    return lower(name).startswith("x-cagent-") or lower(name) == session_header.lower()
-
-
-def by_lower_name(items: Iterable[tuple[str | bytes, str | bytes]]) -> Headers:
+def by_lower_name(items: Iterable[_Header]) -> dict[str, _Header]:
     """Of a name that comes more than once the first value counts that is not empty."""
-    headers: Headers = {}
-    for name, value in items:
-        key = lower(name)
+    headers: dict[str, _Header] = {}
+    for header in items:
+        key = lower(header[0])
         if key not in headers or not headers[key][1]:
-            headers[key] = (name, value)
+            headers[key] = header
     return headers
 
 

@@ -106,7 +106,7 @@ def _problem(url: str) -> str | None:
         return "has no host"
     if re.search(r"%(?![0-9A-Fa-f]{2})", url):
         return "contains an invalid percent escape"
-    port = re.fullmatch(r"(?:\[.*\]|[^:]*):(.*)", authority)
+    port = re.fullmatch(r"(?:\[[^\]]*\]|[^:\[]*):(.*)", authority)
     if port and not (port[1].isdigit() and len(port[1]) <= 5 and 0 < int(port[1]) < 65536):
         return "has an invalid port"
     if has_dot_segment(path):

@@ -1,0 +1,269 @@
+"""Carried over threads, executors and processes, and never left behind there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import multiprocessing
+import os
+import pickle
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import pytest
+
+from cagent_session import (
+    SessionProcessPoolExecutor,
+    SessionThreadPoolExecutor,
+    bind_session,
+    current_session_id,
+    no_session,
+    session_scope,
+)
+
+other = contextvars.ContextVar("other", default="unset")
+
+
+def see(*arguments):
+    return (current_session_id(), *arguments)
+
+
+def see_all(*arguments):
+    yield current_session_id()
+    yield from arguments
+
+
+def work_then_see(number):
+    with session_scope(f"inner-{number}"):
+        pass
+    return current_session_id()
+
+
+def fail():
+    raise KeyError(current_session_id())
+
+
+class TestBindSession:
+    def test_runs_in_the_session_of_the_binding(self):
+        with session_scope("a"):
+            bound = bind_session(see)
+        assert bound(1) == ("a", 1)
+        with session_scope("b"):
+            assert bound() == ("a",)
+            assert current_session_id() == "b"
+        assert current_session_id() is None
+
+    def test_outside_it_binds_to_none(self):
+        bound = bind_session(see)
+        with session_scope("b"):
+            assert bound() == (None,)
+
+    def test_binding_twice_keeps_the_first(self):
+        with session_scope("a"):
+            bound = bind_session(see)
+        with session_scope("b"):
+            again = bind_session(bound)
+        assert again() == ("a",)
+
+    def test_generator_and_coroutine_functions_are_covered(self):
+        async def call():
+            await asyncio.sleep(0)
+            return current_session_id()
+
+        async def stream():
+            yield current_session_id()
+
+        async def main():
+            with session_scope("caller"):
+                async for session_id in bound_stream():
+                    assert session_id == "a"
+                    assert current_session_id() == "caller"
+            return await bound_call()
+
+        with session_scope("a"):
+            bound, bound_call, bound_stream = map(bind_session, (see_all, call, stream))
+        for session_id in bound("a", "a"):
+            assert session_id == "a"
+            assert current_session_id() is None
+        assert asyncio.run(main()) == "a"
+
+    def test_can_be_pickled_whenever_the_function_can(self):
+        for fn, result in (
+            (see, ("a",)),
+            (functools.partial(see, 1), ("a", 1)),
+            ("x".upper, "X"),
+            (dict, {}),
+        ):
+            with session_scope("a"):
+                bound = bind_session(fn)
+            assert pickle.loads(pickle.dumps(bound))() == bound() == result
+        with pytest.raises((pickle.PicklingError, AttributeError)):
+            pickle.dumps(bind_session(lambda: None))
+
+    def test_classes_can_be_bound(self):
+        class Seen:
+            _fn = "not ours"
+
+            def __init__(self):
+                self.session_id = current_session_id()
+
+        with session_scope("a"):
+            assert bind_session(Seen)().session_id == "a"
+
+    def test_looks_like_the_function(self):
+        with session_scope("a"):
+            bound = bind_session(see)
+        assert bound.__name__ == "see"
+        assert repr(bound).endswith("bound to session 'a'>")
+
+    def test_what_cannot_be_called_is_refused(self):
+        with pytest.raises(TypeError, match="5 is not callable"):
+            bind_session(5)
+
+
+class TestThreads:
+    def test_a_new_thread_starts_without_and_bound_with(self):
+        seen = []
+        with session_scope("a"):
+            for target in (see, bind_session(see)):
+                thread = threading.Thread(target=lambda target=target: seen.append(target()))
+                thread.start()
+                thread.join()
+        assert seen == [(None,), ("a",)]
+
+    def test_a_plain_pool_with_bound_functions(self):
+        with ThreadPoolExecutor(1) as pool:
+            with session_scope("a"):
+                assert pool.submit(bind_session(see)).result() == ("a",)
+            assert pool.submit(see).result() == (None,)
+
+    def test_the_executor_binds_at_the_call(self):
+        with SessionThreadPoolExecutor(1) as pool:
+            gate = threading.Event()
+            pool.submit(gate.wait, 10)
+            with session_scope("a"):
+                one = pool.submit(see, 1)
+                two = pool.map(see, [2, 3])
+            with session_scope("b"):
+                three = pool.submit(see)
+            four = pool.submit(see)
+            gate.set()
+            assert one.result() == ("a", 1)
+            assert list(two) == [("a", 2), ("a", 3)]
+            assert three.result() == ("b",)
+            assert four.result() == (None,)
+
+    def test_it_carries_the_whole_context(self):
+        other.set("traced")
+        with SessionThreadPoolExecutor(1) as pool:
+            assert pool.submit(other.get).result() == "traced"
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(other.get).result() == "unset"
+
+    def test_errors_come_back_and_nothing_stays_behind(self):
+        with SessionThreadPoolExecutor(1) as pool:
+            with session_scope("a"), pytest.raises(KeyError, match="a"):
+                pool.submit(fail).result()
+            assert pool.submit(see).result() == (None,)
+
+    def test_submitting_from_inside_a_call(self):
+        with SessionThreadPoolExecutor(2) as pool, session_scope("a"):
+            assert pool.submit(lambda: pool.submit(see).result()).result() == ("a",)
+
+    def test_a_generator_function_is_covered_wherever_it_is_driven(self):
+        with SessionThreadPoolExecutor(1) as pool:
+            with session_scope("a"):
+                steps = pool.submit(see_all).result()
+            assert list(steps) == ["a"]
+
+    def test_what_is_not_callable_is_refused_at_the_call(self):
+        with SessionThreadPoolExecutor(1) as pool, pytest.raises(TypeError):
+            pool.submit(5)
+
+
+class TestAsyncio:
+    def test_to_thread_carries_it_and_run_in_executor_does_when_bound(self):
+        async def main():
+            loop = asyncio.get_running_loop()
+            with session_scope("a"):
+                return [
+                    await asyncio.to_thread(see),
+                    await loop.run_in_executor(None, see),
+                    await loop.run_in_executor(None, bind_session(see)),
+                ]
+
+        assert asyncio.run(main()) == [("a",), (None,), ("a",)]
+
+    def test_our_executor_under_a_loop(self):
+        async def main(pool):
+            loop = asyncio.get_running_loop()
+            with session_scope("a"):
+                return await loop.run_in_executor(pool, see)
+
+        with SessionThreadPoolExecutor(1) as pool:
+            assert asyncio.run(main(pool)) == ("a",)
+
+
+@pytest.fixture(params=["fork", "spawn"])
+def start(request):
+    return multiprocessing.get_context(request.param)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+class TestProcesses:
+    def test_the_executor_binds_at_the_call(self, start):
+        with SessionProcessPoolExecutor(1, mp_context=start) as pool:
+            with session_scope("a"):
+                one = pool.submit(see, 1)
+                two = pool.map(see, range(6), chunksize=2)
+            with session_scope("b"):
+                three = pool.submit(work_then_see, 1)
+            assert one.result(60) == ("a", 1)
+            assert list(two) == [("a", number) for number in range(6)]
+            assert three.result(60) == "b"
+            assert pool.submit(see).result(60) == (None,)
+
+    def test_a_plain_pool_with_bound_functions(self, start):
+        with ProcessPoolExecutor(1, mp_context=start) as pool:
+            with session_scope("a"):
+                # The worker starts inside the scope, and must not stay in it.
+                assert pool.submit(bind_session(see), 1).result(60) == ("a", 1)
+                assert pool.submit(see).result(60) == (None,)
+            assert pool.submit(see).result(60) == (None,)
+
+    def test_a_process_starts_without_and_bound_with(self, start):
+        with session_scope("a"):
+            results = start.SimpleQueue()
+            for target in (_put, bind_session(_put)):
+                process = start.Process(target=target, args=(results,))
+                process.start()
+                process.join(60)
+        assert [results.get(), results.get()] == [None, "a"]
+
+    def test_errors_come_back(self, start):
+        with SessionProcessPoolExecutor(1, mp_context=start) as pool:
+            with session_scope("a"), pytest.raises(KeyError, match="a"):
+                pool.submit(fail).result(60)
+            with no_session():
+                assert pool.submit(see).result(60) == (None,)
+
+
+def _put(results):
+    results.put(current_session_id())
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_bare_fork_goes_on_in_the_scope_that_it_is_in():
+    """It is the same code, half-way through the same with block."""
+    read, write = os.pipe()
+    with session_scope("a"):
+        child = os.fork()
+        if child == 0:
+            os.write(write, str(current_session_id()).encode())
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as stream:
+        assert stream.read() == "a"
+    assert os.waitpid(child, 0)[1] == 0
+    assert current_session_id() is None

@@ -1,0 +1,292 @@
+"""The recording gateway: billing, limiting and auditing per session, whoever asks."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from cagent_session import Gateway, session_scope
+from cagent_session.testing import RecordingGateway
+
+FORWARD = "https://api.openai.com/v1"
+PROMPT = {
+    "model": "gpt-x",
+    "messages": [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "one two three"}]},
+    ],
+}
+
+
+@pytest.fixture
+def agent(recording_gateway):
+    """A session that is mounted on the recording gateway."""
+    with requests.Session() as session:
+        session.trust_env = False
+        Gateway(recording_gateway.url, forward=FORWARD, provider="openai").mount(session)
+        yield session
+
+
+class TestRecords:
+    def test_requests(self, recording_gateway, agent):
+        with session_scope("s1"):
+            agent.post(recording_gateway.url + "/p/a?b=c", data=b"body", headers={"X-A": "b"})
+        (request,) = recording_gateway.requests
+        assert request.method == "POST"
+        assert request.path == "/p/a"
+        assert request.query == "b=c"
+        assert request.body == b"body"
+        assert request.headers["x-a"] == "b"
+        assert request.session_id == "s1"
+        assert request.forward == FORWARD
+        assert request.provider == "openai"
+        assert request.model is None
+
+    def test_the_bill(self, recording_gateway, agent):
+        url = recording_gateway.url + "/v1/chat/completions"
+        for session_id, times in (("s1", 2), ("s2", 1)):
+            for _ in range(times):
+                with session_scope(session_id):
+                    agent.post(url, json=PROMPT)
+        agent.post(url, json=PROMPT)
+        one, two = recording_gateway.sessions["s1"], recording_gateway.sessions["s2"]
+        assert (one.requests, one.prompt_tokens, one.completion_tokens) == (2, 10, 10)
+        assert two == {"requests": 1, "prompt_tokens": 5, "completion_tokens": 5}
+        assert set(recording_gateway.sessions) == {"s1", "s2"}
+        with pytest.raises(AttributeError):
+            _ = one.euros
+
+    def test_the_audit_log(self, recording_gateway, agent):
+        with session_scope("s1"):
+            agent.post(recording_gateway.url + "/v1/messages", json=PROMPT)
+        (entry,) = json.loads(json.dumps(recording_gateway.audit_log))
+        assert entry.pop("time").endswith("+00:00")
+        assert entry == {
+            "session_id": "s1",
+            "forward": FORWARD,
+            "provider": "openai",
+            "model": "gpt-x",
+            "method": "POST",
+            "path": "/v1/messages",
+            "status": 200,
+            "prompt_tokens": 5,
+            "completion_tokens": 5,
+        }
+
+    def test_what_it_gives_out_is_a_copy(self, recording_gateway, agent):
+        with session_scope("s1"):
+            agent.get(recording_gateway.url)
+        recording_gateway.requests.clear()
+        recording_gateway.audit_log[0]["status"] = 0
+        recording_gateway.sessions["s1"]["requests"] = 0
+        assert len(recording_gateway.requests) == 1
+        assert recording_gateway.audit_log[0]["status"] == 200
+        assert recording_gateway.sessions["s1"].requests == 1
+
+
+class TestAnswers:
+    def test_chat_completions(self, recording_gateway, agent):
+        answer = agent.post(recording_gateway.url + "/v1/chat/completions", json=PROMPT).json()
+        assert answer["object"] == "chat.completion"
+        assert answer["model"] == "gpt-x"
+        assert answer["choices"][0]["message"]["content"] == recording_gateway.reply
+        assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
+
+    @pytest.mark.parametrize("with_usage", [True, False])
+    def test_chat_completions_streamed(self, recording_gateway, agent, with_usage):
+        prompt = PROMPT | {"stream": True, "stream_options": {"include_usage": with_usage}}
+        url = recording_gateway.url + "/prefix/v1/chat/completions"
+        with session_scope("s1"), agent.post(url, json=prompt, stream=True) as answer:
+            assert answer.headers["Content-Type"] == "text/event-stream"
+            lines = [line.decode() for line in answer.iter_lines() if line]
+        assert lines.pop() == "data: [DONE]"
+        events = [json.loads(line.removeprefix("data: ")) for line in lines]
+        if with_usage:
+            assert events.pop()["usage"]["total_tokens"] == 10
+        text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
+        assert text == recording_gateway.reply
+        assert events[-1]["choices"][0]["finish_reason"] == "stop"
+        assert recording_gateway.sessions["s1"].completion_tokens == 5
+
+    def test_messages(self, recording_gateway, agent):
+        prompt = PROMPT | {"system": "a b"}
+        answer = agent.post(recording_gateway.url + "/v1/messages", json=prompt).json()
+        assert answer["type"] == "message"
+        assert answer["content"] == [{"type": "text", "text": recording_gateway.reply}]
+        assert answer["usage"] == {"input_tokens": 7, "output_tokens": 5}
+
+    def test_messages_streamed(self, recording_gateway, agent):
+        prompt = PROMPT | {"stream": True}
+        answer = agent.post(recording_gateway.url + "/v1/messages", json=prompt).text
+        kinds = [line.split()[1] for line in answer.splitlines() if line.startswith("event:")]
+        assert kinds[:2] == ["message_start", "content_block_start"]
+        assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+
+    def test_everything_else_is_echoed(self, recording_gateway, agent):
+        for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS"):
+            with session_scope("s1"):
+                answer = agent.request(method, recording_gateway.url + "/a?b=c")
+            assert answer.json() == {
+                "method": method,
+                "path": "/a",
+                "query": "b=c",
+                "session_id": "s1",
+                "forward": FORWARD,
+            }
+        assert agent.head(recording_gateway.url).text == ""
+
+    def test_another_reply(self):
+        with RecordingGateway(reply="No.") as recording:
+            url = recording.url + "/v1/chat/completions"
+            answer = requests.post(url, json=PROMPT, timeout=5).json()
+        assert answer["choices"][0]["message"]["content"] == "No."
+
+    def test_a_chunked_upload_is_read(self, recording_gateway, agent):
+        agent.post(recording_gateway.url, data=iter([b"one", b"two"]))
+        assert recording_gateway.requests[0].body == b"onetwo"
+
+
+class TestLimit:
+    def test_is_per_session(self):
+        with RecordingGateway(requests_per_minute=2) as recording, requests.Session() as http:
+            Gateway(recording.url, forward=FORWARD).mount(http)
+
+            def call(session_id):
+                with session_scope(session_id):
+                    return http.get(recording.url)
+
+            assert [call(name).status_code for name in "aaabab"] == [200, 200, 429, 200, 429, 200]
+            limited = call("a")
+            assert 1 <= int(limited.headers["Retry-After"]) <= 60
+            assert limited.json()["error"]["type"] == "rate_limit_error"
+            assert [http.get(recording.url).status_code for _ in range(5)] == [200] * 5
+            assert recording.sessions["a"].requests == 2
+            assert [entry["status"] for entry in recording.audit_log].count(429) == 3
+
+    def test_ends_after_a_minute(self, monkeypatch: pytest.MonkeyPatch):
+        now = 1000.0
+        monkeypatch.setattr("cagent_session.testing.time.monotonic", lambda: now)
+        with RecordingGateway(requests_per_minute=1) as recording:
+            headers = {"X-Cagent-Session-Id": "a"}
+            statuses = []
+            for step in (0, 59.5, 60):
+                now = 1000.0 + step
+                statuses.append(requests.get(recording.url, headers=headers, timeout=5).status_code)
+        assert statuses == [200, 429, 200]
+
+    @pytest.mark.parametrize("limit", [0, -1])
+    def test_must_be_positive(self, limit):
+        with pytest.raises(ValueError, match="at least 1"):
+            RecordingGateway(requests_per_minute=limit)
+
+
+def talk(url: str, data: bytes) -> bytes:
+    """Send bytes as they are, and read until the server closes."""
+    host, port = urlsplit(url).hostname, urlsplit(url).port
+    with socket.create_connection((host, port), timeout=5) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        answer = b""
+        while more := connection.recv(65536):
+            answer += more
+        return answer
+
+
+class TestHostileClients:
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"NONSENSE\r\n\r\n",
+            b"GET /\r\n\r\n",
+            b"BREW / HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET / FTP/1.1\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 / x\r\n\r\n",
+            b"GET /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nX: " + b"x" * 70000 + b"\r\n\r\n",
+            b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nabc",
+            b"POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
+            b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+            b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffffffff\r\n",
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcdef\r\n",
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
+            b"GET / HTTP/1.1\r\nX-Cagent-Session-Id: a b\r\n\r\n",
+            b"GET / HTTP/1.1\r\nX-Cagent-Session-Id: " + b"x" * 257 + b"\r\n\r\n",
+            b"GET / HTTP/1.1\r\nX-Cagent-Session-Id: a\r\nX-Cagent-Session-Id: b\r\n\r\n",
+            b"GET / HTTP/1.1\r\nX-Cagent-Session-Id: \xc3\xbc\r\n\r\n",
+            b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 3\r\n\r\n{{{",
+            b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 2\r\n\r\n[]",
+            b"POST /v1/messages HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + b"[" * 100000,
+        ],
+    )
+    def test_get_a_4xx(self, recording_gateway, data: bytes):
+        first = talk(recording_gateway.url, data).split(b"\r\n")[0]
+        assert first.startswith(b"HTTP/1.1 4"), first
+        assert requests.get(recording_gateway.url, timeout=5).status_code == 200
+
+    def test_that_vanish_do_no_harm(self, recording_gateway, capfd):
+        address = ("127.0.0.1", urlsplit(recording_gateway.url).port)
+        for data in (b"", b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc", b"GET / HT"):
+            with socket.create_connection(address, timeout=5) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                connection.sendall(data)
+        assert requests.get(recording_gateway.url, timeout=5).status_code == 200
+        assert capfd.readouterr() == ("", "")
+
+    def test_expect_continue_and_http_1_0(self, recording_gateway):
+        body = b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok"
+        assert b"100 Continue" in talk(recording_gateway.url, body)
+        prompt = json.dumps(PROMPT | {"stream": True}).encode()
+        head = b"POST /v1/messages HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(prompt)
+        answer = talk(recording_gateway.url, head + prompt)
+        assert b"Transfer-Encoding" not in answer
+        assert answer.endswith(b'{"type": "message_stop"}\n\n')
+
+
+class TestLife:
+    def test_has_no_url_before_it_is_entered(self):
+        with pytest.raises(RuntimeError, match=r"with \.\.\. as"):
+            _ = RecordingGateway().url
+
+    def test_ends_while_a_client_holds_a_connection(self):
+        with RecordingGateway() as recording:
+            connection = http.client.HTTPConnection("127.0.0.1", urlsplit(recording.url).port)
+            connection.request("GET", "/")
+            connection.getresponse().read()
+            threads = threading.active_count()
+        assert threading.active_count() < threads
+        connection.close()
+        with pytest.raises(OSError):  # noqa: PT011 - which one depends on the system
+            socket.create_connection(("127.0.0.1", urlsplit(recording.url).port), timeout=5)
+
+    def test_tells_of_every_call(self):
+        calls = []
+        with RecordingGateway(on_call=calls.append) as recording:
+            requests.get(recording.url + "/x", timeout=5)
+        assert [call["path"] for call in calls] == ["/x"]
+
+    def test_many_clients_at_once(self, recording_gateway):
+        def work(number):
+            with requests.Session() as http, session_scope(f"s{number % 4}"):
+                Gateway(recording_gateway.url, forward=FORWARD).mount(http)
+                for _ in range(25):
+                    assert http.get(recording_gateway.url).json()["session_id"] == f"s{number % 4}"
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {usage.requests for usage in recording_gateway.sessions.values()} == {100}

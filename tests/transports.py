@@ -1,0 +1,150 @@
+"""The transports under test behind one function, so that one table of cases serves them all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from cagent_session import Gateway, GatewayAdapter, GatewayMixin, GatewayPoolManager
+from cagent_session.integrations.httpx import AsyncGatewayTransport, GatewayTransport
+
+# send(method, url, headers=None, body=None) -> the status, redirects followed
+Send = Callable[..., int]
+
+
+@dataclass(frozen=True)
+class Transport:
+    name: str
+    open: Callable[..., contextlib.AbstractContextManager[Send]]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class _Mixed(GatewayMixin, HTTPAdapter):
+    """Any other adapter with the mixin."""
+
+
+def _requests(adapter_class: Any) -> Any:
+    @contextlib.contextmanager
+    def open_client(
+        gateway: Gateway | None = None,
+        *,
+        plain: bool = False,
+        ca: str | None = None,
+        defaults: Mapping[str, str] | None = None,
+        at: str | None = None,
+    ) -> Iterator[Send]:
+        with requests.Session() as http:
+            http.trust_env = False
+            http.headers.update(defaults or {})
+            adapter = HTTPAdapter() if plain else adapter_class(gateway)
+            if at is not None:
+                http.mount(at, adapter)
+            else:
+                http.mount("http://", adapter)
+                http.mount("https://", adapter)
+
+            def send(method: str, url: str, headers: Any = None, body: Any = None) -> int:
+                response = http.request(
+                    method, url, headers=headers, data=body, verify=ca or True, timeout=20
+                )
+                return response.status_code
+
+            yield send
+
+    return open_client
+
+
+@contextlib.contextmanager
+def _urllib3(
+    gateway: Gateway | None = None,
+    *,
+    plain: bool = False,
+    ca: str | None = None,
+    defaults: Mapping[str, str] | None = None,
+    at: str | None = None,
+) -> Iterator[Send]:
+    options: dict[str, Any] = {"ca_certs": ca, "timeout": 20, "headers": defaults}
+    http = urllib3.PoolManager(**options) if plain else GatewayPoolManager(gateway, **options)
+    with http:
+
+        def send(method: str, url: str, headers: Any = None, body: Any = None) -> int:
+            merged = None if headers is None else {**(defaults or {}), **headers}
+            return http.request(method, url, headers=merged, body=body).status
+
+        yield send
+
+
+def _verify(ca: str | None) -> Any:
+    # Loading the system's certificates takes longer than the test.
+    return False if ca is None else ssl.create_default_context(cafile=ca)
+
+
+@contextlib.contextmanager
+def _httpx(
+    gateway: Gateway | None = None,
+    *,
+    plain: bool = False,
+    ca: str | None = None,
+    defaults: Mapping[str, str] | None = None,
+    at: str | None = None,
+) -> Iterator[Send]:
+    plain_transport = httpx.HTTPTransport(verify=_verify(ca), trust_env=False)
+    transport = plain_transport if plain else GatewayTransport(gateway, plain_transport)
+    with httpx.Client(
+        transport=transport, follow_redirects=True, headers=defaults, timeout=20, trust_env=False
+    ) as http:
+
+        def send(method: str, url: str, headers: Any = None, body: Any = None) -> int:
+            return http.request(method, url, headers=headers, content=body).status_code
+
+        yield send
+
+
+@contextlib.contextmanager
+def _httpx_async(
+    gateway: Gateway | None = None,
+    *,
+    plain: bool = False,
+    ca: str | None = None,
+    defaults: Mapping[str, str] | None = None,
+    at: str | None = None,
+) -> Iterator[Send]:
+    def send(method: str, url: str, headers: Any = None, body: Any = None) -> int:
+        async def once() -> int:
+            plain_transport = httpx.AsyncHTTPTransport(verify=_verify(ca), trust_env=False)
+            transport = (
+                plain_transport if plain else AsyncGatewayTransport(gateway, plain_transport)
+            )
+            async with httpx.AsyncClient(
+                transport=transport,
+                follow_redirects=True,
+                headers=defaults,
+                timeout=20,
+                trust_env=False,
+            ) as http:
+                return (await http.request(method, url, headers=headers, content=body)).status_code
+
+        return asyncio.run(once())
+
+    yield send
+
+
+REQUESTS = Transport("requests", _requests(GatewayAdapter))
+TRANSPORTS = [
+    REQUESTS,
+    Transport("mixin", _requests(_Mixed)),
+    Transport("urllib3", _urllib3),
+    Transport("httpx", _httpx),
+    Transport("httpx-async", _httpx_async),
+]
