@@ -174,7 +174,7 @@ class TestGateway:
     def test_runs_until_ctrl_c(self):
         command = [sys.executable, "-m", "cagent_session", "gateway", "--requests-per-minute", "1"]
         with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
         ) as process:
             url = re.search(r"http://\S+(?=,)", process.stdout.readline())[0]
             headers = {"X-Cagent-Session-Id": "s1", "X-Cagent-Model": "\x1b[2J"}

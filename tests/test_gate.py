@@ -297,9 +297,9 @@ def test_a_custom_session_header_stays_behind(transport: Transport):
 def test_every_spelling_of_another_origin(transport: Transport, location: str):
     with Server() as stranger:
         target = location.format(stranger=f"127.0.0.1:{stranger.port}")
-        with Server(lambda request: redirect(302, target)) as server:
-            with transport.open() as send, session_scope("s1"):
-                send("GET", f"{server.origin}/", MARKED)
+        first = Server(lambda request: redirect(302, target))
+        with first as server, transport.open() as send, session_scope("s1"):
+            send("GET", f"{server.origin}/", MARKED)
         (arrived,) = stranger.arrived
     assert arrived.identifiers == {}
 

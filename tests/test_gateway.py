@@ -258,7 +258,7 @@ class TestOwns:
             ("https://gateway.example", "https://gateway.example%00.evil.com/"),
             ("https://gateway.example", "https://gateway.example./"),
             ("https://gateway.example", "https://xgateway.example/"),
-            ("https://gateway.example", "https://gatewаy.example/"),  # noqa: RUF001 - a Cyrillic а
+            ("https://gateway.example", "https://gatewаy.example/"),  # noqa: RUF001 - Cyrillic
             ("https://gateway.example", "//gateway.example/"),
             ("https://gateway.example", "gateway.example"),
             ("https://gateway.example", "ftp://gateway.example/"),
@@ -359,7 +359,7 @@ class TestFromEnv:
 
     def test_an_error_names_the_variable(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("DOCKER_AGENT_MODELS_GATEWAY", "gateway.example")
-        with pytest.raises(ValueError, match="^DOCKER_AGENT_MODELS_GATEWAY is not absolute"):
+        with pytest.raises(ValueError, match=r"^DOCKER_AGENT_MODELS_GATEWAY is not absolute"):
             Gateway.from_env(forward=FORWARD)
 
 

@@ -263,7 +263,7 @@ def test_a_bare_fork_goes_on_in_the_scope_that_it_is_in():
             os.write(write, str(current_session_id()).encode())
             os._exit(0)
     os.close(write)
-    with os.fdopen(read) as stream:
+    with os.fdopen(read, encoding="utf-8") as stream:
         assert stream.read() == "a"
     assert os.waitpid(child, 0)[1] == 0
     assert current_session_id() is None
