@@ -6,10 +6,11 @@ One ``ContextVar`` holds the answer. :class:`session_scope`, :func:`session_from
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from operator import attrgetter
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -185,12 +186,22 @@ _ScopeFor: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], _Scope[Any]]
 
 def cover(fn: Callable[..., Any], scope_for: _ScopeFor) -> Callable[..., Any]:
     """Wrap ``fn`` so that its body runs in the scope that ``scope_for`` gives for each call."""
+    return covering.cover(fn, _frame, lambda args, kwargs: _alone(scope_for(args, kwargs)))
 
-    def frame_for(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Frame:
-        scope = scope_for(args, kwargs)
-        return scope._checked or scope._entry_id(), scope, _OUTSIDE
 
-    return covering.cover(fn, _frame, frame_for)
+@contextlib.contextmanager
+def boundary(scope: _Scope[Any]) -> Iterator[None]:
+    """Where work comes in from outside: the scope for it, and whatever it leaves open is closed."""
+    outside = _frame.get()
+    _frame.set(_alone(scope))
+    try:
+        yield
+    finally:
+        _frame.set(outside)
+
+
+def _alone(scope: _Scope[Any]) -> _Frame:
+    return scope._checked or scope._entry_id(), scope, _OUTSIDE
 
 
 def _decorate(fn: _Covered, scope_for: _ScopeFor) -> _Covered:

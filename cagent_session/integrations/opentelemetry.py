@@ -1,0 +1,29 @@
+"""OpenTelemetry: the session on every span."""
+
+from __future__ import annotations
+
+from ..context import current_session_id
+from . import missing
+
+try:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import Span, SpanProcessor
+except ImportError as error:
+    raise ImportError(missing("opentelemetry", "otel")) from error
+
+
+class SessionSpanProcessor(SpanProcessor):
+    """Sets ``session.id`` and ``gen_ai.conversation.id`` on the spans that start in a session.
+
+    ::
+
+        provider = TracerProvider()
+        provider.add_span_processor(SessionSpanProcessor())
+    """
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Called by the SDK, in the thread and the context that start the span."""
+        session_id = current_session_id()
+        if session_id is not None:
+            span.set_attribute("session.id", session_id)
+            span.set_attribute("gen_ai.conversation.id", session_id)

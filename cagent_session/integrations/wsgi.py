@@ -1,0 +1,85 @@
+"""WSGI: a service that serves each request in the session that came with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
+
+from ..context import boundary, cover
+from ..headers import SESSION_ID
+from ._inbound import Scope, scope_of
+
+_KEY = "HTTP_" + SESSION_ID.upper().replace("-", "_")
+
+
+class SessionMiddleware:
+    """Serves each request in the session of its ``X-Cagent-Session-Id``, or in none.
+
+    The iterable that the application returns runs in the session, too. Nothing stays behind on
+    the thread, not even a scope that the application forgot to leave. A malformed ID is ignored,
+    with one warning in the log ``cagent_session``.
+
+    :param app: the WSGI application.
+    :param trusted: given the ``environ``, says whether the client may name its session. Without
+        it everyone may, so the service should not be open to strangers.
+
+    ::
+
+        app.wsgi_app = SessionMiddleware(app.wsgi_app)          # Flask
+        application = SessionMiddleware(get_wsgi_application())  # Django
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Iterable[bytes]],
+        *,
+        trusted: Callable[[dict[str, Any]], bool] | None = None,
+    ) -> None:
+        self.app = app
+        self._trusted = trusted
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        """Serve one request."""
+        session_id = environ.get(_KEY)
+        if session_id is not None and self._trusted is not None and not self._trusted(environ):
+            session_id = None
+        scope = scope_of(session_id, "a WSGI request")
+        with boundary(scope):
+            chunks = self.app(environ, start_response)
+        # Servers send a file, or a list of one chunk, faster if they see that it is one.
+        file_wrapper = environ.get("wsgi.file_wrapper")
+        if isinstance(chunks, list | tuple) or (
+            isinstance(file_wrapper, type) and isinstance(chunks, file_wrapper)
+        ):
+            return chunks
+        return _Body(chunks, scope)
+
+
+class _Body:
+    """The iterable of the application, each step of it in the scope of the request."""
+
+    def __init__(self, chunks: Iterable[bytes], scope: Scope) -> None:
+        self._chunks = chunks
+        self._scope = scope
+        self._steps: Generator[bytes, None, None] = _steps_in(scope, chunks)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._steps
+
+    def close(self) -> None:
+        self._steps.close()
+        close = getattr(self._chunks, "close", None)
+        if close is not None:
+            with boundary(self._scope):
+                close()
+
+
+def _steps(scope: Scope, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    # Not "yield from": the server closes the iterable itself, and once is enough.
+    for chunk in chunks:  # noqa: UP028
+        yield chunk
+
+
+_steps_in = cover(_steps, lambda args, kwargs: args[0])

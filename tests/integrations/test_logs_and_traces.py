@@ -1,0 +1,146 @@
+"""The session in logs and on spans."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import logging.handlers
+import queue
+
+import pytest
+import requests
+import structlog
+from opentelemetry import baggage, context
+from opentelemetry.instrumentation.requests import RequestsInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from wire import Server, redirect
+
+from cagent_session import Gateway, SessionThreadPoolExecutor, session_scope
+from cagent_session.integrations.logging import SessionIDFilter
+from cagent_session.integrations.opentelemetry import SessionSpanProcessor
+from cagent_session.integrations.structlog import add_session_id
+
+FORWARD = "https://api.openai.com/v1"
+
+
+@pytest.fixture
+def logger():
+    logger = logging.getLogger("test_logs")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    yield logger
+    logger.handlers.clear()
+
+
+def json_handler(stream: io.StringIO, **options) -> logging.Handler:
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(SessionIDFilter(**options))
+    handler.setFormatter(logging.Formatter('{"m": "%(message)s", "session": "%(session_id)s"}'))
+    return handler
+
+
+class TestLogging:
+    def test_is_on_every_record(self, logger):
+        stream = io.StringIO()
+        logger.addHandler(json_handler(stream))
+        logger.info("before")
+        with session_scope("s1"):
+            logger.getChild("child").info("inside")
+        lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+        assert lines == [{"m": "before", "session": "-"}, {"m": "inside", "session": "s1"}]
+
+    def test_another_default(self, logger):
+        stream = io.StringIO()
+        logger.addHandler(json_handler(stream, default="none"))
+        logger.info("x")
+        assert json.loads(stream.getvalue())["session"] == "none"
+
+    def test_a_record_keeps_its_session_over_a_queue(self, logger):
+        stream, records = io.StringIO(), queue.SimpleQueue()
+        to_queue = logging.handlers.QueueHandler(records)
+        to_queue.addFilter(SessionIDFilter())
+        logger.addHandler(to_queue)
+        listener = logging.handlers.QueueListener(records, json_handler(stream))
+        listener.start()
+        with session_scope("s1"):
+            logger.info("x")
+        listener.stop()
+        assert json.loads(stream.getvalue())["session"] == "s1"
+
+
+class TestStructlog:
+    def test_is_in_every_event(self):
+        stream = io.StringIO()
+        log = structlog.wrap_logger(
+            structlog.PrintLogger(stream),
+            processors=[add_session_id, structlog.processors.JSONRenderer()],
+        )
+        log.info("before")
+        with session_scope("s1"):
+            log.info("inside")
+            log.info("own", session_id="mine")
+        events = [json.loads(line) for line in stream.getvalue().splitlines()]
+        assert events == [
+            {"event": "before"},
+            {"event": "inside", "session_id": "s1"},
+            {"event": "own", "session_id": "mine"},
+        ]
+
+
+class TestOpenTelemetry:
+    @pytest.fixture
+    def spans(self):
+        exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SessionSpanProcessor())
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        exporter.provider = provider
+        yield exporter
+        provider.shutdown()
+
+    def test_is_on_the_spans_that_start_in_it(self, spans):
+        tracer = spans.provider.get_tracer("test")
+        with tracer.start_as_current_span("outside"), session_scope("s1"):
+            with tracer.start_as_current_span("inside"):
+                pass
+            with SessionThreadPoolExecutor() as pool:
+                pool.submit(lambda: tracer.start_span("thread").end()).result()
+        found = {span.name: dict(span.attributes) for span in spans.get_finished_spans()}
+        of_session = {"session.id": "s1", "gen_ai.conversation.id": "s1"}
+        assert found == {"outside": {}, "inside": of_session, "thread": of_session}
+        by_name = {span.name: span for span in spans.get_finished_spans()}
+        assert by_name["thread"].parent.span_id == by_name["outside"].context.span_id
+
+    def test_next_to_the_instrumentation_of_requests(self, spans, server: Server):
+        RequestsInstrumentor().instrument(tracer_provider=spans.provider)
+        try:
+            with requests.Session() as http, session_scope("s1"):
+                gateway = Gateway(server.origin, forward=FORWARD)
+                gateway.mount(http)
+                assert http.get(gateway.endpoint("x")).status_code == 200
+        finally:
+            RequestsInstrumentor().uninstrument()
+        (arrived,) = server.arrived
+        (span,) = spans.get_finished_spans()
+        assert arrived.session_id == "s1"
+        assert f"{span.context.trace_id:032x}" in arrived.get("traceparent")
+        assert span.attributes["session.id"] == "s1"
+
+    def test_baggage_follows_a_redirect_and_the_session_does_not(self, spans):
+        """The fault that this package exists not to have, side by side."""
+        RequestsInstrumentor().instrument(tracer_provider=spans.provider)
+        token = context.attach(baggage.set_baggage("session.id", "s1"))
+        try:
+            with Server() as stranger, Server(lambda r: redirect(302, stranger.origin)) as server:
+                with requests.Session() as http, session_scope("s1"):
+                    Gateway(server.origin, forward=FORWARD).mount(http)
+                    http.get(server.origin)
+                (arrived,) = stranger.arrived
+        finally:
+            context.detach(token)
+            RequestsInstrumentor().uninstrument()
+        assert "s1" in arrived.get("baggage")
+        assert arrived.identifiers == {}
