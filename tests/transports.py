@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import httpx2
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
 from cagent_session import Gateway, GatewayAdapter, GatewayMixin, GatewayPoolManager
-from cagent_session.integrations.httpx import AsyncGatewayTransport, GatewayTransport
+from cagent_session.integrations import httpx as for_httpx
+from cagent_session.integrations import httpx2 as for_httpx2
 
 # send(method, url, headers=None, body=None) -> the status, redirects followed
 Send = Callable[..., int]
@@ -90,54 +92,61 @@ def _verify(ca: str | None) -> Any:
     return False if ca is None else ssl.create_default_context(cafile=ca)
 
 
-@contextlib.contextmanager
-def _httpx(
-    gateway: Gateway | None = None,
-    *,
-    plain: bool = False,
-    ca: str | None = None,
-    defaults: Mapping[str, str] | None = None,
-    at: str | None = None,
-) -> Iterator[Send]:
-    plain_transport = httpx.HTTPTransport(verify=_verify(ca), trust_env=False)
-    transport = plain_transport if plain else GatewayTransport(gateway, plain_transport)
-    with httpx.Client(
-        transport=transport, follow_redirects=True, headers=defaults, timeout=20, trust_env=False
-    ) as http:
+def _httpx(library: Any, gateway_transport: Any) -> Any:
+    @contextlib.contextmanager
+    def open_client(
+        gateway: Gateway | None = None,
+        *,
+        plain: bool = False,
+        ca: str | None = None,
+        defaults: Mapping[str, str] | None = None,
+        at: str | None = None,
+    ) -> Iterator[Send]:
+        inner = library.HTTPTransport(verify=_verify(ca), trust_env=False)
+        with library.Client(
+            transport=inner if plain else gateway_transport(gateway, inner),
+            follow_redirects=True,
+            headers=defaults,
+            timeout=20,
+            trust_env=False,
+        ) as http:
 
+            def send(method: str, url: str, headers: Any = None, body: Any = None) -> int:
+                return http.request(method, url, headers=headers, content=body).status_code
+
+            yield send
+
+    return open_client
+
+
+def _async_httpx(library: Any, gateway_transport: Any) -> Any:
+    @contextlib.contextmanager
+    def open_client(
+        gateway: Gateway | None = None,
+        *,
+        plain: bool = False,
+        ca: str | None = None,
+        defaults: Mapping[str, str] | None = None,
+        at: str | None = None,
+    ) -> Iterator[Send]:
         def send(method: str, url: str, headers: Any = None, body: Any = None) -> int:
-            return http.request(method, url, headers=headers, content=body).status_code
+            async def once() -> int:
+                inner = library.AsyncHTTPTransport(verify=_verify(ca), trust_env=False)
+                async with library.AsyncClient(
+                    transport=inner if plain else gateway_transport(gateway, inner),
+                    follow_redirects=True,
+                    headers=defaults,
+                    timeout=20,
+                    trust_env=False,
+                ) as http:
+                    answer = await http.request(method, url, headers=headers, content=body)
+                    return answer.status_code
+
+            return asyncio.run(once())
 
         yield send
 
-
-@contextlib.contextmanager
-def _httpx_async(
-    gateway: Gateway | None = None,
-    *,
-    plain: bool = False,
-    ca: str | None = None,
-    defaults: Mapping[str, str] | None = None,
-    at: str | None = None,
-) -> Iterator[Send]:
-    def send(method: str, url: str, headers: Any = None, body: Any = None) -> int:
-        async def once() -> int:
-            plain_transport = httpx.AsyncHTTPTransport(verify=_verify(ca), trust_env=False)
-            transport = (
-                plain_transport if plain else AsyncGatewayTransport(gateway, plain_transport)
-            )
-            async with httpx.AsyncClient(
-                transport=transport,
-                follow_redirects=True,
-                headers=defaults,
-                timeout=20,
-                trust_env=False,
-            ) as http:
-                return (await http.request(method, url, headers=headers, content=body)).status_code
-
-        return asyncio.run(once())
-
-    yield send
+    return open_client
 
 
 REQUESTS = Transport("requests", _requests(GatewayAdapter))
@@ -145,6 +154,8 @@ TRANSPORTS = [
     REQUESTS,
     Transport("mixin", _requests(_Mixed)),
     Transport("urllib3", _urllib3),
-    Transport("httpx", _httpx),
-    Transport("httpx-async", _httpx_async),
+    Transport("httpx", _httpx(httpx, for_httpx.GatewayTransport)),
+    Transport("httpx-async", _async_httpx(httpx, for_httpx.AsyncGatewayTransport)),
+    Transport("httpx2", _httpx(httpx2, for_httpx2.GatewayTransport)),
+    Transport("httpx2-async", _async_httpx(httpx2, for_httpx2.AsyncGatewayTransport)),
 ]

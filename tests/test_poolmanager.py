@@ -1,0 +1,215 @@
+"""What only urllib3 has: retries in every form, header containers, pools, proxies."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import urllib3
+from urllib3._collections import HTTPHeaderDict
+from urllib3.util import Retry
+from wire import Proxy, Server, redirect, response
+
+from cagent_session import (
+    Gateway,
+    GatewayPoolManager,
+    GatewayProxyManager,
+    gateway_headers,
+    session_scope,
+)
+
+FORWARD = "https://api.openai.com/v1"
+MARKERS = gateway_headers(FORWARD) | {"X-Cagent-Session-Id": "mine", "Authorization": "secret"}
+
+RETRIES = {
+    "missing": {},
+    "None": {"retries": None},
+    "int": {"retries": 5},
+    "Retry": {"retries": Retry(5)},
+    "Retry that removes X-Mine": {
+        "retries": Retry(5, remove_headers_on_redirect=["X-Mine", "Authorization"])
+    },
+    "Retry that removes nothing": {"retries": Retry(5, remove_headers_on_redirect=[])},
+}
+HEADERS = {
+    "dict": dict,
+    "HTTPHeaderDict": HTTPHeaderDict,
+    "defaults": dict,
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+@pytest.mark.parametrize("retries", RETRIES)
+@pytest.mark.parametrize("on_manager", [True, False])
+class TestRedirects:
+    def ask(self, url, kind, retries, on_manager, manager_class):
+        """Send the markers in one of the ways, and say whether they were changed."""
+        headers = HEADERS[kind](MARKERS | {"X-Mine": "1"})
+        before = list(headers.items())
+        options = RETRIES[retries]
+        on_request = {} if on_manager else options
+        for_manager = options if on_manager else {}
+        if kind == "defaults":
+            for_manager = for_manager | {"headers": headers}
+        else:
+            on_request = on_request | {"headers": headers}
+        with manager_class(**for_manager) as http, session_scope("s1"):
+            status = http.request("GET", url, **on_request).status
+        assert list(headers.items()) == before or manager_class is urllib3.PoolManager
+        return status
+
+    def test_to_a_stranger_leave_the_identifiers_behind(self, kind, retries, on_manager):
+        """And are else what they are without us, whatever was asked for."""
+        with Server() as stranger, Server(lambda r: redirect(302, stranger.origin)) as server:
+            for manager_class in (urllib3.PoolManager, GatewayPoolManager):
+                status = self.ask(server.origin, kind, retries, on_manager, manager_class)
+                assert status == 200
+            plain, ours = stranger.arrived
+        assert plain.identifiers
+        assert ours.identifiers == {}
+        assert ours.get("X-Mine") == plain.get("X-Mine")
+        assert ours.get("Authorization") == plain.get("Authorization")
+
+
+@pytest.mark.parametrize("retries", [False, 0, Retry(0, redirect=0, raise_on_redirect=False)])
+def test_no_more_redirects_than_were_asked_for(retries):
+    outcomes = []
+    with Server(lambda request: redirect(302, "/again")) as server:
+        for manager_class in (urllib3.PoolManager, GatewayPoolManager):
+            with manager_class() as http, session_scope("s1"):
+                try:
+                    answer = http.request("GET", server.origin, headers=MARKERS, retries=retries)
+                    outcomes.append(answer.status)
+                except urllib3.exceptions.MaxRetryError as error:
+                    outcomes.append(type(error))
+        assert len(server.arrived) == 2
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_pool_is_stamped_too(server: Server):
+    """As botocore uses it: from the manager to a pool, with the target alone."""
+    gateway = Gateway(f"{server.origin}/p?tenant=a", forward=FORWARD)
+    with GatewayPoolManager(gateway) as http, session_scope("s1"):
+        pool = http.connection_from_url(server.origin)
+        pool.urlopen("GET", "/p/x", headers={"A": "b"}, retries=Retry(False), redirect=False)
+        pool.request("GET", "/p/y")
+        pool.urlopen("GET", "/else")
+    assert [request.session_id for request in server.arrived] == ["s1", "s1", None]
+    assert [request.target for request in server.arrived] == [
+        "/p/x?tenant=a",
+        "/p/y?tenant=a",
+        "/else",
+    ]
+
+
+def test_a_full_url_does_not_talk_a_pool_into_stamping(server: Server):
+    """The request goes where the pool goes, whatever host its target names."""
+    gateway = Gateway("http://gateway.example", forward=FORWARD)
+    with GatewayPoolManager(gateway) as http, session_scope("s1"):
+        pool = http.connection_from_url(server.origin)
+        pool.urlopen("GET", "http://gateway.example/x", assert_same_host=False)
+    assert server.arrived[0].identifiers == {}
+
+
+def test_retries_are_stamped(server: Server):
+    answers = iter([response(503), response(429, headers={"Retry-After": "0"}), response()])
+    server.respond = lambda request: next(answers)
+    gateway = Gateway(server.origin, forward=FORWARD)
+    retry = Retry(3, status_forcelist=[503], backoff_factor=0)
+    with GatewayPoolManager(gateway, retries=retry) as http, session_scope("s1"):
+        assert http.request("GET", server.origin).status == 200
+    assert [request.session_id for request in server.arrived] == ["s1"] * 3
+
+
+def test_bodies_that_stream(server: Server):
+    gateway = Gateway(server.origin, forward=FORWARD)
+    with GatewayPoolManager(gateway) as http, session_scope("s1"):
+        http.request("POST", server.origin, body=io.BytesIO(b"content"))
+        answer = http.request("POST", server.origin, body=b"x", preload_content=False)
+        assert b"".join(answer.stream()) == b"{}"
+        answer.release_conn()
+    assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+    assert b"content" in server.arrived[0].body
+
+
+def test_an_openapi_style_client(recording_gateway):
+    """The generated rest.py keeps a manager, and calls request() with everything spelt out."""
+
+    class RESTClientObject:
+        def __init__(self, gateway):
+            self.pool_manager = GatewayPoolManager(gateway, num_pools=4, maxsize=4)
+
+        def request(self, method, url, headers, body):
+            return self.pool_manager.request(
+                method,
+                url,
+                body=body,
+                timeout=urllib3.Timeout(total=10),
+                headers=headers,
+                preload_content=False,
+            )
+
+    gateway = Gateway(recording_gateway.url, forward=FORWARD)
+    client = RESTClientObject(gateway)
+    headers = {"Content-Type": "application/json", "User-Agent": "OpenAPI-Generator/1.0.0/python"}
+    with client.pool_manager, session_scope("s1"):
+        answer = client.request("POST", gateway.endpoint("v1/things"), headers, b"{}")
+        assert answer.status == 200
+        answer.read()
+    (request,) = recording_gateway.requests
+    assert request.session_id == "s1"
+    assert request.headers["User-Agent"] == "OpenAPI-Generator/1.0.0/python"
+
+
+class TestProxies:
+    def test_no_identifier_is_in_the_connect(self, tls):
+        with Server(tls=tls.context) as server, Proxy() as proxy:
+            gateway = Gateway(server.at("localhost"), forward=FORWARD)
+            http = GatewayProxyManager(proxy.origin, gateway, ca_certs=tls.ca)
+            with http, session_scope("s1"):
+                http.request("GET", gateway.endpoint("x"))
+            (connect,) = proxy.arrived
+            assert connect.method == "CONNECT"
+            assert connect.identifiers == {}
+            assert b"s1" not in connect.raw
+            assert server.arrived[0].session_id == "s1"
+
+    def test_through_a_proxy_that_forwards(self, server: Server):
+        gateway = Gateway(f"{server.origin}/p?tenant=a", forward=FORWARD)
+        with (
+            Proxy() as proxy,
+            GatewayProxyManager(proxy.origin, gateway) as http,
+            session_scope("s1"),
+        ):
+            http.request("GET", gateway.endpoint("x"))
+            http.request("GET", f"{server.origin}/else")
+        first, second = server.arrived
+        assert (first.session_id, first.target) == ("s1", "/p/x?tenant=a")
+        assert (second.identifiers, second.target) == ({}, "/else")
+
+    @pytest.mark.parametrize("marking", ["gateway", "call"])
+    def test_redirects_through_a_proxy_that_forwards(self, marking: str):
+        with Server() as stranger, Proxy() as proxy:
+
+            def respond(request):
+                targets = {"/1": "/2", "/2": f"{stranger.origin}/3"}
+                return redirect(302, targets[request.path])
+
+            with Server(respond) as server:
+                gateway = Gateway(server.origin, forward=FORWARD) if marking == "gateway" else None
+                headers = None if gateway else MARKERS
+                with GatewayProxyManager(proxy.origin, gateway) as http, session_scope("s1"):
+                    http.request("GET", f"{server.origin}/1", headers=headers)
+                assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+            (arrived,) = stranger.arrived
+        assert arrived.identifiers == {}
+
+
+def test_takes_what_the_plain_ones_take():
+    with GatewayPoolManager(None, num_pools=3, headers={"A": "b"}, maxsize=2) as http:
+        assert http.headers == {"A": "b"}
+        assert http.connection_pool_kw == {"maxsize": 2}
+    with pytest.raises(TypeError, match="gateway must be a Gateway or None, not int"):
+        GatewayPoolManager(10)
+    with pytest.raises(TypeError):
+        GatewayPoolManager(None, 10)
