@@ -73,7 +73,9 @@ class GatewayMixin(_Adapter):
         if stream and headers.get("accept-encoding", ("", ""))[1] == _DEFAULT_ENCODING:
             # A compressor holds server-sent events back until its block is full.
             stamped["accept-encoding"] = ("Accept-Encoding", "identity")
-        outgoing = _Outgoing.of(request, url=url, headers=_request_headers(headers | stamped))
+        outgoing = _Outgoing.of(request)
+        outgoing.url = url
+        outgoing.headers = _request_headers({**headers, **stamped})
         response = super().send(
             outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
         )
@@ -112,11 +114,13 @@ class _Outgoing(PreparedRequest):
     source: PreparedRequest
 
     @classmethod
-    def of(cls, source: PreparedRequest, **changed: Any) -> _Outgoing:
-        # The rest is shared, as it would be without us. PreparedRequest.copy() copies the cookie
-        # jar, too, which takes longer than everything else here.
-        outgoing = cls()
-        vars(outgoing).update(vars(source), **changed, source=source)
+    def of(cls, source: PreparedRequest) -> _Outgoing:
+        # Everything is shared, as it would be without us, and the caller of this puts headers of
+        # its own in. PreparedRequest.copy() copies the cookie jar, too, which takes longer than
+        # all the rest.
+        outgoing = cls.__new__(cls)
+        vars(outgoing).update(vars(source))
+        outgoing.source = source
         return outgoing
 
     def copy(self) -> PreparedRequest:
@@ -145,9 +149,9 @@ def _headers_of(request: PreparedRequest) -> dict[str, tuple[str, Any]]:
     return by_lower_name(request.headers.items())  # some other mapping, put there by the caller
 
 
-def _request_headers(headers: Any) -> CaseInsensitiveDict[str | bytes]:
+def _request_headers(headers: dict[str, Any]) -> CaseInsensitiveDict[str | bytes]:
     made: CaseInsensitiveDict[str | bytes] = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
-    made._store = headers
+    made._store = headers  # type: ignore[assignment]
     return made
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager
 from urllib3._collections import HTTPHeaderDict
+from urllib3._version import __version__
 
 from . import urls
 from .gateway import Gateway, check_gateway, gate, without_identifiers
@@ -21,6 +22,8 @@ else:
 
 # urllib3 sends its own where there is none.
 _DEFAULT_AGENTS = (None,)
+# On a redirect, urllib3 1.26 takes headers such as Authorization off the caller's own.
+_TAKES_HEADERS_OFF = __version__.startswith("1.")
 
 
 class _GatewayPool(_Pool):
@@ -88,6 +91,8 @@ class _GatewayManager(_Manager):
             items = kw["headers"].items()
             if gate(came_from, by_lower_name(items), self.gateway, _DEFAULT_AGENTS) is not None:
                 kw["headers"] = _header_dict(without_identifiers(items, self.gateway))
+        if _TAKES_HEADERS_OFF and came_from is None and kw.get("headers") is not None:
+            kw["headers"] = kw["headers"].copy()
         kw["came_from"] = url
         return super().urlopen(method, url, redirect=redirect, **kw)
 

@@ -245,6 +245,12 @@ class TestHostileClients:
         assert requests.get(recording_gateway.url, timeout=5).status_code == 200
         assert capfd.readouterr() == ("", "")
 
+    def test_trailers_are_read_and_forgotten(self, recording_gateway):
+        body = b"3\r\nabc\r\n0\r\nX-Trailer: x\r\n\r\n"
+        head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert talk(recording_gateway.url, head + body).startswith(b"HTTP/1.1 200")
+        assert recording_gateway.requests[0].body == b"abc"
+
     def test_expect_continue_and_http_1_0(self, recording_gateway):
         body = b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok"
         assert b"100 Continue" in talk(recording_gateway.url, body)
@@ -270,6 +276,12 @@ class TestLife:
         connection.close()
         with pytest.raises(OSError):  # noqa: PT011 - which one depends on the system
             socket.create_connection(("127.0.0.1", urlsplit(recording.url).port), timeout=5)
+
+    def test_leaving_it_twice_is_harmless(self):
+        recording = RecordingGateway()
+        with recording:
+            pass
+        recording.__exit__(None, None, None)
 
     def test_tells_of_every_call(self):
         calls = []

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import urls
 from ..gateway import Gateway, check_gateway, gate, without_identifiers
-from ..headers import by_lower_name
+from ..headers import by_lower_name, lower
 
 
 class Shell:
@@ -40,9 +40,11 @@ class Shell:
         stamped_url, stamped = stamp
         # All but the headers and the URL is shared: a body that streams can be read only once.
         outgoing = object.__new__(type(request))
-        vars(outgoing).update(vars(request), headers=request.headers.copy())
-        for name, value in stamped.values():
-            outgoing.headers[name] = value
+        vars(outgoing).update(vars(request))
+        kept = [item for item in request.headers.raw if lower(item[0]) not in stamped]
+        outgoing.headers = self.library.Headers(
+            [*kept, *stamped.values()], request.headers.encoding
+        )
         if stamped_url != url:
             outgoing.url = self.library.URL(stamped_url)
         return outgoing

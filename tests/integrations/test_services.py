@@ -159,6 +159,11 @@ class TestTheWSGIMiddleware:
         body.close()
         assert closed == ["s1"]
 
+    def test_an_iterator_without_close(self):
+        body = call_wsgi(wsgi.SessionMiddleware(lambda environ, start: iter([b"x"])))
+        assert list(body) == [b"x"]
+        body.close()
+
     def test_generators_keep_a_scope_of_their_own(self):
         def app(environ, start):
             with session_scope("inner"):

@@ -1,0 +1,177 @@
+"""The gate against a small independent model of it, on any mix of headers, URLs and scopes."""
+
+from __future__ import annotations
+
+import contextlib
+import posixpath
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transports import TRANSPORTS, Transport
+from wire import Arrived, Server
+
+from cagent_session import Gateway, InvalidSessionID, no_session, session_scope
+
+FORWARD = "https://api.openai.com/v1"
+SYNC = [transport for transport in TRANSPORTS if not transport.name.endswith("async")]
+FIXED = {
+    "x-cagent-forward": FORWARD,
+    "x-cagent-provider": "openai",
+    "x-team": "fixed",
+    **{f"x-cagent-{name}": ... for name in ("lang", "os", "arch", "runtime", "runtime-version")},
+}
+
+NAMES = [
+    "X-Cagent-Forward",
+    "X-Cagent-Session-Id",
+    "X-Cagent-Provider",
+    "X-Cagent-Lang",
+    "X-Cagent-Anything",
+    "X-Cagent",
+    "X-Cagent-Forwarded",
+    "X-Team",
+    "Accept",
+]
+PATHS = [
+    "/",
+    "/prefix",
+    "/prefix/",
+    "/prefix/x",
+    "/prefixed",
+    "/PREFIX/x",
+    "/%70refix/x",
+    "/prefix/../x",
+    "/prefix/./x",
+    "/x/../prefix/y",
+    "/prefix/%2e%2e/x",
+    "/prefix/%252e%252e/x",
+    "/prefix%2f..%2fx",
+    "/prefix/..%5cx",
+    "/prefix/a%2fb",
+]
+
+names = st.sampled_from(NAMES)
+
+
+@st.composite
+def any_case(draw, name: str) -> str:
+    upper = draw(st.lists(st.booleans(), min_size=len(name), max_size=len(name)))
+    return "".join(c.upper() if up else c.lower() for c, up in zip(name, upper, strict=True))
+
+
+@st.composite
+def headers(draw) -> dict[str, str | bytes]:
+    chosen = draw(st.lists(names, unique=True, max_size=5))
+    values = st.sampled_from(["", b"", "value", b"value", "https://other.example/"])
+    return {draw(any_case(name)): draw(values) for name in chosen}
+
+
+@st.composite
+def urls(draw, port: int) -> str:
+    scheme = draw(st.sampled_from(["http", "HTTP"]))
+    user = draw(st.sampled_from(["", "", "user@", "127.0.0.1:x@", "localhost@"]))
+    host = draw(st.sampled_from(["127.0.0.1", "127.0.0.1", "127.0.0.2", "localhost", "LOCALHOST"]))
+    path = draw(st.sampled_from(["", *PATHS]))
+    query = draw(st.sampled_from(["", "?q=1", "?tenant=b", "?x=/../"]))
+    return f"{scheme}://{user}{host}:{port}{path}{query}"
+
+
+def is_owned(port: int, arrived: Arrived, url: str) -> bool:
+    """As the server sees it: the host that was connected to, and the path that came."""
+    host = (urlsplit(url).hostname or "").lower()
+    path = arrived.path
+    for _ in range(4):
+        path = unquote(path).replace("\\", "/")
+    if any(segment in (".", "..") for segment in path.split("/")):
+        return False
+    path = posixpath.normpath(unquote(arrived.path))
+    return host == "127.0.0.1" and (path == "/prefix" or path.startswith("/prefix/"))
+
+
+def as_text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def expected(given_headers, owned: bool, session_id: str | None) -> dict[str, str] | None:
+    """What arrives of the names that the gate may touch, or ``None``: as without it."""
+    callers = {name.lower(): as_text(value) for name, value in given_headers.items()}
+    if not callers.get("x-cagent-forward", FORWARD if owned else ""):
+        return None
+    arrives = (FIXED if owned else {}) | callers
+    if session_id is not None:
+        arrives["x-cagent-session-id"] = session_id
+    return arrives
+
+
+@pytest.fixture(scope="module", params=SYNC, ids=str)
+def clients(request):
+    """A plain client, one with the gateway at /prefix, one without a gateway, and the server."""
+    transport: Transport = request.param
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(host="0.0.0.0"))
+        gateway = Gateway(
+            f"http://127.0.0.1:{server.port}/prefix",
+            forward=FORWARD,
+            provider="openai",
+            headers={"X-Team": "fixed"},
+        )
+        yield (
+            stack.enter_context(transport.open(plain=True)),
+            stack.enter_context(transport.open(gateway)),
+            stack.enter_context(transport.open()),
+            server,
+        )
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_what_leaves_on_the_socket_is_what_the_model_says(clients, data):
+    plain, with_gateway, without_gateway, server = clients
+    url = data.draw(urls(server.port))
+    sent = data.draw(headers())
+    session_id = data.draw(st.sampled_from([None, "s1"]))
+    with_a_gateway = data.draw(st.booleans())
+
+    server.arrived.clear()
+    with no_session() if session_id is None else session_scope(session_id):
+        plain("GET", url, dict(sent))
+        (with_gateway if with_a_gateway else without_gateway)("GET", url, dict(sent))
+    as_without, arrived = server.arrived
+
+    owned = with_a_gateway and is_owned(server.port, as_without, url)
+    arrives = expected(sent, owned, session_id)
+    if arrives is None:
+        assert arrived.raw == as_without.raw
+        return
+    found = {name.lower(): value for name, value in arrived.headers}
+    touched = {name for name in found if name.startswith("x-")}
+    assert touched == set(arrives) - {"accept"}
+    for name, value in arrives.items():
+        assert value in (..., found[name]), name
+    assert arrived.target == as_without.target
+    assert arrived.body == as_without.body
+
+
+def test_every_code_point_in_a_session_id(server: Server):
+    """Refused, or on the wire exactly as given; never a broken request."""
+    transport = SYNC[0]
+    gateway = Gateway(server.origin, forward=FORWARD)
+    taken, messages = [], []
+    with transport.open(gateway) as send:
+        for code in range(0x10000):
+            session_id = f"a{chr(code)}b"
+            try:
+                with session_scope(session_id):
+                    send("GET", server.origin)
+                    taken.append(session_id)
+            except InvalidSessionID as error:
+                messages.append(str(error))
+    assert all(message.isascii() and message.isprintable() for message in messages)
+    assert taken == [f"a{chr(code)}b" for code in range(0x21, 0x7F)]
+    assert [request.session_id for request in server.arrived] == taken
