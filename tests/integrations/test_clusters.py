@@ -18,6 +18,12 @@ from cagent_session import (
 FORWARD = "https://api.openai.com/v1"
 
 
+@pytest.fixture(autouse=True)
+def _their_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the worker processes of an engine warn of is the engine's affair."""
+    monkeypatch.setenv("PYTHONWARNINGS", "default")
+
+
 def call(url: str, task: str) -> tuple[str, str | None]:
     """One task: a real request through the gateway, which is told what it should be billed to."""
     with requests.Session() as http:
