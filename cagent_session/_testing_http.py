@@ -29,6 +29,7 @@ class RecordedRequest:
     query: str
     headers: Message  #: case-insensitive; ``None`` for a header that is missing
     body: bytes
+    json: dict[str, Any]  #: the body, if it is a JSON object, else empty
     session_id: str | None
     forward: str | None
     provider: str | None
@@ -108,13 +109,15 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refused(400, str(invalid)) from None
         body = self._read_body()
         path, _, query = self.path.partition("?")
-        model = self._single(MODEL) or json_object(body).get("model")
+        content = json_object(body)
+        model = self._single(MODEL) or content.get("model")
         return RecordedRequest(
             method=self.command,
             path=path,
             query=query,
             headers=self.headers,
             body=body,
+            json=content,
             session_id=session_id,
             forward=self._single(FORWARD),
             provider=self._single(PROVIDER),

@@ -41,7 +41,7 @@ def model_answer(request: RecordedRequest, reply: str) -> Answer:
     else:
         echo = {name: getattr(request, name) for name in _ECHOED}
         return json_answer(200, echo)
-    content = json_object(request.body)
+    content = request.json
     messages = content.get("messages")
     if not isinstance(messages, list):
         return error(400, "the body must be a JSON object with a list of messages")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -164,7 +163,7 @@ def _is_right(call: Call, at_gateway: bool, request: RecordedRequest) -> bool:
 
 
 def _work(request: RecordedRequest) -> str:
-    return str(json.loads(request.body)["metadata"]["work"])
+    return str(request.json["metadata"]["work"])
 
 
 def _print_bills(bills: dict[str, Any]) -> None:

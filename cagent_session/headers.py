@@ -45,9 +45,11 @@ def goarch(machine: str) -> str:
     return {"x86_64": "amd64", "aarch64": "arm64", "loongarch64": "loong64"}.get(machine, machine)
 
 
-def _machine() -> str:  # which half of it runs, the system decides
+def _machine() -> str:
     # platform.machine() knows this too, but importing platform would take longer than the rest.
-    return os.uname().machine if hasattr(os, "uname") else os.environ["PROCESSOR_ARCHITECTURE"]
+    if hasattr(os, "uname"):
+        return os.uname().machine
+    return os.environ.get("PROCESSOR_ARCHITECTURE", "unknown")
 
 
 OS = goos(sys.platform)

@@ -687,6 +687,26 @@ class TestAsyncGenerators:
         asyncio.run(main())
         assert seen == ["body"]
 
+    def test_the_event_loop_sees_the_wrapper_alone(self):
+        """It closes at its end all that it has seen, in any order, and so the body's own."""
+        seen = []
+
+        @session_scope("body")
+        async def body():
+            yield
+
+        async def main():
+            steps = body()
+            hooks = sys.get_asyncgen_hooks()
+            sys.set_asyncgen_hooks(firstiter=seen.append)
+            await steps.__anext__()
+            assert sys.get_asyncgen_hooks().firstiter == seen.append
+            sys.set_asyncgen_hooks(*hooks)
+            assert seen == [steps]
+            await steps.aclose()
+
+        asyncio.run(main())
+
     def test_errors_of_the_body_reach_the_caller(self):
         @session_scope("body")
         async def body():

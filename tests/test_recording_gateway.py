@@ -42,6 +42,7 @@ class TestRecords:
         assert request.path == "/p/a"
         assert request.query == "b=c"
         assert request.body == b"body"
+        assert request.json == {}
         assert request.headers["x-a"] == "b"
         assert request.session_id == "s1"
         assert request.forward == FORWARD
@@ -113,6 +114,7 @@ class TestAnswers:
         assert text == recording_gateway.reply
         assert events[-1]["choices"][0]["finish_reason"] == "stop"
         assert recording_gateway.sessions["s1"].completion_tokens == 5
+        assert recording_gateway.requests[0].json == prompt
 
     def test_messages(self, recording_gateway, agent):
         prompt = PROMPT | {"system": "a b"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ..context import boundary, cover
@@ -63,13 +63,12 @@ class _Body:
     def __init__(self, chunks: Iterable[bytes], scope: Scope) -> None:
         self._chunks = chunks
         self._scope = scope
-        self._steps: Generator[bytes, None, None] = _steps_in(scope, chunks)
+        self._steps: Iterator[bytes] = _steps_in(scope, chunks)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._steps
 
     def close(self) -> None:
-        self._steps.close()
         close = getattr(self._chunks, "close", None)
         if close is not None:
             with boundary(self._scope):

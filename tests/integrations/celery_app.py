@@ -7,7 +7,7 @@ import os
 import requests
 from celery import Celery
 
-from cagent_session import Gateway, current_session_id, session_scope
+from cagent_session import Gateway, current_session_id, no_session, session_scope
 from cagent_session.integrations.celery import carry_session
 
 app = Celery("celery_app", broker=os.environ["BROKER_URL"], backend=os.environ["BROKER_URL"])
@@ -41,6 +41,14 @@ def retry(self):
             pass
         raise self.retry(countdown=0)
     return current_session_id(), self.request.retries
+
+
+@app.task(bind=True)
+def retry_outside(self):
+    if not self.request.retries:
+        with no_session():
+            raise self.retry(countdown=0)
+    return current_session_id()
 
 
 @app.task

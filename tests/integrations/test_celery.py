@@ -133,6 +133,11 @@ class TestAWorker:
         assert value(result) == ["s1", 2]
         assert value(tasks.retry.delay()) == [None, 2]
 
+    def test_that_is_retried_outside_its_session(self, value, tasks):
+        with session_scope("s1"):
+            result = tasks.retry_outside.delay()
+        assert value(result) is None
+
     def test_chains_groups_and_chords(self, value, tasks):
         from celery import chain, chord, group
 
