@@ -8,6 +8,8 @@ import functools
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -251,6 +253,20 @@ class TestProcesses:
 
 def _put(results):
     results.put(current_session_id())
+
+
+def test_a_bare_fork_without_multiprocessing():
+    check = """if True:
+        import os, sys
+        from cagent_session import current_session_id, session_scope
+        assert "multiprocessing" not in sys.modules
+        with session_scope("a"):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if current_session_id() == "a" else 1)
+        sys.exit(os.waitpid(child, 0)[1])
+    """
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

@@ -165,7 +165,9 @@ class TestRedirects:
             assert [request.session_id for request in server.arrived] == ["s1", "s1"]
             assert [request.identifiers for request in stranger.arrived] == [{}, {}]
 
-    @pytest.mark.parametrize("location", ["http://[", "http:///x", "//", "http://a b/", "foo:bar"])
+    @pytest.mark.parametrize(
+        "location", ["http://[", "http://x:port/", "//", "http://a b/", "foo:bar"]
+    )
     def test_a_broken_target_is_handled_as_by_the_plain_transport(self, location: str):
         outcomes = []
         with Server(lambda request: redirect(302, location)) as server:
