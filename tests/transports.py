@@ -44,17 +44,13 @@ def _requests(adapter_class: Any) -> Any:
         plain: bool = False,
         ca: str | None = None,
         defaults: Mapping[str, str] | None = None,
-        at: str | None = None,
     ) -> Iterator[Send]:
         with requests.Session() as http:
             http.trust_env = False
             http.headers.update(defaults or {})
             adapter = HTTPAdapter() if plain else adapter_class(gateway)
-            if at is not None:
-                http.mount(at, adapter)
-            else:
-                http.mount("http://", adapter)
-                http.mount("https://", adapter)
+            http.mount("http://", adapter)
+            http.mount("https://", adapter)
 
             def send(method: str, url: str, headers: Any = None, body: Any = None) -> int:
                 response = http.request(
@@ -74,7 +70,6 @@ def _urllib3(
     plain: bool = False,
     ca: str | None = None,
     defaults: Mapping[str, str] | None = None,
-    at: str | None = None,
 ) -> Iterator[Send]:
     options: dict[str, Any] = {"ca_certs": ca, "timeout": 20, "headers": defaults}
     http = urllib3.PoolManager(**options) if plain else GatewayPoolManager(gateway, **options)
@@ -100,7 +95,6 @@ def _httpx(library: Any, gateway_transport: Any) -> Any:
         plain: bool = False,
         ca: str | None = None,
         defaults: Mapping[str, str] | None = None,
-        at: str | None = None,
     ) -> Iterator[Send]:
         inner = library.HTTPTransport(verify=_verify(ca), trust_env=False)
         with library.Client(
@@ -127,7 +121,6 @@ def _async_httpx(library: Any, gateway_transport: Any) -> Any:
         plain: bool = False,
         ca: str | None = None,
         defaults: Mapping[str, str] | None = None,
-        at: str | None = None,
     ) -> Iterator[Send]:
         def send(method: str, url: str, headers: Any = None, body: Any = None) -> int:
             async def once() -> int:
