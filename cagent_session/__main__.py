@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         status: int = options.run(options)
     except argparse.ArgumentTypeError as error:
         commands.choices[options.command].error(str(error))
+    except KeyboardInterrupt:
+        return 130
     return status
 
 

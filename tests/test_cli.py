@@ -197,6 +197,15 @@ class TestGateway:
         assert err == f"cagent-session: cannot listen on port {port}: Address already in use\n"
 
 
+def test_ctrl_c_is_no_traceback(capsys, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(requests.Session, "send", interrupted)
+    assert probe("https://gateway.example", "--forward", FORWARD) == 130
+    assert capsys.readouterr() == ("", "")
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
