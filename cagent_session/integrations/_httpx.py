@@ -33,15 +33,15 @@ class Shell:
                 f"{type(request).__module__.partition('.')[0]}"
             )
         url = str(request.url)
-        headers = by_lower_name(request.headers.raw)
-        stamp = gate(url, headers, self.gateway, self._default_agents)
+        raw = request.headers.raw
+        stamp = gate(url, by_lower_name(raw), self.gateway, self._default_agents)
         if stamp is None:
             return None
         stamped_url, stamped = stamp
         # All but the headers and the URL is shared: a body that streams can be read only once.
         outgoing = object.__new__(type(request))
         vars(outgoing).update(vars(request))
-        kept = [item for item in request.headers.raw if lower(item[0]) not in stamped]
+        kept = [item for item in raw if lower(item[0]) not in stamped]
         outgoing.headers = self.library.Headers(
             [*kept, *stamped.values()], request.headers.encoding
         )
