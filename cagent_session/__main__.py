@@ -7,8 +7,9 @@ import contextlib
 import re
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 import requests
 from requests.exceptions import InvalidHeader
@@ -19,6 +20,7 @@ from .urls import masked
 
 TIMEOUT = 30  # seconds
 SHOWN_BODY = 2000  # characters
+SECRET = 6  # characters
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,7 +107,8 @@ def _probe(options: argparse.Namespace) -> int:
         gateway = Gateway(options.url, forward=options.forward)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    secrets = [value for _, value in options.header]
+    given = {name.lower() for name, _ in options.header}
+    secrets = _secrets([value for _, value in options.header], options.url)
     with requests.Session() as http, options.session_id:
         gateway.mount(http)
         request = http.prepare_request(
@@ -117,28 +120,38 @@ def _probe(options: argparse.Namespace) -> int:
         except requests.RequestException as error:
             return _fail(f"no answer from {masked(options.url)}: {_reason(error)}")
     sent = response.request
-    _print_message(f"> {sent.method} {masked(str(sent.url))}", sent.headers.items(), secrets)
-    _print_message(f"< {response.status_code} {response.reason}", response.headers.items(), secrets)
+    status = _without_secrets(f"{response.status_code} {response.reason}", secrets)
+    _print_message(f"> {sent.method} {masked(str(sent.url))}", sent.headers, given, secrets)
+    _print_message(f"< {status}", response.headers, set(), secrets)
     print(_without_secrets(response.text[:SHOWN_BODY], secrets))
-    if not response.ok:
-        return _fail(f"the gateway answered {response.status_code} {response.reason}")
-    return 0
+    return 0 if response.ok else _fail(f"the gateway answered {status}")
+
+
+def _secrets(values: list[str], url: str) -> list[str]:
+    """What is not to be shown when it comes back: all that was given, if it is long enough.
+
+    Something shorter would turn up in the middle of other words.
+    """
+    query = url.partition("?")[2]
+    values = [*values, *re.split("[&=]", query), *(value for _, value in parse_qsl(query))]
+    words = {word for value in values for word in [value, *value.split()]}
+    return sorted((word for word in words if len(word) >= SECRET), key=len, reverse=True)
 
 
 def _print_message(
-    first: str, headers: Iterable[tuple[str, str | bytes]], secrets: list[str]
+    first: str, headers: Mapping[str, str | bytes], given: set[str], secrets: list[str]
 ) -> None:
     print(first)
-    for name, value in headers:
+    for name, value in headers.items():
         text = value if isinstance(value, str) else value.decode("latin-1")
-        if re.search(r"auth|cookie|key|secret|token", name, re.IGNORECASE):
+        if name.lower() in given or re.search(r"auth|cookie|key|secret|token", name, re.IGNORECASE):
             text = "***"
         print(f"{first[0]} {name}: {_without_secrets(text, secrets)}")
     print(first[0])
 
 
 def _without_secrets(text: str, secrets: list[str]) -> str:
-    for secret in filter(None, secrets):
+    for secret in secrets:
         text = text.replace(secret, "***")
     return re.sub(r"[^\n -~]", "?", text)
 

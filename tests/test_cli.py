@@ -63,7 +63,8 @@ class TestProbe:
         assert f"> X-Cagent-Forward: {FORWARD}\n" in out
         assert "> Authorization: ***\n" in out
         assert "< 200 OK\n" in out
-        assert '"path": "/p"' in out
+        assert '"path": "/p", "query": "key=***"' in out
+        assert "hunter2" not in out
         (arrived,) = recording_gateway.requests
         assert arrived.session_id == "s1"
         assert arrived.query == "key=hunter2"
@@ -79,6 +80,12 @@ class TestProbe:
         assert "hunter2" not in out
         assert "\x1b" not in out
         assert "< X-You-Said: ***\n" in out
+
+    def test_a_short_value_is_masked_without_spoiling_the_rest(self, capsys, recording_gateway):
+        assert probe(recording_gateway.url, "--forward", FORWARD, "--header", "X-A: 0") == 0
+        out = capsys.readouterr().out
+        assert "> X-A: ***\n" in out
+        assert "127.0.0.1" in out
 
     def test_without_a_session_id_it_makes_one(self, capsys, recording_gateway):
         assert probe(recording_gateway.url, "--forward", FORWARD) == 0
