@@ -1,4 +1,4 @@
-"""The session of work that comes in from outside, where anyone could have written the ID."""
+"""The session of what comes in from outside, where anyone could have written the ID."""
 
 from __future__ import annotations
 
