@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import inspect
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
@@ -27,7 +29,8 @@ def bind_session(fn: Callable[_P, _T]) -> Callable[_P, _T]:
 
         client.map(bind_session(summarize), chapters)       # Dask
     """
-    return _Bound(fn, current_session_id())
+    kind = _BoundCoroutine if inspect.iscoroutinefunction(fn) else _Bound
+    return kind(fn, current_session_id())
 
 
 class _Bound:
@@ -49,10 +52,22 @@ class _Bound:
         return self._covered(*args, **kwargs)
 
     def __reduce__(self) -> Any:
-        return _Bound, (self._fn, self._session_id)
+        return type(self), (self._fn, self._session_id)
 
     def __repr__(self) -> str:
         return f"<{self._fn!r} bound to session {self._session_id!r}>"
+
+
+class _BoundCoroutine(_Bound):
+    """Shows that it is to be awaited to whoever asks, as web frameworks do."""
+
+    def __init__(self, fn: Callable[..., Any], session_id: str | None) -> None:
+        super().__init__(fn, session_id)
+        if sys.version_info >= (3, 12):
+            inspect.markcoroutinefunction(self)
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._covered(*args, **kwargs)
 
 
 class SessionThreadPoolExecutor(ThreadPoolExecutor):

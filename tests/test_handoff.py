@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
 import multiprocessing
 import os
 import pickle
@@ -89,6 +90,15 @@ class TestBindSession:
             assert session_id == "a"
             assert current_session_id() is None
         assert asyncio.run(main()) == "a"
+
+    def test_a_bound_coroutine_function_is_seen_to_be_one(self):
+        async def call(): ...
+
+        bound = bind_session(call)
+        assert inspect.iscoroutinefunction(bound.__call__)
+        if sys.version_info >= (3, 12):
+            assert inspect.iscoroutinefunction(bound)
+        assert not inspect.iscoroutinefunction(bind_session(see).__call__)
 
     def test_can_be_pickled_whenever_the_function_can(self):
         for fn, result in (
@@ -259,7 +269,7 @@ def test_a_bare_fork_without_multiprocessing():
     check = """if True:
         import os, sys
         from cagent_session import current_session_id, session_scope
-        assert "multiprocessing" not in sys.modules
+        sys.modules.pop("multiprocessing.util", None)  # which whoever measures this may import
         with session_scope("a"):
             child = os.fork()
             if child == 0:
