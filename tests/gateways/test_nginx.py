@@ -48,9 +48,23 @@ def nginx(tmp_path):
                     assert process.poll() is None
                     assert time.monotonic() < deadline
                     time.sleep(0.05)
+            # The line of the request that found it up.
+            logged(tmp_path / "audit.log", 1)
             (tmp_path / "audit.log").write_text("", encoding="utf-8")
             yield f"http://{address}", tmp_path / "audit.log", provider
             process.terminate()
+
+
+def logged(audit_log: Path, count: int) -> list[dict]:
+    """The lines of the audit log, so many of them: nginx writes a line after it has answered."""
+    deadline = time.monotonic() + 20
+    while True:
+        lines = audit_log.read_text(encoding="utf-8").splitlines()
+        if len(lines) >= count:
+            assert len(lines) == count
+            return [json.loads(line) for line in lines]
+        assert time.monotonic() < deadline, lines
+        time.sleep(0.02)
 
 
 def test_one_session_is_limited_and_the_other_is_not(nginx):
@@ -79,11 +93,10 @@ def test_one_session_is_limited_and_the_other_is_not(nginx):
     assert statuses["modest"] == [200] * 3
     assert statuses[None] == [200] * 20
 
-    lines = [json.loads(line) for line in audit_log.read_text(encoding="utf-8").splitlines()]
-    assert len(lines) == 43
+    lines = logged(audit_log, 43)
     for session_id, expected in statuses.items():
-        logged = [line["status"] for line in lines if line["session_id"] == (session_id or "")]
-        assert logged == expected
+        found = [line["status"] for line in lines if line["session_id"] == (session_id or "")]
+        assert found == expected
     assert {(line["forward"], line["model"], line["path"]) for line in lines} == {
         (FORWARD, "gpt", "/v1/chat/completions")
     }
@@ -101,5 +114,5 @@ def test_what_it_does_not_know_is_not_relayed(nginx):
         Gateway(url, forward="https://evil.example/").mount(http)
         assert http.get(url).status_code == 403
     assert provider.requests == []
-    (line,) = audit_log.read_text(encoding="utf-8").splitlines()
-    assert json.loads(line)["session_id"] == 'a"b\\c'
+    (line,) = logged(audit_log, 1)
+    assert line["session_id"] == 'a"b\\c'
