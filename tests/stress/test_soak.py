@@ -27,7 +27,7 @@ from cagent_session import (
 
 FORWARD = "https://api.openai.com/v1"
 THREADS = 64
-REQUESTS = int(os.environ.get("SOAK_REQUESTS", "6400"))
+REQUESTS = int(os.environ.get("SOAK_REQUESTS", "3200"))
 
 
 class Checked:
