@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import requests
@@ -18,10 +18,9 @@ MAIN, SUB, NOBODY = "session-main", "session-sub", None
 
 @dataclass
 class Session:
-    """What an agent remembers of one conversation."""
+    """One conversation with an agent."""
 
     id: str
-    messages: list[dict[str, str]] = field(default_factory=list)
 
 
 class Agent:

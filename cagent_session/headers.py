@@ -78,12 +78,12 @@ def by_lower_name(items: Iterable[_Header]) -> dict[str, _Header]:
     return headers
 
 
-def check_name(what: str, name: str) -> str:
+def check_name(what: str, name: str) -> None:
+    """Raise if ``name`` cannot be a header's."""
     if not isinstance(name, str):
         raise TypeError(f"{what} must be a str, not {type(name).__name__}")
     if not _is_name(name):
         raise ValueError(f"{what} {name[:60]!a} is not a valid header name")
-    return name
 
 
 def check_value(what: str, value: str) -> str:
