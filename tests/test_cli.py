@@ -34,6 +34,11 @@ class TestDemo:
         assert re.search(r"^session-sub +2 +17 +10$", out, re.MULTILINE)
         assert lines[-1].startswith("All 10 calls were attributed rightly")
 
+    def test_a_proxy_in_the_environment_is_passed_by(self, capsys, monkeypatch):
+        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert main(["demo"]) == 0
+
     def test_a_session_that_leaks_is_found(self, capsys, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("cagent_session.gateway.current_session_id", lambda: "session-main")
         assert main(["demo"]) == 1
