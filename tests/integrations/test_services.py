@@ -52,21 +52,25 @@ class TestWSGI:
             for number in range(3):
                 yield call_out(f"stream-{number}").encode() + b" "
 
+        # waitress has no way to end server.run() from another thread, so its loop is driven here.
+        watched: dict = {}
         server = waitress.create_server(
-            wsgi.SessionMiddleware(app),
-            host="127.0.0.1",
-            port=0,
-            threads=2,
-            clear_untrusted_proxy_headers=False,
+            wsgi.SessionMiddleware(app), map=watched, host="127.0.0.1", port=0, threads=2
         )
-        thread = threading.Thread(target=server.run)
+        ended = threading.Event()
+
+        def run():
+            while not ended.is_set():
+                waitress.wasyncore.loop(timeout=0.05, map=watched, count=1)
+
+        thread = threading.Thread(target=run)
         thread.start()
         yield f"http://127.0.0.1:{server.effective_port}"
-        # Its loop ends when it has nothing left to watch.
-        server.trigger.pull_trigger(lambda: waitress.wasyncore.close_all(server._map))
+        ended.set()
         thread.join(10)
-        server.task_dispatcher.shutdown()
         assert not thread.is_alive()
+        server.task_dispatcher.shutdown()
+        waitress.wasyncore.close_all(watched)
 
     @pytest.mark.parametrize("path", ["/", "/stream"])
     def test_an_inbound_session_reaches_an_outbound_call(self, url, recording_gateway, path):
