@@ -94,7 +94,10 @@ class RecordingGateway:
 
     @property
     def requests(self) -> list[RecordedRequest]:
-        """The requests so far, in the order in which they arrived; refused ones, too."""
+        """The requests so far, in the order in which they arrived; those over the limit, too.
+
+        What was not proper HTTP, or had a malformed session ID, is not among them.
+        """
         with self._lock:
             return self._requests.copy()
 

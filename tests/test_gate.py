@@ -220,6 +220,15 @@ class TestRedirects:
         assert second.identifiers == first.identifiers
         assert second.session_id == "s1"
 
+    def go_to_the_stranger(self, transport, marking, server, stranger, ca=None) -> None:
+        client, headers = marked_client(transport, marking, server, ca)
+        with client as send, session_scope("s1"):
+            assert send("POST", f"{server.origin}/here", headers, b"body") == 200
+        assert server.arrived[0].session_id == "s1"
+        (arrived,) = stranger.arrived
+        assert arrived.identifiers == {}
+        assert b"s1" not in arrived.raw
+
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
     def test_to_another_port_or_host_leave_them_behind(
         self, transport: Transport, marking: str, status: int, host: str
@@ -227,13 +236,7 @@ class TestRedirects:
         with Server(host="0.0.0.0") as stranger:
             target = f"http://{host}:{stranger.port}/there"
             with Server(lambda request: redirect(status, target)) as server:
-                client, headers = marked_client(transport, marking, server)
-                with client as send, session_scope("s1"):
-                    assert send("POST", f"{server.origin}/here", headers, b"body") == 200
-                assert server.arrived[0].session_id == "s1"
-            (arrived,) = stranger.arrived
-        assert arrived.identifiers == {}
-        assert b"s1" not in arrived.raw
+                self.go_to_the_stranger(transport, marking, server, stranger)
 
     def test_from_https_to_http_leave_them_behind(
         self, transport: Transport, marking: str, status: int, tls
@@ -242,13 +245,7 @@ class TestRedirects:
             target = f"{stranger.at('localhost')}/there"
             with Server(lambda request: redirect(status, target), tls=tls.context) as server:
                 server.host = "localhost"
-                client, headers = marked_client(transport, marking, server, tls.ca)
-                with client as send, session_scope("s1"):
-                    assert send("POST", f"{server.origin}/here", headers, b"body") == 200
-                assert server.arrived[0].session_id == "s1"
-            (arrived,) = stranger.arrived
-        assert arrived.identifiers == {}
-        assert b"s1" not in arrived.raw
+                self.go_to_the_stranger(transport, marking, server, stranger, tls.ca)
 
 
 @pytest.mark.parametrize("marking", MARKINGS)

@@ -142,9 +142,8 @@ def _async_httpx(library: Any, gateway_transport: Any) -> Any:
     return open_client
 
 
-REQUESTS = Transport("requests", _requests(GatewayAdapter))
 TRANSPORTS = [
-    REQUESTS,
+    Transport("requests", _requests(GatewayAdapter)),
     Transport("mixin", _requests(_Mixed)),
     Transport("urllib3", _urllib3),
     Transport("httpx", _httpx(httpx, for_httpx.GatewayTransport)),
