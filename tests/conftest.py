@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pytest
 import trustme
-from transports import TRANSPORTS, Transport
-from wire import Server
+from support.transports import TRANSPORTS, Transport
+from support.wire import Server
 
 
 class TLS(NamedTuple):

@@ -17,8 +17,8 @@ import responses
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
 from requests.structures import CaseInsensitiveDict
+from support.wire import Proxy, Server, redirect, response
 from urllib3.util import Retry
-from wire import Proxy, Server, redirect, response
 
 from cagent_session import (
     Gateway,

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import requests
-from wire import Server, response
+from support.wire import Server, response
 
 from cagent_session import __version__, demo
 from cagent_session.__main__ import main

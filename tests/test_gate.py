@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from transports import Transport
-from wire import Server, redirect, response
+from support.transports import Transport
+from support.wire import Server, redirect, response
 
 from cagent_session import (
     Gateway,

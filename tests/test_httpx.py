@@ -10,7 +10,7 @@ import sys
 import httpx
 import httpx2
 import pytest
-from wire import Proxy, Server, redirect, response
+from support.wire import Proxy, Server, redirect, response
 
 from cagent_session import Gateway, current_session_id, session_scope
 from cagent_session.integrations import httpx2 as for_httpx2

@@ -6,9 +6,9 @@ import io
 
 import pytest
 import urllib3
+from support.wire import Proxy, Server, redirect, response
 from urllib3._collections import HTTPHeaderDict
 from urllib3.util import Retry
-from wire import Proxy, Server, redirect, response
 
 from cagent_session import (
     Gateway,

@@ -17,7 +17,7 @@ from mistralai.client import Mistral
 from requests_oauthlib import OAuth1Session
 from requests_toolbelt import MultipartEncoder
 from requests_toolbelt.adapters.source import SourceAddressAdapter
-from wire import Server, response
+from support.wire import Server, response
 
 from cagent_session import (
     Gateway,

@@ -16,7 +16,7 @@ from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from wire import Server, redirect
+from support.wire import Server, redirect
 
 from cagent_session import Gateway, SessionThreadPoolExecutor, session_scope
 from cagent_session.integrations.logging import SessionIDFilter

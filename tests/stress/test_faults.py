@@ -12,8 +12,8 @@ import httpx
 import pytest
 import requests
 import urllib3
-from transports import Transport
-from wire import Server, _read_request, response
+from support.transports import Transport
+from support.wire import Server, _read_request, response
 
 from cagent_session import (
     Gateway,

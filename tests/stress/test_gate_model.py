@@ -9,8 +9,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transports import TRANSPORTS, Transport
-from wire import Arrived, Server
+from support.transports import TRANSPORTS, Transport
+from support.wire import Arrived, Server
 
 from cagent_session import Gateway, InvalidSessionID, no_session, session_scope
 

@@ -12,8 +12,8 @@ import random
 import threading
 
 import requests
+from support.wire import Arrived, Server, redirect, response
 from urllib3.util import Retry
-from wire import Arrived, Server, redirect, response
 
 from cagent_session import (
     Gateway,

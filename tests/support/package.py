@@ -15,7 +15,7 @@ def run(*command: str | Path) -> None:
 
 
 def main(folder: Path) -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     run(sys.executable, "-m", "build", "--outdir", folder / "dist", root)
     (wheel,) = (folder / "dist").glob("*.whl")
     (source,) = (folder / "dist").glob("*.tar.gz")

@@ -1,0 +1,1 @@
+"""What the tests share: servers, transports, and files that are no tests themselves."""
