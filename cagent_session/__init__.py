@@ -13,12 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .adapter import GatewayAdapter, GatewayMixin
-from .context import InvalidSessionID, current_session_id, no_session, session_from, session_scope
+from .context import (
+    InvalidSessionID,
+    current_session_id,
+    no_session,
+    parent_session_id,
+    session_from,
+    session_scope,
+)
 from .gateway import Gateway, gateway_headers
 from .poolmanager import GatewayPoolManager, GatewayProxyManager
 
 if TYPE_CHECKING:
-    from .handoff import SessionProcessPoolExecutor, SessionThreadPoolExecutor, bind_session
+    from .handoff import (
+        SessionProcessPoolExecutor,
+        SessionThreadPoolExecutor,
+        bind_session,
+        received_session,
+    )
 
 __all__ = [
     "Gateway",
@@ -34,6 +46,8 @@ __all__ = [
     "current_session_id",
     "gateway_headers",
     "no_session",
+    "parent_session_id",
+    "received_session",
     "session_from",
     "session_scope",
 ]

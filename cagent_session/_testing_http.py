@@ -11,8 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, cast
 
 from ._testing_models import Answer, error, json_object
-from .context import InvalidSessionID, check_session_id
-from .headers import FORWARD, MODEL, PROVIDER, SESSION_ID
+from .headers import FORWARD, MODEL, PROVIDER, SESSION_ID, InvalidSessionID, check_session_id
 
 if TYPE_CHECKING:
     from .testing import RecordingGateway

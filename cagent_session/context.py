@@ -1,44 +1,40 @@
 """Which session am I in?
 
-One ``ContextVar`` holds the answer. :class:`session_scope`, :func:`session_from` and
-:class:`no_session` set it for the code that they cover, and for nothing else.
+:class:`session_scope`, :func:`session_from` and :class:`no_session` say it for the code that they
+cover, and for nothing else.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
+import functools
+import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+import uuid
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, Generic, TypeAlias, TypeVar, cast
+from typing import Any, Generic, NoReturn, TypeVar, cast
 
-from . import covering
+from ._scopes import NOBODY, Lineage, OpenScopes, close_scope, current_lineage, open_scope
+from ._wrapping import wrap
+from .headers import InvalidSessionID, check_session_id, shown
 
-MAX_LENGTH = 256
+__all__ = [
+    "InvalidSessionID",
+    "current_session_id",
+    "no_session",
+    "parent_session_id",
+    "session_from",
+    "session_scope",
+]
 
-_is_valid = re.compile(rf"[!-~]{{1,{MAX_LENGTH}}}").fullmatch
-_FRESH: Any = object()
-
-# The scopes that are open here, innermost first: (session ID, scope, the frame outside it).
-# The scope stands in its frame so that leaving it never takes away another one, and a frame is
-# immutable, so threads, tasks and suspended generators can each hold their own.
-_Frame: TypeAlias = "tuple[Any, _Scope[Any] | None, Any]"
-_OUTSIDE: _Frame = (None, None, None)
-_frame: ContextVar[_Frame] = ContextVar("cagent_session", default=_OUTSIDE)
+_ANCESTORS = 32  # as many are known, so that a chain of sessions without end does not grow
+_UNSET: Any = object()
 
 _ID = TypeVar("_ID")
-
-_Covered = TypeVar(
-    "_Covered",
+_Decorated = TypeVar(
+    "_Decorated",
     bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]",
 )
-
-
-class InvalidSessionID(ValueError):
-    """A session ID that cannot be sent: not 1 to 256 visible ASCII characters (``!`` to ``~``)."""
 
 
 def current_session_id() -> str | None:
@@ -48,8 +44,17 @@ def current_session_id() -> str | None:
     ...     current_session_id()
     's1'
     """
-    session_id: str | None = _frame.get()[0]
-    return session_id
+    return current_lineage()[0]
+
+
+def parent_session_id() -> str | None:
+    """The parent of the session that is running this code, or ``None`` if it has none.
+
+    >>> with session_scope("main"), session_scope("sub-agent"):
+    ...     parent_session_id()
+    'main'
+    """
+    return current_lineage()[1]
 
 
 class _Scope(Generic[_ID]):
@@ -59,22 +64,20 @@ class _Scope(Generic[_ID]):
     times, inside itself, and from many threads at once.
     """
 
-    _checked: _ID | None = None
-
-    def _entry_id(self) -> _ID:
+    def lineage_in(self, outside: Lineage) -> Lineage:
+        """The session to enter, and its ancestors, coming from ``outside``."""
         raise NotImplementedError
 
     def __enter__(self) -> _ID:
-        session_id = self._checked or self._entry_id()
-        _frame.set((session_id, self, _frame.get()))
-        return session_id
+        lineage = self.lineage_in(current_lineage())
+        open_scope(lineage, self)
+        return cast(_ID, lineage[0])
 
     def __exit__(self, *exc_info: object) -> None:
-        frame = _frame.get()
-        _frame.set(frame[2] if frame[1] is self else _without(frame, self))
+        close_scope(self)
 
-    def __call__(self, fn: _Covered) -> _Covered:
-        return _decorate(fn, lambda args, kwargs: self)
+    def __call__(self, fn: _Decorated) -> _Decorated:
+        return _decorate(fn, functools.partial(_in_scope, self))
 
 
 class session_scope(_Scope[str]):
@@ -82,6 +85,9 @@ class session_scope(_Scope[str]):
 
     :param session_id: 1 to 256 visible ASCII characters. Left out, every entry gets a fresh
         UUID4. ``None`` is refused: a missing ID must not turn into a random one.
+    :param parent: the ID of the session that this one works for. Left out, it is the session
+        that the scope is entered in; the current session and its ancestors keep the parent that
+        they have.
     :raises TypeError: at once, for anything but a ``str``.
     :raises InvalidSessionID: on entering the scope, for an ID that cannot be sent.
 
@@ -100,18 +106,36 @@ class session_scope(_Scope[str]):
     until the generator goes on. Decorate the generator function instead.
     """
 
-    def __init__(self, session_id: str = _FRESH) -> None:
-        if session_id is not _FRESH and not isinstance(session_id, str):
-            raise TypeError(f"session ID must be a str, not {type(session_id).__name__}")
-        self._session_id = None if session_id is _FRESH else session_id
+    _are_checked = False
 
-    def _entry_id(self) -> str:
-        if self._session_id is None:
-            import uuid  # here, for the same reason as inspect below
+    def __init__(self, session_id: str = _UNSET, *, parent: str = _UNSET) -> None:
+        if callable(session_id):
+            raise TypeError('write @session_scope() or @session_scope("..."), with parentheses')
+        for what, value in (("session ID", session_id), ("parent session ID", parent)):
+            if value is not _UNSET and not isinstance(value, str):
+                raise TypeError(f"{what} must be a str, not {type(value).__name__}")
+        self._session_id = None if session_id is _UNSET else session_id
+        self._parent = None if parent is _UNSET else parent
 
-            return str(uuid.uuid4())
-        self._checked = check_session_id(self._session_id)
-        return self._checked
+    def lineage_in(self, outside: Lineage) -> Lineage:
+        if not self._are_checked:
+            if self._session_id is not None:
+                self._session_id = check_session_id(self._session_id)
+            if self._parent is not None:
+                self._parent = check_session_id(self._parent, "parent session ID")
+            self._are_checked = True
+        session_id = self._session_id if self._session_id is not None else str(uuid.uuid4())
+        if self._parent is not None:
+            outside = _from(self._parent, outside) or (self._parent, *NOBODY)
+        elif session_id in outside:
+            return _from(session_id, outside)
+        return session_id, *outside[:_ANCESTORS]
+
+    def __repr__(self) -> str:
+        given = [] if self._session_id is None else [shown(self._session_id)]
+        if self._parent is not None:
+            given.append(f"parent={shown(self._parent)}")
+        return f"session_scope({', '.join(given)})"
 
 
 class no_session(_Scope[None]):
@@ -121,13 +145,23 @@ class no_session(_Scope[None]):
 
         with no_session():
             report_health()         # is nobody's bill
+
+        @no_session()
+        def report_health(): ...
     """
 
-    def _entry_id(self) -> None:
-        return
+    def __init__(self, *arguments: NoReturn) -> None:
+        if arguments:
+            raise TypeError("no_session takes no arguments; as a decorator, write @no_session()")
+
+    def lineage_in(self, outside: Lineage) -> Lineage:
+        return NOBODY
+
+    def __repr__(self) -> str:
+        return "no_session()"
 
 
-def session_from(name: str) -> Callable[[_Covered], _Covered]:
+def session_from(name: str) -> Callable[[_Decorated], _Decorated]:
     """Decorate a function one of whose arguments says which session it works for.
 
     :param name: a parameter's name, with dots for attributes of its value.
@@ -147,130 +181,74 @@ def session_from(name: str) -> Callable[[_Covered], _Covered]:
             @session_from("self.session_id")
             def step(self): ...
     """
-    parameter, _, path = name.partition(".")
+    if not isinstance(name, str):
+        raise TypeError('write @session_from("..."), with the name of a parameter')
+    if not all(map(str.isidentifier, name.split(".")[1:])):
+        raise TypeError(f"{name!r} is not a parameter's name with dots for attributes")
 
-    def decorate(fn: _Covered) -> _Covered:
-        argument = _argument_getter(fn, parameter)
-        attribute = attrgetter(path) if path else None
-
-        def scope_for(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Scope[Any]:
-            value = argument(args, kwargs)
-            if attribute is not None:
-                value = attribute(value)
-            if not isinstance(value, str):
-                raise TypeError(f"session ID {name!r} must be a str, not {type(value).__name__}")
-            return session_scope(value)
-
-        return _decorate(fn, scope_for)
+    def decorate(fn: _Decorated) -> _Decorated:
+        function = fn.__func__ if isinstance(fn, classmethod | staticmethod) else fn
+        return _decorate(fn, _SessionOfArgument(function, name))
 
     return decorate
 
 
-def check_session_id(value: str) -> str:
-    """Give ``value`` back as a plain ``str``, or raise :class:`InvalidSessionID`."""
-    if _is_valid(value) is not None:
-        return value if type(value) is str else str.__str__(value)
-    if not value:
-        problem = "is empty"
-    elif len(value) > MAX_LENGTH:
-        problem = f"has {len(value)} characters, {MAX_LENGTH} at most can be sent"
-    else:
-        position, character = next((i, c) for i, c in enumerate(value) if not "!" <= c <= "~")
-        problem = f"has {character!a} at position {position}, only '!' to '~' can be sent"
-    shown = ascii(str.__str__(value[:60])) + ("..." if len(value) > 60 else "")
-    raise InvalidSessionID(f"session ID {problem}: {shown}")
+class _SessionOfArgument:
+    """The scopes for a call of ``fn`` one of whose arguments says which session it works for."""
+
+    def __init__(self, fn: Callable[..., Any], name: str) -> None:
+        self._fn = fn
+        self._name = name
+        self._parameter, _, path = name.partition(".")
+        self._attribute = attrgetter(path) if path else None
+        called = getattr(fn, "__qualname__", type(fn).__qualname__)
+        try:
+            parameters = inspect.signature(fn).parameters
+        except ValueError:
+            raise TypeError(f"{called} has no signature to find {name!r} in") from None
+        found = parameters.get(self._parameter)
+        if found is None or found.kind in (found.VAR_POSITIONAL, found.VAR_KEYWORD):
+            raise TypeError(
+                f"{called}({', '.join(parameters)}) has no parameter {self._parameter!r}"
+            )
+        self._position = list(parameters).index(self._parameter)
+        if found.kind is found.KEYWORD_ONLY:
+            self._position = sys.maxsize
+        self._by_name = found.kind is not found.POSITIONAL_ONLY
+        self._is_required = found.default is found.empty
+        self._default = None if self._is_required else found.default
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpenScopes:
+        value = self._argument(args, kwargs)
+        if self._attribute is not None:
+            value = self._attribute(value)
+        if not isinstance(value, str):
+            raise TypeError(f"session ID {self._name!r} must be a str, not {type(value).__name__}")
+        return _in_scope(session_scope(value), args, kwargs)
+
+    def _argument(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._position < len(args):
+            return args[self._position]
+        if self._by_name and self._parameter in kwargs:
+            return kwargs[self._parameter]
+        if self._is_required:
+            # Raises the TypeError that says what is missing.
+            inspect.signature(self._fn).bind(*args, **kwargs)
+        return self._default
 
 
-_ScopeFor: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], _Scope[Any]]
+def _in_scope(scope: _Scope[Any], args: Any, kwargs: Any) -> OpenScopes:
+    return OpenScopes(scope.lineage_in(current_lineage()))
 
 
-def cover(fn: Callable[..., Any], scope_for: _ScopeFor) -> Callable[..., Any]:
-    """Wrap ``fn`` so that its body runs in the scope that ``scope_for`` gives for each call."""
-    return covering.cover(fn, _frame, lambda args, kwargs: _alone(scope_for(args, kwargs)))
+def _from(session_id: str, lineage: Lineage) -> Lineage:
+    """The part of ``lineage`` that begins with ``session_id``; empty, if that is not in it."""
+    return lineage[lineage.index(session_id) :] if session_id in lineage else ()
 
 
-@contextlib.contextmanager
-def boundary(scope: _Scope[Any]) -> Iterator[None]:
-    """Where work comes in from outside: the scope for it, and whatever it leaves open is closed."""
-    outside = _frame.get()
-    _frame.set(_alone(scope))
-    try:
-        yield
-    finally:
-        _frame.set(outside)
-
-
-def _alone(scope: _Scope[Any]) -> _Frame:
-    return scope._checked or scope._entry_id(), scope, _OUTSIDE
-
-
-def _decorate(fn: _Covered, scope_for: _ScopeFor) -> _Covered:
+def _decorate(fn: _Decorated, scopes_for: Callable[..., OpenScopes]) -> _Decorated:
     if isinstance(fn, classmethod | staticmethod):
-        return cast(_Covered, type(fn)(cover(fn.__func__, scope_for)))
+        return cast(_Decorated, type(fn)(wrap(fn.__func__, scopes_for)))
     if isinstance(fn, type):
         raise TypeError(f"cannot decorate the class {fn.__qualname__}: decorate its methods")
-    return cast(_Covered, cover(fn, scope_for))
-
-
-def _without(frame: _Frame, scope: _Scope[Any]) -> _Frame:
-    """``frame`` less the innermost entry of ``scope``; as it is, if there is none.
-
-    For scopes that end out of order, or in another context than they began in, as a bare
-    ``with`` in a generator can: whoever is current stays current.
-    """
-    inner: list[_Frame] = []
-    at = frame
-    while at[1] is not scope:
-        if at is _OUTSIDE:
-            return frame
-        inner.append(at)
-        at = at[2]
-    at = at[2]
-    for session_id, owner, _ in reversed(inner):
-        at = (session_id, owner, at)
-    return at
-
-
-def _argument_getter(fn: Any, name: str) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
-    """How to find the argument for the parameter ``name`` in a call of ``fn``."""
-    import inspect  # here, because it would double the import time of the package
-
-    if isinstance(fn, classmethod | staticmethod):
-        fn = fn.__func__
-    signature = inspect.signature(fn)
-    parameter = signature.parameters.get(name)
-    if parameter is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-        raise TypeError(f"{fn.__qualname__}{signature} has no parameter {name!r}")
-    position = list(signature.parameters).index(name)
-    if parameter.kind is parameter.KEYWORD_ONLY:
-        position = sys.maxsize
-    by_name = parameter.kind is not parameter.POSITIONAL_ONLY
-
-    def argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if position < len(args):
-            return args[position]
-        if by_name and name in kwargs:
-            return kwargs[name]
-        if parameter.default is parameter.empty:
-            signature.bind(*args, **kwargs)  # raises the TypeError that names what is missing
-        return parameter.default
-
-    return argument
-
-
-def _leave_all_scopes(_: object) -> None:
-    _frame.set(_OUTSIDE)
-
-
-def _after_fork_in_child() -> None:
-    # A worker that multiprocessing forks would be in the session of whoever needed the first
-    # worker, for life. It starts without one, as a spawned worker does. The hook is registered
-    # here, in the child, where it costs no import: a bare os.fork() runs none, and goes on in
-    # the scope that it is in.
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.register_after_fork(_leave_all_scopes, _leave_all_scopes)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    return cast(_Decorated, wrap(fn, scopes_for))

@@ -1,19 +1,21 @@
-"""Carry the session along, to threads, pools, processes and queues."""
+"""Carry the session along, to threads, pools, processes and queues; receive it from outside."""
 
 from __future__ import annotations
 
 import contextvars
-import functools
-import inspect
-import sys
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
-from .context import cover, current_session_id, no_session, session_scope
+from ._scopes import NOBODY, Lineage, OpenScopes, close_scopes, current_lineage, open_scope
+from ._wrapping import WrappedCallable
+from .headers import InvalidSessionID, check_session_id
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+_log = logging.getLogger("cagent_session")
 
 
 def bind_session(fn: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -29,45 +31,69 @@ def bind_session(fn: Callable[_P, _T]) -> Callable[_P, _T]:
 
         client.map(bind_session(summarize), chapters)       # Dask
     """
-    kind = _BoundCoroutine if inspect.iscoroutinefunction(fn) else _Bound
-    return kind(fn, current_session_id())
+    return cast("Callable[_P, _T]", WrappedCallable(fn, _InLineage(current_lineage())))
 
 
-class _Bound:
-    def __init__(self, fn: Callable[..., Any], session_id: str | None) -> None:
-        if not callable(fn):
-            raise TypeError(f"{fn!r} is not callable")
-        self._fn = fn
-        self._session_id = session_id
-        functools.update_wrapper(self, fn, updated=())
+class _InLineage:
+    """The scopes for a call, wherever it is made: those of the session that it was bound to."""
 
-    @functools.cached_property
-    def _covered(self) -> Callable[..., Any]:
-        # Made at the first call, which is often in another process.
-        session_id = self._session_id
-        scope = no_session() if session_id is None else session_scope(session_id)
-        return cover(self._fn, lambda args, kwargs: scope)
+    def __init__(self, lineage: Lineage) -> None:
+        self._lineage = lineage
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._covered(*args, **kwargs)
-
-    def __reduce__(self) -> Any:
-        return type(self), (self._fn, self._session_id)
+    def __call__(self, args: Any, kwargs: Any) -> OpenScopes:
+        return OpenScopes(self._lineage)
 
     def __repr__(self) -> str:
-        return f"<{self._fn!r} bound to session {self._session_id!r}>"
+        return f"session {self._lineage[0]!r}"
 
 
-class _BoundCoroutine(_Bound):
-    """Shows that it is to be awaited to whoever asks, as web frameworks do."""
+class received_session:
+    """Run a ``with`` block in a session that came in from outside, or in none.
 
-    def __init__(self, fn: Callable[..., Any], session_id: str | None) -> None:
-        super().__init__(fn, session_id)
-        if sys.version_info >= (3, 12):
-            inspect.markcoroutinefunction(self)
+    For the worker of a queue, a consumer's loop, a serverless handler. Anyone could have written
+    what arrives there, so nothing of it is an error: a malformed ID costs one warning in the log
+    ``cagent_session``, and the block runs in no session. Nothing is inferred from where the
+    block runs, and scopes that the block leaves open are closed at its end.
 
-    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._covered(*args, **kwargs)
+    :param session_id: as it arrived; ``None`` if none did.
+    :param parent: its parent's ID, as it arrived. If it is malformed, the session has none.
+
+    ::
+
+        for message in queue:
+            with received_session(message.headers.get("session-id")):
+                handle(message)
+    """
+
+    def __init__(self, session_id: str | None, *, parent: str | None = None) -> None:
+        self._lineage = received_lineage(session_id, parent)
+
+    def __enter__(self) -> str | None:
+        open_scope(self._lineage, self)
+        return self._lineage[0]
+
+    def __exit__(self, *exc_info: object) -> None:
+        close_scopes(self)
+
+
+def received_lineage(session_id: str | None, parent: str | None = None) -> Lineage:
+    """The lineage of a session that came in from outside, and nobody's if it is malformed."""
+    session_id = _checked(session_id, "session ID")
+    if session_id is None:
+        return NOBODY
+    return session_id, _checked(parent, "parent session ID"), *NOBODY
+
+
+def _checked(value: str | None, what: str) -> str | None:
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, str):
+            raise InvalidSessionID(f"{what} must be a str, not {type(value).__name__}")
+        return check_session_id(value, what)
+    except InvalidSessionID as error:
+        _log.warning("ignored what was received: %s", error)
+        return None
 
 
 class SessionThreadPoolExecutor(ThreadPoolExecutor):
@@ -81,6 +107,7 @@ class SessionThreadPoolExecutor(ThreadPoolExecutor):
     """
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Schedule ``fn(*args, **kwargs)``, as the base class does, in the session of now."""
         context = contextvars.copy_context()
         bound = bind_session(fn)
         return super().submit(lambda: context.run(bound, *args, **kwargs))
@@ -96,4 +123,5 @@ class SessionProcessPoolExecutor(ProcessPoolExecutor):
     """
 
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        """Schedule ``fn(*args, **kwargs)``, as the base class does, in the session of now."""
         return super().submit(bind_session(fn), *args, **kwargs)

@@ -12,6 +12,7 @@ from ._version import __version__
 
 FORWARD = "X-Cagent-Forward"
 SESSION_ID = "X-Cagent-Session-Id"
+PARENT_SESSION_ID = "X-Cagent-Parent-Session-Id"
 PROVIDER = "X-Cagent-Provider"
 MODEL = "X-Cagent-Model"
 MODEL_NAME = "X-Cagent-Model-Name"
@@ -22,6 +23,10 @@ Stamped: TypeAlias = dict[str, tuple[str, str]]
 
 _Header = TypeVar("_Header", bound=tuple[Any, Any])
 
+MAX_LENGTH = 256  # of a session ID
+_SHOWN = 60  # characters of a malformed one
+
+_is_session_id = re.compile(rf"[!-~]{{1,{MAX_LENGTH}}}").fullmatch
 _is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _is_value = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
 
@@ -76,6 +81,29 @@ def by_lower_name(items: Iterable[_Header]) -> dict[str, _Header]:
         if key not in headers or not headers[key][1]:
             headers[key] = header
     return headers
+
+
+class InvalidSessionID(ValueError):
+    """A session ID that cannot be sent: not 1 to 256 visible ASCII characters (``!`` to ``~``)."""
+
+
+def check_session_id(value: str, what: str = "session ID") -> str:
+    """Give ``value`` back as a plain ``str``, or raise :class:`InvalidSessionID`."""
+    if _is_session_id(value) is not None:
+        return value if type(value) is str else str.__str__(value)
+    if not value:
+        problem = "is empty"
+    elif len(value) > MAX_LENGTH:
+        problem = f"has {len(value)} characters, {MAX_LENGTH} at most can be sent"
+    else:
+        position, character = next((i, c) for i, c in enumerate(value) if not "!" <= c <= "~")
+        problem = f"has {character!a} at position {position}, only '!' to '~' can be sent"
+    raise InvalidSessionID(f"{what} {problem}: {shown(value)}")
+
+
+def shown(value: str) -> str:
+    """``value`` for people to read, whatever it contains."""
+    return ascii(str.__str__(value[:_SHOWN])) + ("..." if len(value) > _SHOWN else "")
 
 
 def check_name(what: str, name: str) -> None:

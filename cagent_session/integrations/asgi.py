@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
-from ..context import cover
+from .._scopes import NOBODY, Lineage, OpenScopes
+from .._wrapping import wrap_body
+from ..handoff import received_lineage
 from ..headers import SESSION_ID
-from ._inbound import Scope, scope_of
 
 _Scope: TypeAlias = MutableMapping[str, Any]
 _App: TypeAlias = Callable[[_Scope, Any, Any], Awaitable[None]]
@@ -34,21 +35,24 @@ class SessionMiddleware:
     def __init__(self, app: _App, *, trusted: Callable[[_Scope], bool] | None = None) -> None:
         self.app = app
         self._trusted = trusted
-        self._serve_in = cover(self._serve, lambda args, kwargs: args[0])
+        # Not a plain with: the server may drive this by hand, and be in a session of its own.
+        self._serve_in_session = wrap_body(
+            self._serve, lambda args, kwargs: OpenScopes(self._lineage_of(args[0]))
+        )
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
         """Serve one connection."""
         if scope["type"] in ("http", "websocket"):
-            await self._serve_in(self._session_of(scope), scope, receive, send)
+            await self._serve_in_session(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    async def _serve(self, session: Scope, scope: _Scope, receive: Any, send: Any) -> None:
+    async def _serve(self, scope: _Scope, receive: Any, send: Any) -> None:
         await self.app(scope, receive, send)
 
-    def _session_of(self, scope: _Scope) -> Scope:
+    def _lineage_of(self, scope: _Scope) -> Lineage:
         values = [value for name, value in scope["headers"] if name.lower() == _NAME]
         if not values or (self._trusted is not None and not self._trusted(scope)):
-            return scope_of(None, "")
+            return NOBODY
         # Several are joined by what no ID has, so that they are malformed together.
-        return scope_of(b" ".join(values).decode("latin-1"), "an ASGI request")
+        return received_lineage(b" ".join(values).decode("latin-1"))

@@ -6,17 +6,18 @@ import functools
 import weakref
 from typing import Any
 
-from ..context import boundary, current_session_id
-from ..headers import SESSION_ID
+from .._scopes import current_lineage
+from ..handoff import received_session
+from ..headers import PARENT_SESSION_ID, SESSION_ID
 from . import missing
-from ._inbound import scope_of
 
 try:
     from celery import Celery, Task, signals
+    from celery.backends.base import Backend
 except ImportError as error:
     raise ImportError(missing("celery", "celery")) from error
 
-_ATTRIBUTE = "_cagent_session_boundary"
+_ATTRIBUTE = "_cagent_session_entered"
 _apps: weakref.WeakSet[Celery] = weakref.WeakSet()
 _everywhere = False
 
@@ -25,14 +26,16 @@ def carry_session(app: Celery | None = None) -> None:
     """Let the tasks of ``app``, or of every Celery app, run in the session that published them.
 
     Call it where the app is made, in the module that publishers and workers both import.
-    Retries, chains, groups, chords and tasks that are published from inside a task stay in the
-    session; a task that was published outside every session runs in none. After each task the
-    worker is clean again. Calling it twice is harmless. ::
+    Retries, chains, groups, chords, errbacks and tasks that are published from inside a task stay
+    in the session, and keep its parent; a task that was published outside every session runs in
+    none. After each task the worker is clean again. Calling it twice is harmless. ::
 
         app = Celery("tasks", broker="redis://...")
         carry_session(app)
     """
     global _everywhere
+    # celery.current_app is a proxy.
+    app = getattr(app, "_get_current_object", lambda: app)()
     if app is None:
         _everywhere = True
         signals.before_task_publish.connect(_on_publish, dispatch_uid=_on_publish)
@@ -43,14 +46,21 @@ def carry_session(app: Celery | None = None) -> None:
         app.send_task = _stamping(app.send_task)
     signals.task_prerun.connect(_on_prerun, dispatch_uid=_on_prerun)
     signals.task_postrun.connect(_on_postrun, dispatch_uid=_on_postrun)
+    if not hasattr(Backend.mark_as_failure, "__wrapped__"):
+        # Where a worker process was lost, or over its time limit, the errbacks run elsewhere.
+        Backend.mark_as_failure = _in_session_of_the_task(Backend.mark_as_failure)
+
+
+def _is_carried(app: Celery) -> bool:
+    return _everywhere or app in _apps
 
 
 def _stamp(headers: dict[str, Any]) -> None:
     # Set or taken out, never left: a retry brings along the headers of its first attempt.
-    headers.pop(SESSION_ID, None)
-    session_id = current_session_id()
-    if session_id is not None:
-        headers[SESSION_ID] = session_id
+    for name, value in zip((SESSION_ID, PARENT_SESSION_ID), current_lineage(), strict=False):
+        headers.pop(name, None)
+        if value is not None:
+            headers[name] = value
 
 
 def _stamping(send_task: Any) -> Any:
@@ -63,17 +73,36 @@ def _stamping(send_task: Any) -> Any:
     return stamped_send_task
 
 
+def _session_of(request: Any) -> received_session:
+    return received_session(request.get(SESSION_ID), parent=request.get(PARENT_SESSION_ID))
+
+
+def _in_session_of_the_task(mark_as_failure: Any) -> Any:
+    @functools.wraps(mark_as_failure)
+    def in_session(self: Any, task_id: str, exc: Any, *args: Any, **options: Any) -> Any:
+        request = options.get("request")
+        if request is None or request.get("is_eager") or not _is_carried(self.app):
+            return mark_as_failure(self, task_id, exc, *args, **options)
+        with _session_of(request):
+            return mark_as_failure(self, task_id, exc, *args, **options)
+
+    return in_session
+
+
 def _on_publish(headers: dict[str, Any], **_: Any) -> None:
     _stamp(headers)
 
 
 def _on_prerun(sender: Task, **_: Any) -> None:
-    if not (_everywhere or sender.app in _apps):
+    if not _is_carried(sender.app):
         return
     request = sender.request
-    # An eager task runs where it is published, without a message.
-    session_id = current_session_id() if request.is_eager else request.get(SESSION_ID)
-    entered = boundary(scope_of(session_id, f"the task {sender.name}"))
+    if request.is_eager:
+        # It runs where it is published, without a message.
+        session_id, parent, *_rest = current_lineage()
+        entered = received_session(session_id, parent=parent)
+    else:
+        entered = _session_of(request)
     entered.__enter__()
     setattr(request, _ATTRIBUTE, entered)
 

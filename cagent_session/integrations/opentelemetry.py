@@ -15,7 +15,7 @@ except ImportError as error:
 class SessionSpanProcessor(SpanProcessor):
     """Sets ``session.id`` and ``gen_ai.conversation.id`` on the spans that start in a session.
 
-    ::
+    An attribute that a span is started with is kept. ::
 
         provider = TracerProvider()
         provider.add_span_processor(SessionSpanProcessor())
@@ -25,5 +25,6 @@ class SessionSpanProcessor(SpanProcessor):
         """Called by the SDK, in the thread and the context that start the span."""
         session_id = current_session_id()
         if session_id is not None:
-            span.set_attribute("session.id", session_id)
-            span.set_attribute("gen_ai.conversation.id", session_id)
+            for name in ("session.id", "gen_ai.conversation.id"):
+                if name not in (span.attributes or {}):
+                    span.set_attribute(name, session_id)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ..context import boundary, cover
+from .._scopes import OpenScopes
+from ..handoff import received_lineage
 from ..headers import SESSION_ID
-from ._inbound import Scope, scope_of
 
 _KEY = "HTTP_" + SESSION_ID.upper().replace("-", "_")
 
@@ -16,8 +16,9 @@ class SessionMiddleware:
     """Serves each request in the session of its ``X-Cagent-Session-Id``, or in none.
 
     The iterable that the application returns runs in the session, too. Nothing stays behind on
-    the thread, not even a scope that the application forgot to leave. A malformed ID is ignored,
-    with one warning in the log ``cagent_session``.
+    the thread, not even a scope that the application forgot to leave. A malformed ID, or more than
+    one, is ignored, with one warning in the log ``cagent_session``; so is an ID with a comma in it,
+    as servers join several headers with one.
 
     :param app: the WSGI application.
     :param trusted: given the ``environ``, says whether the client may name its session. Without
@@ -45,8 +46,11 @@ class SessionMiddleware:
         session_id = environ.get(_KEY)
         if session_id is not None and self._trusted is not None and not self._trusted(environ):
             session_id = None
-        scope = scope_of(session_id, "a WSGI request")
-        with boundary(scope):
+        if session_id is not None:
+            # What no ID has makes several malformed together.
+            session_id = session_id.replace(",", ", ")
+        scopes = OpenScopes(received_lineage(session_id))
+        with scopes:
             chunks = self.app(environ, start_response)
         # Servers send a file, or a list of one chunk, faster if they see that it is one.
         file_wrapper = environ.get("wsgi.file_wrapper")
@@ -54,31 +58,29 @@ class SessionMiddleware:
             isinstance(file_wrapper, type) and isinstance(chunks, file_wrapper)
         ):
             return chunks
-        return _Body(chunks, scope)
+        return _Body(chunks, scopes)
 
 
 class _Body:
-    """The iterable of the application, each step of it in the scope of the request."""
+    """The iterable of the application, each step of it in the scopes that the last one had open."""
 
-    def __init__(self, chunks: Iterable[bytes], scope: Scope) -> None:
+    def __init__(self, chunks: Iterable[bytes], scopes: OpenScopes) -> None:
         self._chunks = chunks
-        self._scope = scope
-        self._steps: Iterator[bytes] = _steps_in(scope, chunks)
+        self._scopes = scopes
 
     def __iter__(self) -> Iterator[bytes]:
-        return self._steps
+        with self._scopes:
+            steps = iter(self._chunks)
+        while True:
+            with self._scopes:
+                try:
+                    chunk = next(steps)
+                except StopIteration:
+                    return
+            yield chunk
 
     def close(self) -> None:
         close = getattr(self._chunks, "close", None)
         if close is not None:
-            with boundary(self._scope):
+            with self._scopes:
                 close()
-
-
-def _steps(scope: Scope, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    # Not "yield from": the server closes the iterable itself, and once is enough.
-    for chunk in chunks:  # noqa: UP028
-        yield chunk
-
-
-_steps_in = cover(_steps, lambda args, kwargs: args[0])
