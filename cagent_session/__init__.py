@@ -21,6 +21,7 @@ from .context import (
     session_from,
     session_scope,
 )
+from .gate import SessionRequired
 from .gateway import Gateway, gateway_headers
 from .poolmanager import GatewayPoolManager, GatewayProxyManager
 
@@ -40,6 +41,7 @@ __all__ = [
     "GatewayProxyManager",
     "InvalidSessionID",
     "SessionProcessPoolExecutor",
+    "SessionRequired",
     "SessionThreadPoolExecutor",
     "__version__",
     "bind_session",

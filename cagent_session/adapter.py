@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
 
-from requests import PreparedRequest, Response
+from requests import PreparedRequest, Response, Session
 from requests.adapters import HTTPAdapter
-from requests.models import REDIRECT_STATI
-from requests.sessions import SessionRedirectMixin
 from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 
 from . import urls
-from .gateway import Gateway, check_gateway, gate, without_identifiers
-from .headers import by_lower_name
+from ._sent_headers import SentHeaders, sent
+from .gate import (
+    Defaults,
+    GatewayProtocol,
+    Gateways,
+    Stamp,
+    by_lower_name,
+    gate,
+    names_of,
+    passing,
+)
+from .headers import lower
 
 if TYPE_CHECKING:
     # To a type checker the mixin is the adapter that it is always mixed into.
@@ -23,15 +30,18 @@ else:
     _Adapter = object
 
 _DEFAULT_ENCODING = default_headers()["Accept-Encoding"]
-# Where User-Agent has been taken out, urllib3 puts its own default in.
-_DEFAULT_AGENTS = (default_headers()["User-Agent"], None)
-_redirects = SessionRedirectMixin()
+_DEFAULTS: Defaults = {
+    # Where User-Agent has been taken out, urllib3 puts its own default in.
+    "user-agent": (default_headers()["User-Agent"], None),
+    "accept": (default_headers()["Accept"],),
+    "accept-encoding": (_DEFAULT_ENCODING,),
+}
 
 
 class GatewayMixin(_Adapter):
     """What :class:`GatewayAdapter` does, for any other ``HTTPAdapter`` subclass.
 
-    :param gateway: the gateway whose URLs are to be marked; see :class:`GatewayAdapter`.
+    :param gateway: the :class:`Gateway` whose URLs are to be marked; see :class:`GatewayAdapter`.
     :param adapter_kwargs: what the class that it is mixed into takes.
 
     ::
@@ -42,13 +52,14 @@ class GatewayMixin(_Adapter):
         http.mount("https://", CachedAdapter(gateway, cache=FileCache(".cache")))
     """
 
-    def __init__(self, gateway: Gateway | None = None, **adapter_kwargs: Any) -> None:
-        self.gateway = check_gateway(gateway)
+    def __init__(self, gateway: GatewayProtocol | None = None, **adapter_kwargs: Any) -> None:
+        self.gateway = gateway
+        self._gateways = Gateways([] if gateway is None else [gateway])
         super().__init__(**adapter_kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
-        return state | {"gateway": self.gateway}
+        return state | {"gateway": self.gateway, "_gateways": self._gateways}
 
     def send(
         self,
@@ -63,38 +74,24 @@ class GatewayMixin(_Adapter):
 
         The session is the one that is current in the calling thread, now.
         """
-        headers = _headers_of(request)
-        stamp = gate(request.url or "", headers, self.gateway, _DEFAULT_AGENTS)
-        if stamp is None:
+        with Passage(self._gateways, request, stream) as outgoing:
             return super().send(
-                request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
+                outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
             )
-        url, stamped = stamp
-        if stream and headers.get("accept-encoding", ("", ""))[1] == _DEFAULT_ENCODING:
-            # A compressor holds server-sent events back until its block is full.
-            stamped["accept-encoding"] = ("Accept-Encoding", "identity")
-        outgoing = _Outgoing.of(request)
-        outgoing.url = url
-        outgoing.headers = _request_headers({**headers, **stamped})
-        response = super().send(
-            outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
-        )
-        if response.status_code in REDIRECT_STATI and _leaves_origin(url, response):
-            outgoing.withdraw(self.gateway)
-        return response
 
 
 class GatewayAdapter(GatewayMixin, HTTPAdapter):
     """A transport adapter that says on every gateway-bound request which session sent it.
 
-    :param gateway: requests to its URLs are marked as gateway-bound, and stamped with the
-        session in scope. Without a gateway nothing is marked, and only those requests are
-        stamped that carry the marker ``X-Cagent-Forward`` already.
+    :param gateway: requests to the URLs of this :class:`Gateway` are marked as gateway-bound, and
+        stamped with the session in scope. Without a gateway nothing is marked, and only those
+        requests are stamped that carry the marker ``X-Cagent-Forward`` already.
     :param adapter_kwargs: what ``requests``' ``HTTPAdapter`` takes.
 
     All other requests leave as they would through ``HTTPAdapter``. The caller's request is
-    never changed: ``response.request`` is the stamped copy that was sent. When the gateway
-    redirects to another origin, the marker and the session stay behind. ::
+    never changed: ``response.request`` is the stamped copy that was sent. Whoever copies either
+    of them, for a redirect or to send it again, gets a copy without the identifiers; they return
+    when it is sent to the same origin. ::
 
         http = requests.Session()
         http.mount("https://", GatewayAdapter(gateway))     # or: gateway.mount(http)
@@ -104,60 +101,99 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
     """
 
 
-class _Outgoing(PreparedRequest):
-    """The copy of a request that is stamped and sent.
-
-    It knows its ``source``, because that is what requests copies for the next hop, also after
-    an authentication handler has copied this copy and sent the request again.
-    """
-
-    source: PreparedRequest
-
-    @classmethod
-    def of(cls, source: PreparedRequest) -> _Outgoing:
-        # Everything is shared, as it would be without us, and the caller of this puts headers of
-        # its own in. PreparedRequest.copy() copies the cookie jar, too, which takes longer than
-        # all the rest.
-        outgoing = cls.__new__(cls)
-        vars(outgoing).update(vars(source))
-        outgoing.source = source
-        return outgoing
-
-    def copy(self) -> PreparedRequest:
-        copy = self.of(super().copy())
-        copy.source = self.source
-        return copy
-
-    def __reduce__(self) -> Any:
-        state = {name: value for name, value in vars(self).items() if name != "source"}
-        return PreparedRequest, (), state
-
-    def withdraw(self, gateway: Gateway | None) -> None:
-        """Take the identifiers for ``gateway`` off the request of the caller."""
-        source: PreparedRequest | None = self.source
-        while source is not None:
-            # Replaced, not changed: another thread may be reading them.
-            kept = without_identifiers(source.headers.items(), gateway)
-            source.headers = CaseInsensitiveDict(kept)
-            source = getattr(source, "source", None)
+def mount(session: Session, gateway: GatewayProtocol, adapter: GatewayMixin) -> None:
+    """Mount ``adapter`` on ``session`` for ``gateway``, next to the gateways that are there."""
+    mounted = [(gateway, adapter)]
+    for other in session.adapters.values():
+        if not isinstance(other, GatewayMixin) or other.gateway is None:
+            continue
+        if other.gateway.origin == gateway.origin and other.gateway != gateway:
+            mounted.append((other.gateway, other))
+    # Each knows all, as a URL may be spelt such that it reaches another one than its own.
+    gateways = Gateways(each for each, _ in mounted)
+    for _, each in mounted:
+        each._gateways = gateways
+    _, at_origin = min(mounted, key=lambda pair: len(pair[0].path))
+    scheme, host, port = gateway.origin
+    origins = [f"{scheme}://{host}:{port}"]
+    if port == urls.DEFAULT_PORTS[scheme]:
+        origins.append(f"{scheme}://{host}")
+    for origin in origins:
+        session.mount(f"{origin}/", at_origin)
+        if gateway.path:
+            session.mount(origin + gateway.path, adapter)
 
 
-def _headers_of(request: PreparedRequest) -> dict[str, tuple[str, Any]]:
-    if isinstance(request.headers, CaseInsensitiveDict):
+class Passage:
+    """A request on its way through the gate: sent as it is, or as a stamped copy if it is bound."""
+
+    def __init__(self, gateways: Gateways, request: PreparedRequest, stream: bool) -> None:
+        if isinstance(request.headers, SentHeaders):
+            request.headers = request.headers.of(request)
+        headers: Any = request.headers
+        url = request.url or ""
+        owner = gateways.owner(url)
+        by_name: dict[str, tuple[Any, Any]] = {}
+        if owner is not None or _may_be_marked(headers):
+            by_name = _by_lower_name(headers)
+        marker = by_name.get("x-cagent-forward", (None, None))[1]
+        stamp = gate(url, marker, owner, by_name, _DEFAULTS)
+        self._outgoing = request
+        self._sent_headers: Any = None
+        if stamp is None:
+            return
+        if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
+            # A compressor holds server-sent events back until its block is full.
+            stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
+        # All but the URL and the headers is shared, as it would be without us.
+        # PreparedRequest.copy() copies the cookie jar, too, which takes longer than all the rest.
+        self._outgoing = object.__new__(type(request))
+        vars(self._outgoing).update(vars(request))
+        self._outgoing.url = stamp.url
+        self._outgoing.headers = _stamped(headers, by_name, stamp)
+        names = names_of(owner)
+        request.headers = sent(headers, url, names, request)  # type: ignore[assignment]
+        self._sent_headers = sent(self._outgoing.headers, stamp.url, names)
+
+    def __enter__(self) -> PreparedRequest:
+        self._is_watched = passing.is_watched
+        if self._is_watched:
+            self._before = passing.set(self._outgoing)
+        return self._outgoing
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._is_watched:
+            passing.set(self._before)
+        if self._sent_headers is not None:
+            # Not earlier: on its way urllib3 copies the headers, too.
+            self._outgoing.headers = self._sent_headers
+
+
+def _may_be_marked(headers: Any) -> bool:
+    if isinstance(headers, CaseInsensitiveDict):
         # All that it has in public is slower than the rest of the gate.
-        return request.headers._store
-    return by_lower_name(request.headers.items())  # some other mapping, put there by the caller
+        store: Any = headers._store
+        return "x-cagent-forward" in store or b"x-cagent-forward" in store
+    return True
 
 
-def _request_headers(headers: dict[str, Any]) -> CaseInsensitiveDict[str | bytes]:
-    made: CaseInsensitiveDict[str | bytes] = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
-    made._store = headers  # type: ignore[assignment]
-    return made
+def _by_lower_name(headers: Any) -> dict[str, tuple[Any, Any]]:
+    if isinstance(headers, CaseInsensitiveDict) and bytes not in map(type, headers._store):
+        return headers._store
+    return by_lower_name(headers.items())
 
 
-def _leaves_origin(url: str, response: Response) -> bool:
-    try:
-        target = urljoin(url, _redirects.get_redirect_target(response) or "")
-    except ValueError:
-        return True  # a target that requests refuses, too
-    return urls.leaves_origin(url, target)
+def _stamped(headers: Any, by_name: dict[str, tuple[Any, Any]], stamp: Stamp) -> Any:
+    """``headers`` as they are to be sent."""
+    if isinstance(headers, CaseInsensitiveDict) and by_name is headers._store:
+        made: Any = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
+        made._store = {**by_name, **stamp.headers}
+        if stamp.removed is not None:
+            made._store.pop(stamp.removed, None)
+        return made
+    kept = {
+        name: value
+        for name, value in headers.items()
+        if lower(name) not in stamp.headers and lower(name) != stamp.removed
+    }
+    return kept | dict(stamp.headers.values())

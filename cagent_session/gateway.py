@@ -1,150 +1,62 @@
-"""Where the gateway is, and the gate: one decision for every transport."""
+"""Where the gateway is, and what it is to be told."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields
+from functools import cached_property, partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 from urllib.parse import unquote_plus
 
+import requests
+
 from . import urls
-from .context import current_session_id
+from .adapter import GatewayAdapter, mount
+from .gate import AGENT, gate
 from .headers import (
     FORWARD,
-    MODEL,
-    MODEL_NAME,
-    PROVIDER,
-    RUNTIME,
+    PREFIX,
     SESSION_ID,
-    USER_AGENT,
-    Headers,
-    Stamped,
-    by_lower_name,
-    check_name,
-    check_value,
-    lower,
+    check_fixed_header,
+    check_parent_header,
+    check_session_header,
+    gateway_headers,
 )
 
-if TYPE_CHECKING:
-    import requests
-
-    from .adapter import GatewayAdapter
-
-_Item = TypeVar("_Item", bound=tuple[Any, Any])
+__all__ = ["Gateway", "gateway_headers"]
 
 ENVIRONMENT = ("DOCKER_AGENT_MODELS_GATEWAY", "CAGENT_MODELS_GATEWAY")
 
-
-def gate(
-    url: str,
-    headers: Headers,
-    gateway: Gateway | None,
-    default_agents: Collection[str | bytes | None],
-) -> tuple[str, Stamped] | None:
-    """Decide whether a request is gateway-bound, and what it then gets.
-
-    A request is gateway-bound if it carries a non-empty ``X-Cagent-Forward``, put there by the
-    caller or by a ``gateway`` that owns its URL.
-
-    :param headers: the caller's.
-    :param default_agents: the ``User-Agent`` values that the HTTP library sets by itself;
-        ``None`` among them stands for a missing one.
-    :returns: the URL to send to and the headers to set, or ``None`` for a request that must go
-        out untouched.
-    """
-    owner = gateway if gateway is not None and gateway.owns(url) else None
-    marker = headers.get("x-cagent-forward")
-    is_bound = bool(marker[1]) if marker is not None else owner is not None
-    if not is_bound:
-        return None
-
-    session_header = SESSION_ID
-    stamped: Stamped = {}
-    if owner is not None:
-        url = owner._with_query(url)
-        session_header = owner.session_header
-        stamped = owner._fixed.copy()
-        if not stamped.keys().isdisjoint(headers):
-            stamped = {key: stamped[key] for key in stamped if key not in headers}
-    agent = headers.get("user-agent")
-    if (agent[1] if agent is not None else None) in default_agents:
-        stamped["user-agent"] = owner._agent if owner is not None else ("User-Agent", USER_AGENT)
-    session_id = current_session_id()
-    if session_id is not None:
-        stamped[session_header.lower()] = (session_header, session_id)
-    return url, stamped
+_ENDS_BASE = ("", "/", "?", "#")
 
 
-def without_identifiers(items: Iterable[_Item], gateway: Gateway | None) -> list[_Item]:
-    """The headers less those that are for the gateway alone, and must not follow a redirect."""
-    session_header = (SESSION_ID if gateway is None else gateway.session_header).lower()
-    return [
-        item
-        for item in items
-        if not lower(item[0]).startswith("x-cagent-") and lower(item[0]) != session_header
-    ]
-
-
-def check_gateway(gateway: Gateway | None) -> Gateway | None:
-    """``gateway``, if a transport can take it."""
-    if gateway is not None and not isinstance(gateway, Gateway):
-        raise TypeError(f"gateway must be a Gateway or None, not {type(gateway).__name__}")
-    return gateway
-
-
-def gateway_headers(
-    forward: str,
-    *,
-    provider: str | None = None,
-    model: str | None = None,
-    model_name: str | None = None,
-) -> dict[str, str]:
-    """The headers that mark a request as gateway-bound, for callers who mark it themselves.
-
-    :param forward: the provider's base URL, to which the gateway relays the request.
-    :param provider: the provider's name; left out of the headers if empty, as the next two.
-    :param model: the model's ID.
-    :param model_name: the model's name in the agent's configuration.
-    :raises ValueError: for a ``forward`` that :class:`Gateway` would refuse, or a value that
-        cannot be sent in a header.
-
-    ::
-
-        http.mount("https://", GatewayAdapter())
-        http.post(url, json=prompt, headers=gateway_headers("https://api.openai.com/v1"))
-    """
-    urls.check("forward URL", forward)
-    headers = {FORWARD: forward}
-    for what, name, value in (
-        ("provider", PROVIDER, provider),
-        ("model", MODEL, model),
-        ("model_name", MODEL_NAME, model_name),
-    ):
-        if value is not None and check_value(what, value):
-            headers[name] = value
-    return headers | RUNTIME
-
-
+@dataclass(frozen=True, repr=False)
 class Gateway:
     """Where the models gateway listens, and what it is to be told with every request.
 
     :param url: the gateway's base URL. Each parameter of its query is added to every request
         that goes to the gateway and does not have it yet.
-    :param forward: the base URL of the provider that the gateway relays to.
+    :param forward: the base URL of the provider that a docker-agent gateway relays to. Left out
+        for a gateway or router that does not speak that protocol: then no ``X-Cagent-*`` header
+        is sent, and ``session_header`` has to be named.
     :param provider: the provider's name, for the gateway's records; as the next two, it is
         sent only if it is not empty.
     :param model: the model's ID.
     :param model_name: the model's name in the agent's configuration.
-    :param headers: further fixed headers for gateway-bound requests.
-    :param session_header: another name for ``X-Cagent-Session-Id``, for a gateway with a
-        convention of its own.
-    :raises ValueError: for a URL that is not plain http(s), or a value that cannot be sent in a
-        header. No error shows a password.
+    :param headers: further fixed headers for gateway-bound requests. They stand in for the HTTP
+        library's own defaults, and give way to what the caller of a request has set.
+    :param session_header: the name under which this gateway wants the session.
+    :param parent_header: the name under which it wants the session's parent, if it does.
+    :param require_session: refuse to send a request outside every session, with
+        :class:`~cagent_session.SessionRequired`.
+    :raises ValueError: for a URL that is not plain http(s), a name that has a meaning of its own,
+        or a value that cannot be sent in a header. No error shows a password.
 
-    A gateway cannot be changed. Two with the same arguments are equal. ::
+    A gateway cannot be changed; ``dataclasses.replace(gateway, model="...")`` makes another one.
+    Two with the same arguments are equal. ::
 
         gateway = Gateway(
             "https://gateway.example/prefix?tenant=a",
@@ -154,76 +66,62 @@ class Gateway:
         http = requests.Session()
         gateway.mount(http)
         http.post(gateway.endpoint("v1/chat/completions"), json=prompt)
+
+        router = Gateway("http://router.example:8000", session_header="X-Session-ID")
     """
 
     url: str
-    forward: str
-    provider: str | None
-    model: str | None
-    model_name: str | None
-    headers: Mapping[str, str]
-    session_header: str
+    _: KW_ONLY
+    forward: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    model_name: str | None = None
+    headers: Mapping[str, str] | None = field(default=None, hash=False)
+    session_header: str = SESSION_ID
+    parent_header: str | None = None
+    require_session: bool = False
 
-    _fixed: Stamped
-    _agent: tuple[str, str]
-    _base: str
-    _origin: urls.Origin
-    _path: str
-    _query: list[tuple[str, str]]
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        forward: str,
-        provider: str | None = None,
-        model: str | None = None,
-        model_name: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        session_header: str = SESSION_ID,
-    ) -> None:
-        origin, path, query = urls.check("gateway URL", url)
-        fixed = gateway_headers(forward, provider=provider, model=model, model_name=model_name)
-        check_name("session_header", session_header)
-        headers = dict(headers or {})
+    def __post_init__(self) -> None:
+        urls.check("gateway URL", self.url)
+        headers = MappingProxyType(dict(self.headers or {}))
+        object.__setattr__(self, "headers", headers)
+        check_session_header(self.session_header)
+        if self.parent_header is not None:
+            check_parent_header(self.parent_header)
+            if self.parent_header.lower() == self.session_header.lower():
+                raise ValueError("session_header and parent_header cannot be the same")
         for name, value in headers.items():
-            check_name("header", name)
-            check_value(f"header {name!r}", value)
-            if name.lower() in (FORWARD.lower(), session_header.lower()):
-                raise ValueError(f"header {name!r} cannot be fixed, it has a meaning of its own")
-        fixed_headers = by_lower_name(fixed.items()) | by_lower_name(headers.items())
-        # Written past __setattr__, which refuses. What a request needs is worked out here, once.
-        vars(self).update(
-            url=url,
-            forward=forward,
-            provider=provider,
-            model=model,
-            model_name=model_name,
-            headers=MappingProxyType(headers),
-            session_header=session_header,
-            _fixed=fixed_headers,
-            _agent=fixed_headers.get("user-agent", ("User-Agent", USER_AGENT)),
-            _base=url.partition("?")[0].rstrip("/"),
-            _origin=origin,
-            _path=_canonical(path.rstrip("/")),
-            _query=[(_query_name(pair), pair) for pair in query.split("&") if pair],
-        )
+            check_fixed_header(name, value, self.session_names)
+        if self.forward is None:
+            self._check_that_nothing_needs_forward()
+        _ = self.marks  # made now, so that what cannot be sent is refused now
+
+    def _check_that_nothing_needs_forward(self) -> None:
+        for what in ("provider", "model", "model_name"):
+            if getattr(self, what):
+                raise ValueError(f"{what} is for a gateway with forward: it is sent along with it")
+        for what, name in (
+            ("session_header", self.session_header),
+            ("parent_header", self.parent_header),
+            *(("header", name) for name in self.headers or ()),
+        ):
+            if name is not None and name.lower().startswith(PREFIX):
+                raise ValueError(
+                    f"{what} {name!r} never travels without {FORWARD}: give the gateway's forward, "
+                    "or name the session_header that this gateway reads"
+                )
 
     @classmethod
-    def from_env(
-        cls,
-        *,
-        forward: str,
-        provider: str | None = None,
-        model: str | None = None,
-        model_name: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        session_header: str = SESSION_ID,
-    ) -> Gateway | None:
+    def from_env(cls, **options: Any) -> Gateway | None:
         """The gateway that the environment names, or ``None`` if it names none.
 
         ``DOCKER_AGENT_MODELS_GATEWAY`` is looked at first, then ``CAGENT_MODELS_GATEWAY``; an
-        empty one counts as missing. The arguments are those of :class:`Gateway`. ::
+        empty one counts as missing.
+
+        :param options: all that :class:`Gateway` takes besides ``url``. They are checked in any
+            case.
+
+        ::
 
             gateway = Gateway.from_env(forward="https://api.openai.com/v1")
             if gateway is not None:
@@ -234,15 +132,8 @@ class Gateway:
             url = os.environ.get(variable)
             if url:
                 urls.check(variable, url)
-                return cls(
-                    url,
-                    forward=forward,
-                    provider=provider,
-                    model=model,
-                    model_name=model_name,
-                    headers=headers,
-                    session_header=session_header,
-                )
+                return cls(url, **options)
+        cls("http://localhost", **options)
         return None
 
     def endpoint(self, path: str) -> str:
@@ -258,7 +149,7 @@ class Gateway:
         ... )
         'https://gateway.example/prefix/v1/chat/completions'
         """
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", path):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
             raise ValueError("endpoint takes a path below the gateway's URL, not a URL")
         url = f"{self._base}/{path.lstrip('/')}"
         urls.check("endpoint", url)
@@ -267,45 +158,106 @@ class Gateway:
     def owns(self, url: str) -> bool:
         """Whether ``url`` has the gateway's origin and lies at or below its path.
 
-        What could be read in two ways is not owned: a URL that is not clean http(s), and, for a
-        gateway with a path, one with a dot segment in any spelling.
+        What could be read in two ways is not owned: a URL that is not clean http(s), or has user
+        info, and, for a gateway with a path, one with a dot segment in any spelling.
         """
+        if not urls.is_printable(url):
+            return False
         base = self._base
         if url.startswith(base) and url[len(base) : len(base) + 1] in _ENDS_BASE:
-            if not self._path or not any(doubt in url for doubt in ("/.", "%", "\\")):
+            if not self.path or not ("/." in url or "%" in url or "\\" in url):
                 return True
-        elif self._origin.host not in url.lower():
+        elif self.origin.host not in url.lower():
             return False
         parts = urls.split(url)
-        if parts is None or parts.origin != self._origin:
+        if parts is None or parts.has_user or parts.origin != self.origin:
             return False
-        path = self._path
-        return not path or (
+        return not self.path or (
             not urls.has_dot_segment(parts.path)
-            and f"{_canonical(parts.path)}/".startswith(f"{path}/")
+            and f"{urls.canonical(parts.path)}/".startswith(f"{self.path}/")
         )
 
     def mount(self, session: requests.Session, **adapter_kwargs: Any) -> GatewayAdapter:
-        """Mount a :class:`GatewayAdapter` on ``session`` for the gateway's origin.
+        """Mount a :class:`GatewayAdapter` on ``session`` for the gateway's URLs.
+
+        A session can have many gateways, siblings and nested ones, mounted in any order; a request
+        belongs to the one with the longest path.
 
         :param adapter_kwargs: what ``requests``' ``HTTPAdapter`` takes, such as ``max_retries``.
         :returns: the adapter.
+        :raises ValueError: if another gateway with the same origin and path is on the session.
 
         ::
 
             http = requests.Session()
             gateway.mount(http, pool_maxsize=32)
         """
-        from .adapter import GatewayAdapter
-
         adapter = GatewayAdapter(self, **adapter_kwargs)
-        scheme, host, port = self._origin
-        session.mount(f"{scheme}://{host}:{port}/", adapter)
-        if port == urls.DEFAULT_PORTS[scheme]:
-            session.mount(f"{scheme}://{host}/", adapter)
+        mount(session, self, adapter)
         return adapter
 
-    def _with_query(self, url: str) -> str:
+    def headers_for(self, url: str) -> dict[str, str]:
+        """The headers that a request to ``url`` gets right now; none if it is not the gateway's.
+
+        For clients that let nobody plug in a transport. The query of the gateway's URL is the
+        caller's to add, and a ``User-Agent`` of this package is not among them. ::
+
+            def add(request, **kwargs):
+                request.headers.update(gateway.headers_for(request.url))
+
+            bedrock.meta.events.register("before-send.bedrock-runtime", add)
+
+        :raises SessionRequired: if the gateway requires a session, and there is none.
+        """
+        if not self.owns(url):
+            return {}
+        stamp = gate(url, None, self, {}, {})
+        return {} if stamp is None else dict(stamp.headers.values())
+
+    @cached_property
+    def origin(self) -> urls.Origin:
+        """Scheme, host and port."""
+        return self._parts.origin
+
+    @cached_property
+    def path(self) -> str:
+        """The path that all its URLs begin with, without a slash at the end; often empty."""
+        return urls.canonical(self._parts.path.rstrip("/"))
+
+    @cached_property
+    def session_names(self) -> frozenset[str]:
+        """The names, in lower case, that it has given to the session and its parent."""
+        names = (self.session_header, self.parent_header)
+        return frozenset(name.lower() for name in names if name is not None)
+
+    @cached_property
+    def looked_at(self) -> Mapping[bytes, str]:
+        """The names, in lower case, of the caller's headers that matter."""
+        names = {"x-cagent-forward", "user-agent", *self.marks, *self.session_names}
+        return {name.encode(): name for name in names}
+
+    @cached_property
+    def marks(self) -> dict[str, tuple[str, str]]:
+        """What every request to it carries besides the session, by the names in lower case."""
+        marks: dict[str, str] = {}
+        if self.forward is not None:
+            marks = gateway_headers(
+                self.forward, provider=self.provider, model=self.model, model_name=self.model_name
+            )
+        # A fixed header of the user's comes second, and wins, in whatever case it is written.
+        pairs = [*marks.items(), *(self.headers or {}).items()]
+        return {name.lower(): (name, value) for name, value in pairs}
+
+    @cached_property
+    def encoded_marks(self) -> Mapping[str, tuple[bytes, bytes, bytes]]:
+        """The marks as httpx keeps headers: name, name in lower case and value, in bytes."""
+        return {
+            key: (name.encode(), key.encode(), value.encode())
+            for key, (name, value) in {"user-agent": AGENT, **self.marks}.items()
+        }
+
+    def with_query(self, url: str) -> str:
+        """``url`` with the parameters of the gateway's own that it does not have yet."""
         if not self._query:
             return url
         base, hash_mark, fragment = url.partition("#")
@@ -315,54 +267,31 @@ class Gateway:
         pairs += [pair for name, pair in self._query if name not in present]
         return f"{base}?{'&'.join(pairs)}{hash_mark}{fragment}"
 
-    def _options(self) -> dict[str, Any]:
-        return {
-            "forward": self.forward,
-            "provider": self.provider,
-            "model": self.model,
-            "model_name": self.model_name,
-            "headers": dict(self.headers),
-            "session_header": self.session_header,
-        }
+    @cached_property
+    def _parts(self) -> urls.Parts:
+        return urls.check("gateway URL", self.url)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Gateway):
-            return NotImplemented
-        return (self.url, self._options()) == (other.url, other._options())
+    @cached_property
+    def _base(self) -> str:
+        return self.url.partition("?")[0].rstrip("/")
 
-    def __hash__(self) -> int:
-        return hash((self.url, self.forward))
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a Gateway cannot be changed: {name}")
-
-    def __delattr__(self, name: str) -> None:
-        self.__setattr__(name, None)
+    @cached_property
+    def _query(self) -> list[tuple[str, str]]:
+        return [(_query_name(pair), pair) for pair in self._parts.query.split("&") if pair]
 
     def __reduce__(self) -> Any:
-        return partial(type(self), **self._options()), (self.url,)
+        options = {each.name: getattr(self, each.name) for each in fields(self)}
+        options["headers"] = dict(options["headers"])
+        return partial(type(self), **options), ()
 
     def __repr__(self) -> str:
         # Neither a header's value nor that of a query: either may be a secret.
-        options = self._options() | {
-            "forward": urls.masked(self.forward),
-            "headers": sorted(self.headers),
+        options = {each.name: getattr(self, each.name) for each in fields(self)[1:]} | {
+            "forward": urls.masked(self.forward or ""),
+            "headers": sorted(self.headers or ()),
         }
         shown = "".join(f", {name}={value!r}" for name, value in options.items() if value)
         return f"{type(self).__name__}({urls.masked(self.url)!r}{shown})"
-
-
-_ENDS_BASE = ("", "/", "?", "#")
-
-
-def _canonical(path: str) -> str:
-    """``path`` with its percent escapes in the one spelling that RFC 3986 prefers."""
-
-    def spell(escape: re.Match[str]) -> str:
-        character = chr(int(escape[1], 16))
-        return character if re.match(r"[A-Za-z0-9._~-]", character) else escape[0].upper()
-
-    return re.sub(r"%([0-9A-Fa-f]{2})", spell, path)
 
 
 def _query_name(pair: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import platform
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias, TypeVar
 
+from . import urls
 from ._version import __version__
 
 FORWARD = "X-Cagent-Forward"
@@ -16,12 +15,9 @@ PARENT_SESSION_ID = "X-Cagent-Parent-Session-Id"
 PROVIDER = "X-Cagent-Provider"
 MODEL = "X-Cagent-Model"
 MODEL_NAME = "X-Cagent-Model-Name"
-
-# Headers as the gate reads and sets them: (name, value) by the name in lower case.
-Headers: TypeAlias = Mapping[str, tuple[str | bytes, str | bytes]]
-Stamped: TypeAlias = dict[str, tuple[str, str]]
-
-_Header = TypeVar("_Header", bound=tuple[Any, Any])
+#: What a call is for; docker-agent sends "1" with those that have no user behind them.
+GENERATING_TITLE = "X-Cagent-GeneratingTitle"
+COMPACTING = "X-Cagent-Compacting"
 
 MAX_LENGTH = 256  # of a session ID
 _SHOWN = 60  # characters of a malformed one
@@ -31,13 +27,13 @@ _is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _is_value = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
 
 
-def goos(platform: str) -> str:
-    """What Go calls the operating system that Python calls ``platform`` (``sys.platform``)."""
-    if platform in ("win32", "cygwin"):
+def goos(system: str) -> str:
+    """What Go calls the operating system that Python calls ``system`` (``sys.platform``)."""
+    if system in ("win32", "cygwin"):
         return "windows"
-    if platform == "sunos5":
+    if system == "sunos5":
         return "solaris"
-    return platform.rstrip("0123456789")  # freebsd14
+    return system.rstrip("0123456789")  # freebsd14
 
 
 def goarch(machine: str) -> str:
@@ -50,15 +46,8 @@ def goarch(machine: str) -> str:
     return {"x86_64": "amd64", "aarch64": "arm64", "loongarch64": "loong64"}.get(machine, machine)
 
 
-def _machine() -> str:
-    # platform.machine() knows this too, but importing platform would take longer than the rest.
-    if hasattr(os, "uname"):
-        return os.uname().machine
-    return os.environ.get("PROCESSOR_ARCHITECTURE", "unknown")
-
-
 OS = goos(sys.platform)
-ARCH = goarch(_machine())
+ARCH = goarch(platform.machine()) or "unknown"
 USER_AGENT = f"cagent-session/{__version__} ({OS}; {ARCH})"
 RUNTIME = {
     "X-Cagent-Lang": "python",
@@ -68,19 +57,29 @@ RUNTIME = {
     "X-Cagent-Runtime-Version": __version__,
 }
 
+PREFIX = "x-cagent-"
+
+# Names in lower case. Those that frame a message are never anybody's to choose.
+_FRAMING = {
+    *("host", "content-length", "content-encoding", "transfer-encoding", "connection"),
+    *("keep-alive", "te", "trailer", "upgrade", "expect"),
+}
+_WITH_A_MEANING = _FRAMING | {
+    *("content-type", "authorization", "proxy-authorization", "cookie", "set-cookie"),
+    *("accept", "accept-encoding", "user-agent"),
+}
+_OF_THE_PROTOCOL = frozenset(
+    name.lower()
+    for name in (
+        *(FORWARD, SESSION_ID, PROVIDER, MODEL, MODEL_NAME, GENERATING_TITLE, COMPACTING),
+        *RUNTIME,
+    )
+)
+
 
 def lower(name: str | bytes) -> str:
+    """The key under which headers compare, ``str`` and ``bytes`` alike."""
     return (name if isinstance(name, str) else name.decode("latin-1")).lower()
-
-
-def by_lower_name(items: Iterable[_Header]) -> dict[str, _Header]:
-    """Of a name that comes more than once the first value counts that is not empty."""
-    headers: dict[str, _Header] = {}
-    for header in items:
-        key = lower(header[0])
-        if key not in headers or not headers[key][1]:
-            headers[key] = header
-    return headers
 
 
 class InvalidSessionID(ValueError):
@@ -106,6 +105,29 @@ def shown(value: str) -> str:
     return ascii(str.__str__(value[:_SHOWN])) + ("..." if len(value) > _SHOWN else "")
 
 
+def check_session_header(name: str) -> None:
+    """Raise if ``name`` cannot be the header that sessions are sent in."""
+    check_name("session_header", name)
+    key = name.lower()
+    if key in _WITH_A_MEANING or (key.startswith(PREFIX) and key != SESSION_ID.lower()):
+        raise ValueError(f"session_header cannot be {name!r}, which has a meaning of its own")
+
+
+def check_parent_header(name: str) -> None:
+    """Raise if ``name`` cannot be the header that a session's parent is sent in."""
+    check_name("parent_header", name)
+    if name.lower() in _WITH_A_MEANING | _OF_THE_PROTOCOL:
+        raise ValueError(f"parent_header cannot be {name!r}, which has a meaning of its own")
+
+
+def check_fixed_header(name: str, value: str, taken: frozenset[str]) -> None:
+    """Raise if a header cannot be the same on every request, or is one of ``taken``."""
+    check_name("header", name)
+    check_value(f"header {name!r}", value)
+    if name.lower() in taken | _FRAMING | {FORWARD.lower(), SESSION_ID.lower()}:
+        raise ValueError(f"header {name!r} cannot be fixed, it has a meaning of its own")
+
+
 def check_name(what: str, name: str) -> None:
     """Raise if ``name`` cannot be a header's."""
     if not isinstance(name, str):
@@ -124,3 +146,38 @@ def check_value(what: str, value: str) -> str:
             "and cannot be sent in a header"
         )
     return value
+
+
+def gateway_headers(
+    forward: str,
+    *,
+    provider: str | None = None,
+    model: str | None = None,
+    model_name: str | None = None,
+) -> dict[str, str]:
+    """The headers that mark a request as gateway-bound, for callers who mark it themselves.
+
+    For several providers or models over one client.
+
+    :param forward: the provider's base URL, to which the gateway relays the request.
+    :param provider: the provider's name; left out of the headers if empty, as the next two.
+    :param model: the model's ID.
+    :param model_name: the model's name in the agent's configuration.
+    :raises ValueError: for a ``forward`` that :class:`Gateway` would refuse, or a value that
+        cannot be sent in a header.
+
+    ::
+
+        http.mount("https://", GatewayAdapter())
+        http.post(url, json=prompt, headers=gateway_headers("https://api.openai.com/v1"))
+    """
+    urls.check("forward URL", forward)
+    headers = {FORWARD: forward}
+    for what, name, value in (
+        ("provider", PROVIDER, provider),
+        ("model", MODEL, model),
+        ("model_name", MODEL_NAME, model_name),
+    ):
+        if value is not None and check_value(what, value):
+            headers[name] = value
+    return headers | RUNTIME

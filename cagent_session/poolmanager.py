@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Collection, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager
+from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
 from urllib3._collections import HTTPHeaderDict
 from urllib3._version import __version__
+from urllib3.util import parse_url
 
 from . import urls
-from .gateway import Gateway, check_gateway, gate, without_identifiers
-from .headers import by_lower_name
+from ._scopes import current_lineage
+from .gate import (
+    LOOKED_AT,
+    Defaults,
+    Gateways,
+    by_lower_name,
+    gate,
+    is_bound,
+    is_identifier,
+    names_of,
+)
+from .gateway import Gateway
+from .headers import FORWARD, USER_AGENT, lower
 
 if TYPE_CHECKING:
     # To a type checker the mixins are what they are always mixed into.
@@ -20,81 +33,61 @@ if TYPE_CHECKING:
 else:
     _Pool = _Manager = object
 
-# urllib3 sends its own where there is none.
-_DEFAULT_AGENTS = (None,)
-# On a redirect, urllib3 1.26 takes headers such as Authorization off the caller's own.
-_TAKES_HEADERS_OFF = __version__.startswith("1.")
+_Headers: TypeAlias = Mapping[str, str]
+
+# urllib3 sends its own User-Agent where there is none, and this Accept to a proxy that forwards.
+_DEFAULTS: Defaults = {"user-agent": (None,)}
+_NO_HEADER = (None, None)
+_DEFAULTS_OF_A_PROXY: Defaults = {**_DEFAULTS, "accept": ("*/*",)}
 
 
-class _GatewayPool(_Pool):
-    """Stamps each attempt on its way out.
+class GatewayPool(_Pool):
+    """A connection pool that stamps each attempt on its way out.
 
-    Here rather than in the manager, which builds a redirect's next hop from the headers that it
-    has seen itself, and which botocore and others pass by.
+    Here rather than in the manager, which botocore and others pass by. The manager makes the next
+    hop of a redirect from the caller's own headers.
     """
 
-    gateway: Gateway | None
-    base_url: str
+    gateways: Gateways
 
-    def urlopen(
+    def urlopen(  # type: ignore[override] # as in urllib3 itself
         self,
         method: str,
         url: str,
         body: Any = None,
-        headers: Mapping[str, str] | None = None,
+        headers: _Headers | None = None,
+        retries: Any = None,
         *args: Any,
-        came_from: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        # A proxy that forwards gets the full URL; everyone else gets what follows the host.
-        base_url = "" if self.proxy is not None and not url.startswith("/") else self.base_url
-        callers = self.headers if headers is None else headers
-        stamp = gate(base_url + url, by_lower_name(callers.items()), self.gateway, _DEFAULT_AGENTS)
-        if stamp is not None:
-            full_url, stamped = stamp
-            url = full_url[len(base_url) :]
-            headers = _header_dict(callers.items())
-            for name, value in stamped.values():
-                headers[name] = value
-        return super().urlopen(method, url, body, headers, *args, **kwargs)
-
-
-class _GatewayHTTPPool(_GatewayPool, HTTPConnectionPool):
-    pass
-
-
-class _GatewayHTTPSPool(_GatewayPool, HTTPSConnectionPool):
-    pass
+        headers = self.headers if headers is None else headers
+        url, headers = through_gate(self.gateways, self, url, headers, retries)
+        return super().urlopen(method, url, body, headers, retries, *args, **kwargs)
 
 
 class _GatewayManager(_Manager):
-    gateway: Gateway | None
-
     def __init__(self, *args: Any, gateway: Gateway | None, **kwargs: Any) -> None:
-        self.gateway = check_gateway(gateway)
+        self.gateway = gateway
+        self._gateways = Gateways([] if gateway is None else [gateway])
         super().__init__(*args, **kwargs)
-        self.pool_classes_by_scheme = {"http": _GatewayHTTPPool, "https": _GatewayHTTPSPool}
 
-    def _new_pool(self, scheme: str, host: str, port: int, request_context: Any = None) -> Any:
-        pool: Any = super()._new_pool(scheme, host, port, request_context)
-        pool.gateway = self.gateway
-        pool.base_url = f"{scheme}://{host}"
-        if port != urls.DEFAULT_PORTS[scheme]:
-            pool.base_url += f":{port}"
+    def _new_pool(self, *args: Any, **kwargs: Any) -> Any:
+        # Whatever class the pool has: botocore and others put their own in after construction.
+        pool: Any = super()._new_pool(*args, **kwargs)
+        pool_class: Any = type(pool)
+        pool.__class__ = _gated(pool_class)
+        pool.gateways = self._gateways
         return pool
 
-    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
-        # urllib3 follows a redirect by calling this again with the keywords of the last hop. So
-        # it is told there, and not to Retry, which each request may bring along in its own way.
-        came_from = kw.get("came_from")
-        if came_from is not None and urls.leaves_origin(came_from, url):
-            items = kw["headers"].items()
-            if gate(came_from, by_lower_name(items), self.gateway, _DEFAULT_AGENTS) is not None:
-                kw["headers"] = _header_dict(without_identifiers(items, self.gateway))
-        if _TAKES_HEADERS_OFF and came_from is None and kw.get("headers") is not None:
-            kw["headers"] = kw["headers"].copy()
-        kw["came_from"] = url
-        return super().urlopen(method, url, redirect=redirect, **kw)
+    if __version__.startswith("1."):
+
+        def urlopen(  # type: ignore[override] # as in urllib3 itself
+            self, method: str, url: str, redirect: bool = True, **kw: Any
+        ) -> Any:
+            # On a redirect, it takes headers such as Authorization off the caller's own.
+            if kw.get("headers") is not None:
+                kw["headers"] = kw["headers"].copy()
+            return super().urlopen(method, url, redirect=redirect, **kw)
 
 
 class GatewayPoolManager(_GatewayManager, PoolManager):
@@ -136,8 +129,115 @@ class GatewayProxyManager(_GatewayManager, ProxyManager):
         super().__init__(proxy_url, gateway=gateway, **proxy_manager_kwargs)
 
 
-def _header_dict(items: Iterable[tuple[Any, Any]]) -> HTTPHeaderDict:
-    headers = HTTPHeaderDict()
-    for name, value in items:
-        headers.add(name if isinstance(name, str) else name.decode("latin-1"), value)
+def through_gate(
+    gateways: Gateways, pool: HTTPConnectionPool, target: str, headers: _Headers, retries: Any
+) -> tuple[str, _Headers]:
+    """What an attempt of ``pool`` is to send in place of ``target`` and ``headers``."""
+    if getattr(retries, "history", None):
+        headers = _after_redirects(gateways, pool, target, headers, retries)
+    url = _full_url(pool, target)
+    owner = gateways.owner(url)
+    looked_at = LOOKED_AT if owner is None else owner.looked_at
+    names = {name.lower(): name for name in headers}
+    is_simple = (
+        type(headers) is dict and len(names) == len(headers) and looked_at.keys().isdisjoint(names)
+    )
+    if is_simple:
+        by_name = {key: (key, headers[names[key]]) for key in looked_at.values() if key in names}
+    else:  # several spellings of a name, names in bytes, or another class
+        by_name = by_lower_name(headers.items())
+    marker = by_name.get("x-cagent-forward", _NO_HEADER)[1]
+    defaults = _DEFAULTS if pool.proxy is None else _DEFAULTS_OF_A_PROXY
+    stamp = gate(url, marker, owner, by_name, defaults)
+    if stamp is None:
+        return target, headers
+    if stamp.url != url:
+        target = stamp.url[len(url) - len(target) :]
+    replaced = [key for key in by_name if key in stamp.headers or key == stamp.removed]
+    made = {**headers} if is_simple else _without(headers, replaced)
+    if is_simple:
+        for key in replaced:
+            del made[names[key]]
+    made.update(stamp.headers.values())
+    return target, made
+
+
+def _after_redirects(
+    gateways: Gateways, pool: HTTPConnectionPool, target: str, headers: _Headers, retries: Any
+) -> _Headers:
+    """``headers``, less the identifiers if a redirect has left the origin that they were for.
+
+    That is the origin of the first hop that was gateway-bound. ``Retry.history`` tells of all hops,
+    however the retries were asked for. (``Retry.remove_headers_on_redirect`` would not do: behind a
+    proxy that forwards, urllib3 takes the proxy for the host that a redirect leaves or does not.)
+    """
+    hops = [hop.url for hop in retries.history if hop.redirect_location]
+    if not hops:
+        return headers
+    by_name = by_lower_name(headers.items())
+    marker = by_name.get("x-cagent-forward", _NO_HEADER)[1]
+    if FORWARD.lower() in retries.remove_headers_on_redirect:
+        marker = FORWARD  # off by now, if it was there
+    home, owner, names = None, None, frozenset[str]()
+    for hop in hops:
+        url = _normalized(pool, hop)
+        owner = gateways.owner(url)
+        if is_bound(marker, owner):
+            home = url if home is None else home
+            names |= names_of(owner)
+    if home is None:
+        return headers
+    if not urls.same_origin(home, _full_url(pool, _normalized(pool, target))):
+        return _without(headers, {key for key in by_name if is_identifier(key, names)})
+    if owner is not None and hops[-1].startswith("/"):
+        # The pool followed the redirect itself, with the headers that the last hop was stamped
+        # with. What its owner set goes, and whoever owns this one sets its own.
+        set_by_owner = {key: value for key, (_, value) in owner.marks.items()}
+        set_by_owner["user-agent"] = USER_AGENT
+        names_and_values = zip(
+            (owner.session_header, owner.parent_header), current_lineage(), strict=False
+        )
+        set_by_owner |= {str(name).lower(): str(value) for name, value in names_and_values}
+        own = {key for key, (_, value) in by_name.items() if set_by_owner.get(key) == value}
+        return _without(headers, own)
     return headers
+
+
+def _without(headers: _Headers, keys: Collection[str | None]) -> MutableMapping[str, str]:
+    items = [(name, value) for name, value in headers.items() if lower(name) not in keys]
+    made: MutableMapping[str, str] = dict(items)
+    if len(made) < len(items):  # of one name several, as only this class can have them
+        made = HTTPHeaderDict()
+        for name, value in items:
+            made.add(name, value)
+    return made
+
+
+def _full_url(pool: HTTPConnectionPool, target: str) -> str:
+    """Where a request goes that ``pool`` sends with ``target``; empty if that is not certain."""
+    base = _base_url(pool.scheme, pool.host, pool.port)
+    if target.startswith("/"):
+        return base + target
+    # A proxy that forwards gets the full URL. Anyone else may take one for what it likes.
+    return target if pool.proxy is not None or urls.same_origin(base, target) else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def _base_url(scheme: str, host: str, port: int | None) -> str:
+    base = f"{scheme}://[{host}]" if ":" in host else f"{scheme}://{host}"
+    return base if port in (None, urls.DEFAULT_PORTS[scheme]) else f"{base}:{port}"
+
+
+def _normalized(pool: HTTPConnectionPool, url: str) -> str:
+    """``url`` as urllib3 reads it, the target of a pool or what a manager was given."""
+    if url.startswith("/") and not url.startswith("//"):
+        return _full_url(pool, url)
+    parsed = parse_url(url)
+    return parsed._replace(scheme=parsed.scheme or "http", fragment=None).url
+
+
+@functools.cache
+def _gated(pool_class: Any) -> Any:
+    if issubclass(pool_class, GatewayPool):
+        return pool_class
+    return type(f"Gateway{pool_class.__name__}", (GatewayPool, pool_class), {})

@@ -13,12 +13,13 @@ from urllib.parse import unquote
 
 _HOST = r"\[[0-9A-Fa-f:.]+\]|(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?"
 _match = re.compile(
-    rf"(?P<scheme>https?)://(?:[^/?#\\\s]*@)?(?P<host>{_HOST})(?::(?P<port>\d{{0,5}}))?"
+    rf"(?P<scheme>https?)://(?P<user>[^/?#\\\s]*@)?(?P<host>{_HOST})(?::(?P<port>\d{{0,5}}))?"
     r"(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?(?:#.*)?",
     re.ASCII | re.IGNORECASE | re.DOTALL,
 ).fullmatch
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+_ROUNDS = 8  # of decoding; what was escaped more often than that is doubtful
 
 
 class Origin(NamedTuple):
@@ -28,11 +29,17 @@ class Origin(NamedTuple):
     host: str
     port: int
 
+    def __str__(self) -> str:
+        if self.port == DEFAULT_PORTS[self.scheme]:
+            return f"{self.scheme}://{self.host}"
+        return f"{self.scheme}://{self.host}:{self.port}"
+
 
 class Parts(NamedTuple):
     origin: Origin
     path: str
     query: str
+    has_user: bool
 
 
 def split(url: str) -> Parts | None:
@@ -43,23 +50,50 @@ def split(url: str) -> Parts | None:
     scheme = match["scheme"].lower()
     port = int(match["port"] or DEFAULT_PORTS[scheme])
     origin = Origin(scheme, match["host"].lower(), port)
-    return Parts(origin, match["path"] or "", match["query"] or "")
+    return Parts(origin, match["path"] or "", match["query"] or "", match["user"] is not None)
 
 
-def leaves_origin(url: str, target: str) -> bool:
-    """Whether going from ``url`` to ``target`` leaves the origin, or might."""
-    here, there = split(url), split(target)
-    return here is None or there is None or here.origin != there.origin
+def same_origin(url: str, other: str) -> bool:
+    """Whether two URLs have one origin for certain."""
+    here, there = split(url), split(other)
+    return here is not None and there is not None and here.origin == there.origin
+
+
+def is_printable(url: str) -> bool:
+    """Whether ``url`` has no spaces, line breaks or control characters of any kind."""
+    return url.isprintable() and " " not in url
+
+
+def canonical(path: str) -> str:
+    """``path`` with its percent escapes in the one spelling that RFC 3986 prefers."""
+
+    def spell(escape: re.Match[str]) -> str:
+        character = chr(int(escape[1], 16))
+        return character if re.match(r"[A-Za-z0-9._~-]", character) else escape[0].upper()
+
+    return re.sub(r"%([0-9A-Fa-f]{2})", spell, path)
 
 
 def has_dot_segment(path: str) -> bool:
     """Whether some server could read a ``.`` or ``..`` segment in ``path``, however spelt."""
-    decoded = ""
-    while decoded != path:
+    for _ in range(_ROUNDS):
         # An escape that was escaped many times over is taken at once: %25252e is %2e.
-        decoded, path = path, unquote(re.sub(r"%(?:25)+", "%", path), "latin-1")
-    segments = decoded.replace("\\", "/").split("/")
+        decoded = unquote(re.sub(r"%(?:25)+", "%", path), "latin-1")
+        if decoded == path:
+            break
+        path = decoded
+    else:
+        return True
+    segments = path.replace("\\", "/").split("/")
     return any(segment.partition(";")[0] in (".", "..") for segment in segments)
+
+
+def bare(url: str) -> str:
+    """``url`` for people to read, without what may be a secret: user, query and fragment."""
+    parts = split(url)
+    if parts is None:
+        return "a URL that is not clear"
+    return re.sub(r"[^!-~]", "?", f"{parts.origin}{parts.path}")
 
 
 def masked(url: str) -> str:

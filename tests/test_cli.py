@@ -40,7 +40,8 @@ class TestDemo:
         assert main(["demo"]) == 0
 
     def test_a_session_that_leaks_is_found(self, capsys, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("cagent_session.gateway.current_session_id", lambda: "session-main")
+        everywhere = ("session-main", None)
+        monkeypatch.setattr("cagent_session.gate.current_lineage", lambda: everywhere)
         assert main(["demo"]) == 1
         out = capsys.readouterr().out
         assert re.search(r"caller, between two steps .* session-main .* WRONG", out)

@@ -205,12 +205,6 @@ class TestProxies:
         assert arrived.identifiers == {}
 
 
-def test_a_default_port_is_as_good_as_none():
-    for url in ("https://gateway.example", "https://gateway.example:443"):
-        with GatewayPoolManager() as http:
-            assert http.connection_from_url(url).base_url == "https://gateway.example"
-
-
 def test_takes_what_the_plain_ones_take():
     with GatewayPoolManager(None, num_pools=3, headers={"A": "b"}, maxsize=2) as http:
         assert http.headers == {"A": "b"}

@@ -5,125 +5,219 @@ What the two libraries' modules share; each adds its own base classes and types.
 
 from __future__ import annotations
 
+import functools
+import threading
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from .. import urls
-from ..gateway import Gateway, check_gateway, gate, without_identifiers
-from ..headers import by_lower_name, lower
+from ..gate import (
+    AGENT,
+    LOOKED_AT,
+    Defaults,
+    Gateways,
+    gate,
+    is_identifier,
+    passing,
+)
+from ..gateway import Gateway
+
+# A header as httpx keeps it: the name, the name in lower case, the value.
+_Item: TypeAlias = tuple[bytes, bytes, bytes]
+
+_MARKER = b"x-cagent-forward"
+# In the extensions of a request, which the client hands on to the next hop: that it was
+# gateway-bound, and which names were given to its identifiers.
+_WAS_BOUND = "cagent_session"
+
+_NO_NAMES: frozenset[str] = frozenset()
+_creating = threading.Lock()
 
 
-class Shell:
-    """Stamps requests on their way to another transport, and looks at what comes back."""
+class Library:
+    """The gate for the requests of one of the libraries."""
 
-    library: ModuleType
-    response_class: type[Any]
+    def __init__(self, module: ModuleType) -> None:
+        agent = f"python-{module.__name__}/{module.__version__}"
+        self.module = module
+        self._defaults: Defaults = {"user-agent": (agent.encode(),), "accept": (b"*/*",)}
+        self._request_class = module.Request
+        self._headers_class = module.Headers
+        # What Headers has in public checks all of them again, and takes longer than the gate.
+        example = vars(module.Headers([("X-A", "b")]))
+        self._is_known = example == {"_list": [(b"X-A", b"x-a", b"b")], "_encoding": None}
 
-    def __init__(self, gateway: Gateway | None, transport: Any) -> None:
-        self.gateway = check_gateway(gateway)
-        self._transport = transport
-        agent = f"python-{self.library.__name__}/{self.library.__version__}"
-        self._default_agents = (agent.encode(),)
+    def through_gate(self, gateways: Gateways, request: Any) -> tuple[Any, frozenset[str] | None]:
+        """What to send in place of ``request``, which is itself if it is not bound.
 
-    def _stamped(self, request: Any) -> Any:
-        """The request to send in place of ``request``, or ``None`` if that is to go itself."""
-        if not isinstance(request, self.library.Request):
+        Then the names of its identifiers besides all ``X-Cagent-*``, or ``None`` if it has never
+        been bound.
+        """
+        if not isinstance(request, self._request_class):
             raise TypeError(
-                f"this transport is for clients of {self.library.__name__}, not of "
+                f"this transport is for clients of {self.module.__name__}, not of "
                 f"{type(request).__module__.partition('.')[0]}"
             )
-        url = str(request.url)
-        raw = request.headers.raw
-        stamp = gate(url, by_lower_name(raw), self.gateway, self._default_agents)
+        items = request.headers._list if self._is_known else _items(request.headers)
+        url, owner = request.url, None
+        if url.raw_host in gateways.hosts:
+            url = str(url)
+            owner = gateways.owner(url)
+        names = LOOKED_AT if owner is None else owner.looked_at
+        callers = {names[item[1]]: item for item in items if item[1] in names}
+        marker = None
+        if "x-cagent-forward" in callers:
+            marker = callers["x-cagent-forward"][2] or _first_marker(items)
+        stamp = gate(url, marker, owner, callers, self._defaults)
+        was: frozenset[str] | None = request.extensions.get(_WAS_BOUND)
         if stamp is None:
-            return None
-        stamped_url, stamped = stamp
+            return request, was
+        encoded = _ENCODED if owner is None else owner.encoded_marks
+        added = [encoded.get(key) or _encoded(*stamp.headers[key]) for key in stamp.headers]
+        replaced = {
+            item[1] for key, item in callers.items() if key in stamp.headers or key == stamp.removed
+        }
         # All but the headers and the URL is shared: a body that streams can be read only once.
         outgoing = object.__new__(type(request))
-        vars(outgoing).update(vars(request))
-        kept = [item for item in raw if lower(item[0]) not in stamped]
-        outgoing.headers = self.library.Headers(
-            [*kept, *stamped.values()], request.headers.encoding
-        )
-        if stamped_url != url:
-            outgoing.url = self.library.URL(stamped_url)
-        return outgoing
+        outgoing.__dict__ = request.__dict__.copy()
+        kept = [item for item in items if item[1] not in replaced]
+        outgoing.headers = self._headers(kept + added, request.headers)
+        if owner is not None:
+            was = owner.session_names if was is None else was | owner.session_names
+            if stamp.url != url:
+                outgoing.url = self.module.URL(stamp.url)
+        return outgoing, _NO_NAMES if was is None else was
 
-    def _answered(self, response: Any, outgoing: Any, request: Any) -> Any:
-        """``response``, which came for ``outgoing``, which was sent in place of ``request``."""
-        if response.has_redirect_location and self._leaves_origin(outgoing, response):
-            # The client builds the next hop from the caller's request. Its headers are replaced,
-            # not changed, as another task may be reading them.
-            kept = without_identifiers(request.headers.raw, self.gateway)
-            request.headers = self.library.Headers(kept, request.headers.encoding)
-        response.request = outgoing
-        if type(response) is self.library.Response:
-            response.__class__ = self.response_class
+    def answered(self, request: Any, response: Any, names: frozenset[str]) -> Any:
+        """``response``, once the identifiers are off ``request`` if it leads to another origin.
+
+        The client makes the next hop from the request that it knows, which is not the outgoing
+        one. Its headers are replaced, not changed, as another task may be reading them.
+        """
+        if response.status_code // 100 != 3 or not response.has_redirect_location:
+            return response
+        request.extensions = {**request.extensions, _WAS_BOUND: names}
+        try:
+            target = request.url.join(response.headers["Location"])
+        except (self.module.InvalidURL, ValueError):
+            target = ""  # the client refuses it, too
+        if not urls.same_origin(str(request.url), str(target)):
+            items = _items(request.headers)
+            kept = [item for item in items if not is_identifier(item[1].decode("latin-1"), names)]
+            request.headers = self._headers(kept, request.headers)
         return response
 
-    def _leaves_origin(self, outgoing: Any, response: Any) -> bool:
-        try:
-            target = outgoing.url.join(response.headers["Location"])
-        except (self.library.InvalidURL, ValueError):
-            return True  # a target that the client refuses, too
-        return urls.leaves_origin(str(outgoing.url), str(target))
+    def _headers(self, items: list[_Item], like: Any) -> Any:
+        if self._is_known:
+            made = self._headers_class.__new__(self._headers_class)
+            made._list, made._encoding = items, like._encoding
+            return made
+        return self._headers_class([(name, value) for name, _, value in items], like.encoding)
 
 
-class SyncShell(Shell):
-    """The blocking half."""
+def _items(headers: Any) -> list[_Item]:
+    return [(name, name.lower(), value) for name, value in headers.raw]
+
+
+def _first_marker(items: list[_Item]) -> bytes:
+    """Of several the first that is not empty."""
+    return next((value for _, key, value in items if key == _MARKER and value), b"")
+
+
+_ENCODED = {"user-agent": (AGENT[0].encode(), b"user-agent", AGENT[1].encode())}
+
+
+@functools.cache
+def library_of(module: ModuleType) -> Library:
+    """The one for ``module``."""
+    return Library(module)
+
+
+@functools.lru_cache(maxsize=1024)
+def _encoded(name: str, value: str) -> _Item:
+    return name.encode(), name.lower().encode(), value.encode()
+
+
+class GatewayTransport:
+    """What the transports of the two modules share."""
+
+    module: Any
+
+    def __init__(self, gateway: Gateway | None, transport: Any) -> None:
+        blocking, asynchronous = self.module.BaseTransport, self.module.AsyncBaseTransport
+        if transport is not None and not isinstance(transport, (blocking, asynchronous)):
+            raise TypeError(
+                f"transport must be one of {self.module.__name__}'s, not {type(transport).__name__}"
+            )
+        self.gateway = gateway
+        self._gateways = Gateways([] if gateway is None else [gateway])
+        self._library = library_of(self.module)
+        self._given = transport
+        self._blocking = transport if isinstance(transport, blocking) else None
+        self._asynchronous = transport if isinstance(transport, asynchronous) else None
 
     def handle_request(self, request: Any) -> Any:
         """Send ``request``, or a stamped copy of it if it is gateway-bound."""
-        outgoing = self._stamped(request)
-        if outgoing is None:
-            return self._transport.handle_request(request)
-        return self._answered(self._transport.handle_request(outgoing), outgoing, request)
-
-    def __enter__(self) -> Any:
-        self._transport.__enter__()
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._transport.__exit__(*exc_info)
-
-    def close(self) -> None:
-        """Close the transport that sends."""
-        self._transport.close()
-
-
-class AsyncShell(Shell):
-    """The asynchronous half."""
+        inner = self._blocking or self._make_blocking()
+        outgoing, names = self._library.through_gate(self._gateways, request)
+        if passing.is_watched:
+            with passing.on(outgoing):
+                response = inner.handle_request(outgoing)
+        else:
+            response = inner.handle_request(outgoing)
+        return response if names is None else self._library.answered(request, response, names)
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send ``request``, or a stamped copy of it if it is gateway-bound."""
-        outgoing = self._stamped(request)
-        if outgoing is None:
-            return await self._transport.handle_async_request(request)
-        response = await self._transport.handle_async_request(outgoing)
-        return self._answered(response, outgoing, request)
+        inner = self._asynchronous or self._make_asynchronous()
+        outgoing, names = self._library.through_gate(self._gateways, request)
+        if passing.is_watched:
+            with passing.on(outgoing):
+                response = await inner.handle_async_request(outgoing)
+        else:
+            response = await inner.handle_async_request(outgoing)
+        return response if names is None else self._library.answered(request, response, names)
+
+    def __enter__(self) -> Any:
+        (self._blocking or self._make_blocking()).__enter__()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        (self._blocking or self._make_blocking()).__exit__(*exc_info)
 
     async def __aenter__(self) -> Any:
-        await self._transport.__aenter__()
+        await (self._asynchronous or self._make_asynchronous()).__aenter__()
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        await self._transport.__aexit__(*exc_info)
+        await (self._asynchronous or self._make_asynchronous()).__aexit__(*exc_info)
+
+    def close(self) -> None:
+        """Close the transport that sends for blocking clients."""
+        if self._blocking is not None:
+            self._blocking.close()
 
     async def aclose(self) -> None:
-        """Close the transport that sends."""
-        await self._transport.aclose()
+        """Close the transport that sends for asynchronous clients."""
+        if self._asynchronous is not None:
+            await self._asynchronous.aclose()
 
+    def _make_blocking(self) -> Any:
+        self._check_kind("Client", "HTTPTransport")
+        with _creating:
+            self._blocking = self._blocking or self.module.HTTPTransport()
+        return self._blocking
 
-class KeepsRequest:
-    """A response that keeps the request that was sent, where the client would put the caller's."""
+    def _make_asynchronous(self) -> Any:
+        self._check_kind("AsyncClient", "AsyncHTTPTransport")
+        with _creating:
+            self._asynchronous = self._asynchronous or self.module.AsyncHTTPTransport()
+        return self._asynchronous
 
-    _request: Any
-
-    @property
-    def request(self) -> Any:
-        """The request that really went out, stamped headers included."""
-        return self._request
-
-    @request.setter
-    def request(self, value: Any) -> None:
-        pass
+    def _check_kind(self, client: str, default: str) -> None:
+        if self._given is not None:
+            name = self.module.__name__
+            raise TypeError(
+                f"{type(self).__name__} was given a {type(self._given).__name__}, which "
+                f"{name}.{client} cannot use: give it an {name}.{default}, or none"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..gateway import Gateway
 from . import missing
-from ._httpx import AsyncShell, KeepsRequest, SyncShell
+from ._httpx import GatewayTransport as _GatewayTransport
 
 try:
     import httpx
@@ -12,17 +12,18 @@ except ImportError as error:
     raise ImportError(missing("httpx", "httpx")) from error
 
 
-class _Response(KeepsRequest, httpx.Response):
-    pass
-
-
-class GatewayTransport(SyncShell, httpx.BaseTransport):
+class GatewayTransport(_GatewayTransport, httpx.BaseTransport, httpx.AsyncBaseTransport):
     """A transport that says on every gateway-bound request which session sent it.
+
+    For blocking and for asynchronous clients alike; one object can serve both.
 
     :param gateway: requests to its URLs are marked as gateway-bound, and stamped with the
         session in scope. Without a gateway nothing is marked, and only those requests are
         stamped that carry the marker ``X-Cagent-Forward`` already.
-    :param transport: the transport that sends; ``httpx.HTTPTransport()`` if left out.
+    :param transport: the transport that sends. If left out, ``httpx.HTTPTransport()`` or
+        ``httpx.AsyncHTTPTransport()``, made when it is first needed.
+    :raises TypeError: for a transport that is not one of httpx's; when a client uses it, for one
+        that the client's kind cannot use.
 
     ::
 
@@ -30,26 +31,14 @@ class GatewayTransport(SyncShell, httpx.BaseTransport):
         client = openai.OpenAI(base_url=gateway.endpoint("v1"), http_client=http)
     """
 
-    library = httpx
-    response_class = _Response
+    module = httpx
 
     def __init__(
-        self, gateway: Gateway | None = None, transport: httpx.BaseTransport | None = None
+        self,
+        gateway: Gateway | None = None,
+        transport: httpx.BaseTransport | httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(gateway, httpx.HTTPTransport() if transport is None else transport)
+        super().__init__(gateway, transport)
 
 
-class AsyncGatewayTransport(AsyncShell, httpx.AsyncBaseTransport):
-    """What :class:`GatewayTransport` is, for ``httpx.AsyncClient``.
-
-    :param gateway: see :class:`GatewayTransport`.
-    :param transport: the transport that sends; ``httpx.AsyncHTTPTransport()`` if left out.
-    """
-
-    library = httpx
-    response_class = _Response
-
-    def __init__(
-        self, gateway: Gateway | None = None, transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
-        super().__init__(gateway, httpx.AsyncHTTPTransport() if transport is None else transport)
+AsyncGatewayTransport = GatewayTransport

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..gateway import Gateway
 from . import missing
-from ._httpx import AsyncShell, KeepsRequest, SyncShell
+from ._httpx import GatewayTransport as _GatewayTransport
 
 try:
     import httpx2
@@ -12,17 +12,18 @@ except ImportError as error:
     raise ImportError(missing("httpx2", "httpx2")) from error
 
 
-class _Response(KeepsRequest, httpx2.Response):
-    pass
-
-
-class GatewayTransport(SyncShell, httpx2.BaseTransport):
+class GatewayTransport(_GatewayTransport, httpx2.BaseTransport, httpx2.AsyncBaseTransport):
     """A transport that says on every gateway-bound request which session sent it.
+
+    For blocking and for asynchronous clients alike; one object can serve both.
 
     :param gateway: requests to its URLs are marked as gateway-bound, and stamped with the
         session in scope. Without a gateway nothing is marked, and only those requests are
         stamped that carry the marker ``X-Cagent-Forward`` already.
-    :param transport: the transport that sends; ``httpx2.HTTPTransport()`` if left out.
+    :param transport: the transport that sends. If left out, ``httpx2.HTTPTransport()`` or
+        ``httpx2.AsyncHTTPTransport()``, made when it is first needed.
+    :raises TypeError: for a transport that is not one of httpx2's; when a client uses it, for one
+        that the client's kind cannot use.
 
     ::
 
@@ -30,26 +31,14 @@ class GatewayTransport(SyncShell, httpx2.BaseTransport):
         client = openai.OpenAI(base_url=gateway.endpoint("v1"), http_client=http)
     """
 
-    library = httpx2
-    response_class = _Response
+    module = httpx2
 
     def __init__(
-        self, gateway: Gateway | None = None, transport: httpx2.BaseTransport | None = None
+        self,
+        gateway: Gateway | None = None,
+        transport: httpx2.BaseTransport | httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(gateway, httpx2.HTTPTransport() if transport is None else transport)
+        super().__init__(gateway, transport)
 
 
-class AsyncGatewayTransport(AsyncShell, httpx2.AsyncBaseTransport):
-    """What :class:`GatewayTransport` is, for ``httpx2.AsyncClient``.
-
-    :param gateway: see :class:`GatewayTransport`.
-    :param transport: the transport that sends; ``httpx2.AsyncHTTPTransport()`` if left out.
-    """
-
-    library = httpx2
-    response_class = _Response
-
-    def __init__(
-        self, gateway: Gateway | None = None, transport: httpx2.AsyncBaseTransport | None = None
-    ) -> None:
-        super().__init__(gateway, httpx2.AsyncHTTPTransport() if transport is None else transport)
+AsyncGatewayTransport = GatewayTransport

@@ -79,7 +79,12 @@ def urls(draw, port: int) -> str:
 
 
 def is_owned(port: int, arrived: Arrived, url: str) -> bool:
-    """As the server sees it: the host that was connected to, and the path that came."""
+    """As the server sees it: the host that was connected to, and the path that came.
+
+    User info makes a URL nobody's. (urllib3 takes it off before anyone can see it.)
+    """
+    if "@" in url and "urllib3" not in (arrived.get("User-Agent") or ""):
+        return False
     host = (urlsplit(url).hostname or "").lower()
     path = arrived.path
     for _ in range(4):

@@ -1,0 +1,134 @@
+"""Headers of requests that leave the identifiers behind when they are copied.
+
+A redirect, an authentication handler, a response hook: each makes the next request from a copy of
+the last one, and asks nobody. Where that one goes is not ours to guess. So a request that was sent
+to a gateway carries headers whose ``copy()`` has no identifiers, and remembers which it had and
+where they were sent; they are put back when the copy is sent to the same origin.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from requests import PreparedRequest
+from requests.structures import CaseInsensitiveDict
+
+from . import urls
+from .gate import is_identifier
+from .headers import FORWARD, lower
+
+_Item: TypeAlias = "tuple[str, str | bytes]"
+
+
+class _Left(NamedTuple):
+    """The identifiers that a copy has left behind, and the URL that they were sent to."""
+
+    url: str
+    items: list[_Item]
+
+
+if TYPE_CHECKING:
+    _Base = dict[str, "str | bytes"]
+else:
+    _Base = object
+
+
+class SentHeaders(_Base):
+    """What :class:`SentCaseInsensitiveDict` and :class:`SentDict` share.
+
+    ``_url`` is where the identifiers in here were sent to; it is ``None`` in a copy, in which
+    what there is has been set since. ``_request`` is whose identifiers they are.
+    """
+
+    _url: str | None = None
+    _names: frozenset[str] = frozenset()
+    _left: _Left | None = None
+    _request: weakref.ref[PreparedRequest] | None = None
+
+    def copy(self) -> SentHeaders:
+        kept: list[_Item] = []
+        own: list[_Item] = []
+        for item in self.items():
+            is_own = self._url is not None and is_identifier(lower(item[0]), self._names)
+            (own if is_own else kept).append(item)
+        left = _Left(self._url, own) if self._url is not None and own else self._left
+        return self._another(kept, left=left)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: object) -> SentHeaders:
+        return self._another(self.items(), url=self._url, left=self._left)
+
+    def plain(self) -> Any:
+        """The same headers, in a class that has never heard of identifiers."""
+        raise NotImplementedError
+
+    def of(self, request: PreparedRequest) -> SentHeaders:
+        """The headers for ``request``, which has these: with its identifiers, or without.
+
+        Whoever has marked a request may send it anywhere; a copy has them at their origin only.
+        """
+        url = request.url or ""
+        if self._url is not None:
+            is_own = self._request is not None and self._request() is request
+            return self if is_own or urls.same_origin(self._url, url) else self.copy()
+        left = self._left
+        is_marked = any(lower(name) == FORWARD.lower() for name in self)
+        if left is None or is_marked or not urls.same_origin(left.url, url):
+            return self
+        return self._another([*left.items, *self.items()], url=left.url)
+
+    def _another(
+        self, items: Iterable[_Item], url: str | None = None, left: _Left | None = None
+    ) -> SentHeaders:
+        headers = type(self)(items)
+        vars(headers).update(_url=url, _names=self._names, _left=left)
+        return headers
+
+
+class SentCaseInsensitiveDict(SentHeaders, CaseInsensitiveDict):  # type: ignore[type-arg,misc]
+    """The usual kind."""
+
+    def plain(self) -> Any:
+        return CaseInsensitiveDict(self.items())
+
+    def __reduce__(self) -> Any:
+        # A response carries its request, and whoever unpickles it may not have this package.
+        return CaseInsensitiveDict, (list(self.items()),)
+
+
+class SentDict(SentHeaders, dict):  # type: ignore[type-arg]
+    """For a request whose headers somebody has replaced by some other mapping."""
+
+    def plain(self) -> Any:
+        return dict(self.items())
+
+    def __reduce__(self) -> Any:
+        return dict, (list(self.items()),)
+
+
+def sent(
+    headers: Mapping[str, str | bytes],
+    url: str,
+    names: frozenset[str],
+    request: PreparedRequest | None = None,
+) -> SentHeaders:
+    """``headers``, which were sent to the gateway at ``url``.
+
+    :param names: identifiers besides all ``X-Cagent-*``, in lower case.
+    :param request: whose they are. Nobody's in particular for a copy that we have sent.
+    """
+    made: SentHeaders
+    if isinstance(headers, CaseInsensitiveDict):
+        made = SentCaseInsensitiveDict.__new__(SentCaseInsensitiveDict)
+        made._store = headers._store  # shared, so it stays one
+    else:
+        made = SentDict(headers.items())
+    made._url = url
+    made._names = names
+    made._left = getattr(headers, "_left", None)
+    if request is not None:
+        made._request = weakref.ref(request)
+    return made
