@@ -26,6 +26,7 @@ from .gateway import Gateway, gateway_headers
 from .poolmanager import GatewayPoolManager, GatewayProxyManager
 
 if TYPE_CHECKING:
+    from ._instrument import instrument, uninstrument
     from .handoff import (
         SessionProcessPoolExecutor,
         SessionThreadPoolExecutor,
@@ -47,16 +48,22 @@ __all__ = [
     "bind_session",
     "current_session_id",
     "gateway_headers",
+    "instrument",
     "no_session",
     "parent_session_id",
     "received_session",
     "session_from",
     "session_scope",
+    "uninstrument",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: concurrent.futures would double the import time of the package.
+    if name in ("instrument", "uninstrument"):
+        from . import _instrument
+
+        return getattr(_instrument, name)
     if name in __all__:
         from . import handoff
 
