@@ -1,0 +1,297 @@
+"""Coroutines and async generators: the body is in its session, and everyone else is not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import gc
+import inspect
+import sys
+import unittest.mock
+
+import pytest
+from support.lifetime import Item, Watch
+
+from cagent_session import (
+    current_session_id,
+    session_from,
+    session_scope,
+)
+
+other = contextvars.ContextVar("other", default="unset")
+
+
+@pytest.fixture(autouse=True)
+def _no_cycle_collector():
+    """What goes away here goes because nothing refers to it, and not later, by chance."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class TestCoroutines:
+    def test_the_body_is_covered_and_other_tasks_are_not(self):
+        @session_from("name")
+        async def body(name):
+            for _ in range(5):
+                assert current_session_id() == name
+                await asyncio.sleep(0)
+            return current_session_id()
+
+        async def main():
+            with session_scope("main"):
+                results = await asyncio.gather(*(body(name) for name in "abc"))
+                assert current_session_id() == "main"
+            return results
+
+        assert asyncio.run(main()) == ["a", "b", "c"]
+
+    def test_driven_by_hand_it_does_not_leak_between_steps(self):
+        class Pause:
+            def __await__(self):
+                return (yield "paused")
+
+        @session_scope("body")
+        async def body():
+            answer = await Pause()
+            return answer, current_session_id()
+
+        coroutine = body()
+        assert coroutine.send(None) == "paused"
+        assert current_session_id() is None
+        with pytest.raises(StopIteration) as stop:
+            coroutine.send("go")
+        assert stop.value.value == ("go", "body")
+
+    def test_cancelling_and_timeouts_reach_the_body_in_session(self):
+        seen = []
+
+        @session_scope("body")
+        async def body():
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                seen.append(current_session_id())
+                raise
+
+        async def main():
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(body(), 0.01)
+            assert current_session_id() is None
+
+        asyncio.run(main())
+        assert seen == ["body"]
+
+    def test_tasks_that_the_body_starts_are_in_session(self):
+        async def child():
+            return current_session_id()
+
+        @session_scope("body")
+        async def body():
+            return await asyncio.create_task(child())
+
+        assert asyncio.run(body()) == "body"
+
+    @pytest.mark.parametrize("end", ["return", "raise", "cancel"])
+    def test_nothing_is_kept_alive(self, end):
+        @session_scope("body")
+        async def body(argument):
+            local = Item()
+            watches.append(Watch(local))
+            del argument
+            await asyncio.sleep(0)
+            assert watches[0].is_gone
+            if end == "raise":
+                raise KeyError
+            if end == "cancel":
+                await asyncio.sleep(10)
+
+        async def main():
+            argument = Item()
+            watches.append(Watch(argument))
+            task = asyncio.create_task(body(argument))
+            del argument
+            if end == "cancel":
+                await asyncio.sleep(0.01)
+                task.cancel()
+            with contextlib.suppress(KeyError, asyncio.CancelledError):
+                await task
+            del task
+            await asyncio.sleep(0)
+            assert all(watch.is_gone for watch in watches)
+
+        watches = []
+        asyncio.run(main())
+
+    def test_what_is_awaitable_without_being_a_coroutine(self):
+        """A function that is marked as a coroutine function may give any awaitable."""
+        double = unittest.mock.AsyncMock(side_effect=lambda: current_session_id())
+        assert asyncio.run(session_scope("a")(double)()) == "a"
+
+    def test_stays_a_coroutine_function(self):
+        @session_scope("a")
+        async def body(a): ...
+
+        assert inspect.iscoroutinefunction(body)
+        coroutine = body(1)
+        assert inspect.iscoroutine(coroutine)
+        coroutine.close()
+
+
+class TestAsyncGenerators:
+    def test_the_body_is_covered_and_the_caller_is_not(self):
+        @session_scope("body")
+        async def body():
+            for number in range(3):
+                await asyncio.sleep(0)
+                with session_scope("inner"):
+                    yield number, current_session_id()
+                    assert current_session_id() == "inner"
+
+        async def main():
+            with session_scope("caller"):
+                async for _, session_id in body():
+                    assert session_id == "inner"
+                    assert current_session_id() == "caller"
+
+        asyncio.run(main())
+
+    def test_asend_athrow_and_aclose(self):
+        seen = []
+
+        @session_scope("body")
+        async def body():
+            try:
+                seen.append((yield 1))
+                yield 2
+            except KeyError:
+                yield current_session_id()
+            finally:
+                await asyncio.sleep(0)
+                seen.append(current_session_id())
+
+        async def main():
+            steps = body()
+            assert await steps.asend(None) == 1
+            assert await steps.asend("hello") == 2
+            assert await steps.athrow(KeyError("x")) == "body"
+            assert current_session_id() is None
+            await steps.aclose()
+            assert current_session_id() is None
+
+        asyncio.run(main())
+        assert seen == ["hello", "body"]
+
+    @pytest.mark.parametrize("dropped", [True, False])
+    def test_left_half_way(self, dropped):
+        """By the collector while the loop runs, or by the loop when it ends."""
+        seen = []
+        kept = []
+
+        @session_scope("body")
+        async def body():
+            try:
+                yield
+            finally:
+                await asyncio.sleep(0)
+                seen.append(current_session_id())
+
+        async def main():
+            steps = body()
+            await steps.__anext__()
+            if not dropped:
+                kept.append(steps)
+            del steps
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert seen == (["body"] if dropped else [])
+
+        asyncio.run(main())
+        assert seen == ["body"]
+
+    def test_the_event_loop_sees_the_wrapper_alone(self):
+        """It closes at its end all that it has seen, in any order, and so the body's own."""
+        seen = []
+
+        @session_scope("body")
+        async def body():
+            yield
+
+        async def main():
+            steps = body()
+            hooks = sys.get_asyncgen_hooks()
+            sys.set_asyncgen_hooks(firstiter=seen.append)
+            await steps.__anext__()
+            assert sys.get_asyncgen_hooks().firstiter == seen.append
+            sys.set_asyncgen_hooks(*hooks)
+            assert seen == [steps]
+            await steps.aclose()
+
+        asyncio.run(main())
+
+    def test_errors_of_the_body_reach_the_caller(self):
+        @session_scope("body")
+        async def body():
+            yield 1
+            raise KeyError("x")
+
+        async def main():
+            steps = body()
+            await steps.__anext__()
+            with pytest.raises(KeyError):
+                await steps.__anext__()
+            with pytest.raises(StopAsyncIteration):
+                await steps.__anext__()
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("end", ["return", "aclose", "athrow", "raise", "cancel", "drop"])
+    def test_nothing_is_kept_alive(self, end):
+        @session_scope("body")
+        async def body(argument):
+            local = Item()
+            watches.append(Watch(local))
+            del argument
+            yield Item()
+            if end == "raise":
+                raise KeyError
+            if end == "cancel":
+                await asyncio.sleep(10)
+
+        async def main():
+            argument = Item()
+            watches.append(Watch(argument))
+            steps = body(argument)
+            del argument
+            watches.append(Watch(await steps.__anext__()))
+            assert [watch.is_gone for watch in watches] == [True, False, True]
+            if end == "return":
+                assert [item async for item in steps] == []
+            elif end == "athrow":
+                with pytest.raises(KeyError):
+                    await steps.athrow(KeyError)
+            elif end == "raise":
+                with pytest.raises(KeyError):
+                    await steps.__anext__()
+            elif end == "cancel":
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(steps.__anext__(), 0.01)
+            elif end == "aclose":
+                await steps.aclose()
+            del steps
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert all(watch.is_gone for watch in watches)
+
+        watches = []
+        asyncio.run(main())
+
+    def test_stays_an_async_generator_function(self):
+        @session_scope("a")
+        async def body(a):
+            yield
+
+        assert inspect.isasyncgenfunction(body)
+        assert inspect.isasyncgen(body(1))

@@ -1,0 +1,296 @@
+"""Functions that run in a session: what they cover, and that they stay what they were."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import sys
+import types
+
+import pytest
+from support.lifetime import Item, Watch
+
+from cagent_session import (
+    InvalidSessionID,
+    current_session_id,
+    no_session,
+    session_from,
+    session_scope,
+)
+
+
+class TestFunctions:
+    def test_every_call_has_a_scope_of_its_own(self):
+        @session_scope()
+        def fn(depth):
+            mine = current_session_id()
+            inner = fn(depth - 1) if depth else []
+            assert current_session_id() == mine
+            return [mine, *inner]
+
+        ids = fn(3) + fn(0)
+        assert len(set(ids)) == 5
+        assert current_session_id() is None
+
+    def test_keeps_what_it_was(self):
+        def fn(a: int, *, b: str = "x") -> str:
+            """Doc."""
+
+        for decorate in (session_scope("a"), no_session(), session_from("b")):
+            covered = decorate(fn)
+            assert covered.__name__ == "fn"
+            assert covered.__qualname__ == fn.__qualname__
+            assert covered.__doc__ == "Doc."
+            assert covered.__module__ == __name__
+            assert inspect.signature(covered) == inspect.signature(fn)
+            assert isinstance(covered, types.FunctionType)
+
+    def test_methods(self):
+        class Agent:
+            session_id = "of-the-class"
+
+            def __init__(self):
+                self.session_id = "of-the-object"
+
+            @session_scope("a")
+            def method(self):
+                return self, current_session_id()
+
+            @session_from("self.session_id")
+            def from_self(self):
+                return current_session_id()
+
+            @classmethod
+            @session_from("cls.session_id")
+            def inner_class(cls):
+                return current_session_id()
+
+            @session_from("cls.session_id")
+            @classmethod
+            def outer_class(cls):
+                return current_session_id()
+
+            @staticmethod
+            @session_scope("b")
+            def inner_static():
+                return current_session_id()
+
+            @session_scope("c")
+            @staticmethod
+            def outer_static():
+                return current_session_id()
+
+        agent = Agent()
+        assert agent.method() == (agent, "a")
+        assert agent.from_self() == "of-the-object"
+        assert Agent.inner_class() == agent.outer_class() == "of-the-class"
+        assert agent.inner_static() == "b"
+        assert Agent.outer_static() == "c"
+
+    def test_partials_and_callable_objects(self):
+        class Tool:
+            def __call__(self, suffix):
+                return f"{current_session_id()}{suffix}"
+
+        assert session_scope("a")(Tool())("!") == "a!"
+        assert session_scope("a")(functools.partial(Tool(), "?"))() == "a?"
+
+        class Streaming:
+            def __call__(self):
+                yield current_session_id()
+
+        assert list(session_scope("a")(Streaming())()) == ["a"]
+
+    def test_a_callable_object_in_a_class_is_no_method(self):
+        class Tool:
+            def __call__(self, *args):
+                return args, current_session_id()
+
+        class Agent:
+            tool = session_scope("a")(Tool())
+            partial = session_scope("b")(functools.partial(Tool(), 1))
+            builtin = session_scope("c")(len)
+            bound = session_scope("d")(Tool().__call__)
+
+        agent = Agent()
+        assert agent.tool("x") == (("x",), "a")
+        assert agent.partial(2) == ((1, 2), "b")
+        assert agent.builtin("abc") == 3
+        assert agent.bound() == ((), "d")
+
+    def test_what_a_partial_is_of_can_still_be_seen(self):
+        async def call(a): ...
+
+        def stream(a):
+            yield
+
+        decorate = session_scope("a")
+        assert inspect.iscoroutinefunction(decorate(functools.partial(call, 1)))
+        assert asyncio.iscoroutinefunction(decorate(functools.partial(call, 1)))
+        assert inspect.isgeneratorfunction(decorate(functools.partial(stream, 1)))
+        assert str(inspect.signature(decorate(functools.partial(call, 1)))) == "()"
+
+    def test_a_scope_of_the_caller_that_the_function_closes(self):
+        @session_scope("inner")
+        def fn():
+            stack.close()
+            session_scope("left-open").__enter__()
+            return current_session_id()
+
+        with session_scope("outermost"):
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(session_scope("caller"))
+                assert fn() == "left-open"
+                assert current_session_id() == "outermost"
+            assert current_session_id() == "outermost"
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="Python itself keeps them until then")
+    def test_arguments_are_let_go_of(self):
+        @session_scope("a")
+        def fn(positional, *, named):
+            watches = [Watch(positional), Watch(named)]
+            del positional, named
+            return [watch.is_gone for watch in watches]
+
+        are_gone = fn(Item(), named=Item())  # in an assert, pytest would keep them
+        assert are_gone == [True, True]
+
+    def test_forgotten_parentheses(self):
+        for decorate, says in (
+            (session_scope, r"write @session_scope\(\)"),
+            (no_session, r"write @no_session\(\)"),
+            (session_from, r'write @session_from\("\.\.\."\)'),
+        ):
+            with pytest.raises(TypeError, match=says):
+
+                @decorate
+                def fn(): ...
+
+    @pytest.mark.parametrize("decorate", [session_scope("a"), no_session(), session_from("x")])
+    def test_what_cannot_be_decorated(self, decorate):
+        with pytest.raises(TypeError, match="cannot decorate the class"):
+            decorate(type("Agent", (), {"__init__": lambda self, x: None}))
+        with pytest.raises(TypeError, match="is not"):
+            decorate(5)
+
+
+class TestSessionFrom:
+    def test_positional_keyword_and_default(self):
+        @session_from("session_id")
+        def fn(a, session_id="default", *args, **kwargs):
+            return current_session_id()
+
+        assert fn(1) == "default"
+        assert fn(1, "s1") == "s1"
+        assert fn(1, "s1", "more") == "s1"
+        assert fn(1, session_id="s2", b=3) == "s2"
+
+    def test_keyword_only_and_positional_only(self):
+        @session_from("session_id")
+        def keyword(*args, session_id):
+            return current_session_id()
+
+        @session_from("session_id")
+        def positional(session_id, /, **kwargs):
+            return current_session_id()
+
+        assert keyword("no", "not me", session_id="s1") == "s1"
+        assert positional("s1", session_id="not me") == "s1"
+
+    def test_attributes(self):
+        class Call:
+            sess = types.SimpleNamespace(id="s1")
+
+        @session_from("call.sess.id")
+        def fn(call):
+            return current_session_id()
+
+        assert fn(Call) == "s1"
+        with pytest.raises(AttributeError):
+            fn(object())
+
+    @pytest.mark.parametrize("name", ["missing", "args", "kwargs", "", "missing.id"])
+    def test_a_name_that_is_no_parameter_fails_at_decoration(self, name):
+        with pytest.raises(TypeError, match=r"has no parameter"):
+
+            @session_from(name)
+            def fn(a, *args, **kwargs): ...
+
+    @pytest.mark.parametrize("name", ["x.", "x..id", ".id", "x.1", "x. id"])
+    def test_a_name_that_is_none(self, name):
+        with pytest.raises(TypeError, match=r"not a parameter's name|has no parameter"):
+            session_from(name)(lambda x: None)
+
+    def test_every_kind_of_callable(self):
+        class Tool:
+            def __call__(self, session_id):
+                return current_session_id()
+
+        def fn(a, session_id):
+            return current_session_id()
+
+        decorate = session_from("session_id")
+        assert decorate(Tool())("s1") == "s1"
+        assert decorate(Tool().__call__)(session_id="s1") == "s1"
+        assert decorate(functools.partial(fn, 1))("s1") == "s1"
+        assert decorate(functools.partial(fn, session_id="s1"))(1) == "s1"
+        assert session_from("obj")(len)("s1") == 2
+        for other in (Tool(), functools.partial(fn, 1, "s1"), len, print, dict.fromkeys, min):
+            with pytest.raises(TypeError, match=r"has no (parameter|signature)"):
+                session_from("missing")(other)
+
+    def test_an_error_shows_no_defaults(self):
+        def fn(key="hunter2"): ...
+
+        with pytest.raises(TypeError, match=r"fn\(key\) has no parameter 'x'"):
+            session_from("x")(fn)
+
+    def test_a_wrapper_that_fills_in_what_is_missing_is_not_fooled(self):
+        """Its signature is that of what it wraps, so the argument is asked for."""
+
+        @functools.wraps(lambda session_id: None)
+        def filled_in(*args):
+            raise AssertionError("must not run outside the session")
+
+        with pytest.raises(TypeError, match="session_id"):
+            session_from("session_id")(filled_in)()
+
+    def test_a_missing_argument_is_pythons_own_error(self):
+        @session_from("session_id")
+        def fn(session_id): ...
+
+        with pytest.raises(TypeError, match="session_id"):
+            fn()
+
+    def test_bad_values_are_refused_before_the_body_runs(self):
+        @session_from("sess.id")
+        def fn(sess):
+            raise AssertionError("must not run")
+
+        with pytest.raises(TypeError, match=r"'sess\.id' must be a str, not NoneType"):
+            fn(types.SimpleNamespace(id=None))
+        with pytest.raises(InvalidSessionID):
+            fn(types.SimpleNamespace(id=""))
+
+    def test_generators_and_coroutines(self):
+        @session_from("session_id")
+        def stream(session_id):
+            yield current_session_id()
+
+        @session_from("session_id")
+        async def call(session_id):
+            return current_session_id()
+
+        assert list(stream("s1")) == ["s1"]
+        assert asyncio.run(call("s1")) == "s1"
+
+
+def test_recursion_deep_enough_for_anyone():
+    @session_scope()
+    def deeper(depth):
+        return deeper(depth - 1) if depth else current_session_id()
+
+    assert deeper(sys.getrecursionlimit() // 4) is not None
+    assert current_session_id() is None

@@ -1,0 +1,227 @@
+"""Who started which session: what is inferred, and where it is carried."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import pickle
+import threading
+
+import pytest
+
+from cagent_session import (
+    SessionThreadPoolExecutor,
+    bind_session,
+    current_session_id,
+    no_session,
+    parent_session_id,
+    received_session,
+    session_from,
+    session_scope,
+)
+
+
+def who() -> tuple[str | None, str | None]:
+    return current_session_id(), parent_session_id()
+
+
+class TestInference:
+    def test_a_session_inside_another_is_its_child(self):
+        assert who() == (None, None)
+        with session_scope("main"):
+            assert who() == ("main", None)
+            with session_scope("sub"):
+                assert who() == ("sub", "main")
+                with session_scope("sub-sub"):
+                    assert who() == ("sub-sub", "sub")
+                assert who() == ("sub", "main")
+
+    def test_the_current_session_again_keeps_its_parent(self):
+        with session_scope("main"), session_scope("sub"), session_scope("sub"):
+            assert who() == ("sub", "main")
+
+    def test_a_known_ancestor_keeps_the_parent_that_it_had(self):
+        with session_scope("root"), session_scope("main"), session_scope("sub"):
+            with session_scope("main"):  # its compaction, asked for by the sub-agent
+                assert who() == ("main", "root")
+                with session_scope("other"):
+                    assert who() == ("other", "main")
+            with session_scope("root"):
+                assert who() == ("root", None)
+            assert who() == ("sub", "main")
+
+    def test_there_is_none_inside_no_session(self):
+        with session_scope("main"), no_session():
+            assert who() == (None, None)
+            with session_scope("sub"):
+                assert who() == ("sub", None)
+
+    def test_a_parent_that_is_named_overrules_it(self):
+        with session_scope("main"), session_scope("sub", parent="other"):
+            assert who() == ("sub", "other")
+            with session_scope("sub"):
+                assert who() == ("sub", "other")
+        with session_scope("sub", parent="main"):
+            assert who() == ("sub", "main")
+        with session_scope("root"), session_scope("main"), session_scope("main", parent="x"):
+            assert who() == ("main", "x")
+
+    def test_a_named_parent_that_is_known_has_its_own(self):
+        with session_scope("root"), session_scope("main"), session_scope("sub"):
+            second = session_scope("second", parent="main")
+            with second, session_scope("main"):
+                assert who() == ("main", "root")
+
+    def test_fresh_sessions_are_children_too(self):
+        with session_scope("main"), session_scope():
+            assert parent_session_id() == "main"
+
+    def test_a_long_chain(self):
+        def deeper(depth: int) -> None:
+            with session_scope(f"s{depth}"):
+                assert who() == (f"s{depth}", f"s{depth - 1}" if depth else None)
+                if depth < 200:
+                    deeper(depth + 1)
+
+        deeper(0)
+
+
+class TestFunctions:
+    def test_every_kind_of_function(self):
+        @session_scope("sub")
+        def fn():
+            return who()
+
+        @session_from("name")
+        async def coroutine(name):
+            return who()
+
+        with session_scope("main"):
+            assert fn() == ("sub", "main")
+            assert asyncio.run(coroutine("sub")) == ("sub", "main")
+        assert fn() == ("sub", None)
+
+    def test_of_a_generator_the_first_step_decides(self):
+        @session_scope("sub")
+        def steps():
+            while True:
+                yield who()
+
+        with session_scope("made"):
+            generator = steps()
+        with session_scope("first"):
+            assert next(generator) == ("sub", "first")
+            assert who() == ("first", None)
+        with session_scope("second"):
+            assert next(generator) == ("sub", "first")
+        generator.close()
+
+    def test_of_a_coroutine_the_first_step_decides(self):
+        @session_scope("sub")
+        async def coroutine():
+            await asyncio.sleep(0)
+            return who()
+
+        async def main():
+            with session_scope("made"):
+                made = coroutine()
+            with session_scope("first"):
+                return await made
+
+        assert asyncio.run(main()) == ("sub", "first")
+
+
+class TestCarrying:
+    def test_threads_and_pools(self):
+        seen = []
+        with session_scope("root"), session_scope("main"), session_scope("sub"):
+            bound = bind_session(lambda: seen.append(who()))
+            with SessionThreadPoolExecutor() as pool:
+                assert pool.submit(who).result() == ("sub", "main")
+        thread = threading.Thread(target=bound)
+        thread.start()
+        thread.join()
+        assert seen == [("sub", "main")]
+
+    def test_all_ancestors_come_along(self):
+        with session_scope("root"), session_scope("main"), session_scope("sub"):
+            bound = pickle.loads(pickle.dumps(bind_session(_who_in_main)))
+        assert bound() == ("main", "root")
+
+    def test_what_was_bound_outside_has_none(self):
+        bound = bind_session(who)
+        with session_scope("main"):
+            assert bound() == (None, None)
+            with session_scope("sub"):
+                assert bound() == (None, None)
+
+    def test_tasks(self):
+        async def main():
+            with session_scope("main"), session_scope("sub"):
+                return await asyncio.create_task(_who())
+
+        assert asyncio.run(main()) == ("sub", "main")
+
+    def test_a_context_that_is_entered_by_hand(self):
+        with session_scope("main"), session_scope("sub"):
+            context = contextvars.copy_context()
+        assert context.run(who) == ("sub", "main")
+
+
+def _who_in_main():
+    with session_scope("main"):
+        return who()
+
+
+async def _who():
+    return who()
+
+
+class TestReceived:
+    def test_nothing_is_inferred(self):
+        with session_scope("main"):
+            with received_session("s1") as session_id:
+                assert session_id == "s1"
+                assert who() == ("s1", None)
+                with session_scope("sub"):
+                    assert who() == ("sub", "s1")
+            with received_session("s1", parent="p"):
+                assert who() == ("s1", "p")
+            with received_session("main"):
+                assert who() == ("main", None)
+            with received_session(None) as session_id:
+                assert session_id is None
+                assert who() == (None, None)
+            assert who() == ("main", None)
+
+    def test_scopes_that_are_left_open_are_closed(self):
+        with session_scope("outer"):
+            with received_session("s1"):
+                session_scope("left-open").__enter__()
+                assert current_session_id() == "left-open"
+            assert current_session_id() == "outer"
+
+    def test_one_object_can_be_entered_again_and_inside_itself(self):
+        received = received_session("s1")
+        with received, received:
+            assert current_session_id() == "s1"
+        with received:
+            session_scope("left-open").__enter__()
+        with received:
+            assert current_session_id() == "s1"
+        assert current_session_id() is None
+
+    @pytest.mark.parametrize("value", ["", "a b", "x" * 257, "é", b"s1", 5])
+    def test_a_malformed_id_is_none_and_a_warning(self, value, caplog):
+        with received_session(value, parent="p"):
+            assert who() == (None, None)
+        (record,) = caplog.records
+        assert (record.name, record.levelname) == ("cagent_session", "WARNING")
+        assert record.getMessage().isprintable()
+
+    @pytest.mark.parametrize("value", ["", "a b", "x" * 257, 5])
+    def test_a_malformed_parent_keeps_the_session(self, value, caplog):
+        with received_session("s1", parent=value):
+            assert who() == ("s1", None)
+        (record,) = caplog.records
+        assert "parent session ID" in record.getMessage()

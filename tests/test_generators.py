@@ -1,0 +1,311 @@
+"""Bodies that run in steps: the body is in its session, and the caller in its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import gc
+import inspect
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from support.lifetime import Item, Watch
+
+from cagent_session import (
+    current_session_id,
+    no_session,
+    session_from,
+    session_scope,
+)
+
+other = contextvars.ContextVar("other", default="unset")
+
+
+@pytest.fixture(autouse=True)
+def _no_cycle_collector():
+    """What goes away here goes because nothing refers to it, and not later, by chance."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class TestGenerators:
+    def test_the_body_is_covered_and_the_caller_is_not(self):
+        @session_scope("body")
+        def body():
+            for _ in range(3):
+                yield current_session_id()
+            return current_session_id()
+
+        def caller():
+            result = yield from body()
+            yield result
+
+        with session_scope("caller"):
+            for seen in caller():
+                assert seen == "body"
+                assert current_session_id() == "caller"
+
+    def test_send_throw_and_return(self):
+        @session_scope("body")
+        def body():
+            seen = []
+            try:
+                seen.append(((yield 1), current_session_id()))
+                yield 2
+            except KeyError as error:
+                seen.append((error.args[0], current_session_id()))
+                yield 3
+            return seen
+
+        steps = body()
+        assert next(steps) == 1
+        assert steps.send("hello") == 2
+        assert current_session_id() is None
+        assert steps.throw(KeyError("oops")) == 3
+        assert current_session_id() is None
+        with pytest.raises(StopIteration) as stop:
+            next(steps)
+        assert stop.value.value == [("hello", "body"), ("oops", "body")]
+
+    @pytest.mark.parametrize("end", ["close", "drop", "throw"])
+    def test_the_end_is_covered_too(self, end):
+        seen = []
+
+        @session_scope("body")
+        def body():
+            try:
+                yield
+            finally:
+                seen.append(current_session_id())
+
+        with session_scope("caller"):
+            steps = body()
+            next(steps)
+            if end == "close":
+                steps.close()
+            elif end == "throw":
+                with pytest.raises(KeyError):
+                    steps.throw(KeyError)
+            else:
+                del steps
+            assert current_session_id() == "caller"
+        assert seen == ["body"]
+
+    def test_two_that_are_driven_in_turn(self):
+        @session_from("name")
+        def body(name):
+            for _ in range(3):
+                assert current_session_id() == name
+                yield name
+
+        for pair in zip(body("a"), body("b"), strict=True):
+            assert pair == ("a", "b")
+            assert current_session_id() is None
+
+    def test_a_scope_that_the_body_opened_is_current_again_when_it_resumes(self):
+        @session_scope("body")
+        def body():
+            with session_scope("inner"):
+                yield current_session_id()
+                yield current_session_id()
+                with no_session():
+                    yield current_session_id()
+            yield current_session_id()
+
+        seen = []
+        with session_scope("caller"):
+            for session_id in body():
+                seen.append((session_id, current_session_id()))
+        assert [session_id for session_id, _ in seen] == ["inner", "inner", None, "body"]
+        assert {callers for _, callers in seen} == {"caller"}
+
+    def test_the_callers_scope_may_end_while_the_body_is_suspended(self):
+        @session_scope("body")
+        def body():
+            while True:
+                yield current_session_id()
+
+        steps = body()
+        with session_scope("caller"):
+            assert next(steps) == "body"
+        assert current_session_id() is None
+        assert next(steps) == "body"
+        assert current_session_id() is None
+
+    def test_other_context_variables_behave_as_in_an_undecorated_generator(self):
+        def body():
+            seen = other.get()
+            other.set("by the body")
+            yield seen
+            yield other.get()
+
+        def drive(generator_function):
+            other.set("by the caller")
+            steps = generator_function()
+            seen = [next(steps), other.get()]
+            other.set("by the caller again")
+            return [*seen, next(steps), other.get()]
+
+        undecorated = contextvars.copy_context().run(drive, body)
+        decorated = contextvars.copy_context().run(drive, session_scope("a")(body))
+        assert decorated == undecorated
+
+    def test_handed_between_threads(self):
+        @session_scope("body")
+        def body():
+            for _ in range(20):
+                yield current_session_id(), threading.get_ident()
+
+        steps = body()
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
+            for pool in (one, two) * 10:
+                assert pool.submit(next, steps).result()[0] == "body"
+                assert pool.submit(current_session_id).result() is None
+
+    def test_what_close_gives_and_refuses(self):
+        def stubborn():
+            try:
+                yield
+            except GeneratorExit:
+                yield
+
+        def returning():
+            try:
+                yield
+            except GeneratorExit:
+                return "done"
+
+        results = []
+        for decorate in (lambda fn: fn, session_scope("a")):
+            steps = decorate(stubborn)()
+            next(steps)
+            with pytest.raises(RuntimeError, match="ignored GeneratorExit"):
+                steps.close()
+            steps = decorate(returning)()
+            next(steps)
+            results.append(steps.close())
+        assert results[0] == results[1]
+
+    def test_throwing_into_one_that_has_not_begun(self):
+        @session_scope("a")
+        def body():
+            yield
+
+        with pytest.raises(KeyError):
+            body().throw(KeyError)
+        body().close()
+
+    def test_stop_iteration_in_the_body_is_a_runtime_error(self):
+        @session_scope("a")
+        def body():
+            yield
+            raise StopIteration
+
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            list(body())
+
+    def test_stays_a_generator_function(self):
+        @session_scope("a")
+        def body(a, b=1):
+            yield
+
+        assert inspect.isgeneratorfunction(body)
+        assert inspect.isgenerator(body(1))
+        assert body(1).__name__ == "body"
+        assert str(inspect.signature(body)) == "(a, b=1)"
+
+    @pytest.mark.parametrize("end", ["return", "close", "throw", "raise", "drop"])
+    def test_nothing_is_kept_alive(self, end):
+        """Neither by the wrapper, nor by a cycle of an exception and the frames that it left."""
+
+        @session_scope("a")
+        def body(argument):
+            local = Item()
+            watches.append(Watch(local))
+            del argument
+            yield Item()
+            if end == "raise":
+                raise KeyError
+            watches.append(Watch((yield)))
+
+        watches = []
+        argument = Item()
+        watches.append(Watch(argument))
+        steps = body(argument)
+        del argument
+        watches.append(Watch(next(steps)))
+        assert [watch.is_gone for watch in watches] == [True, False, True]
+        if end == "return":
+            next(steps)
+            with pytest.raises(StopIteration):
+                steps.send(Item())
+        elif end == "throw":
+            with pytest.raises(KeyError):
+                steps.throw(KeyError)
+        elif end == "raise":
+            with pytest.raises(KeyError):
+                next(steps)
+        elif end == "close":
+            steps.close()
+        del steps
+        assert all(watch.is_gone for watch in watches)
+
+    def test_an_exception_does_not_keep_itself_alive(self):
+        class Oops(Exception):
+            pass
+
+        @session_scope("a")
+        def body():
+            try:
+                yield
+            except Oops:
+                yield
+
+        steps = body()
+        next(steps)
+        error = Oops()
+        watch = Watch(error)
+        steps.throw(error)
+        del error
+        steps.close()
+        del steps
+        assert watch.is_gone
+
+    def test_a_scope_of_the_caller_that_the_body_closes(self):
+        @session_scope("body")
+        def body(stack):
+            yield current_session_id()
+            stack.close()
+            yield current_session_id()
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(session_scope("caller"))
+            steps = body(stack)
+            assert next(steps) == "body"
+            assert current_session_id() == "caller"
+            assert next(steps) == "body"
+            assert current_session_id() is None
+        assert current_session_id() is None
+
+    def test_one_that_types_coroutine_made_awaitable(self):
+        @session_scope("body")
+        @types.coroutine
+        def body():
+            seen.append(current_session_id())
+            yield
+            return current_session_id()
+
+        async def main():
+            with session_scope("caller"):
+                return await body(), current_session_id()
+
+        seen = []
+        assert inspect.isgeneratorfunction(body)
+        assert inspect.isawaitable(body())
+        assert asyncio.run(main()) == ("body", "caller")
+        assert seen == ["body"]

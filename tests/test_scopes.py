@@ -1,0 +1,185 @@
+"""Entering and leaving a session, and which IDs can be one."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import pickle
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cagent_session import (
+    InvalidSessionID,
+    current_session_id,
+    no_session,
+    session_scope,
+)
+
+
+class TestScope:
+    def test_binds_and_gives_back_the_id(self):
+        assert current_session_id() is None
+        with session_scope("s1") as session_id:
+            assert session_id == "s1"
+            assert current_session_id() == "s1"
+        assert current_session_id() is None
+
+    def test_nests(self):
+        with session_scope("a"):
+            with session_scope("b"):
+                assert current_session_id() == "b"
+                with no_session() as nothing:
+                    assert nothing is None
+                    assert current_session_id() is None
+                assert current_session_id() == "b"
+            assert current_session_id() == "a"
+
+    def test_restores_after_an_exception(self):
+        with session_scope("a"):
+            with pytest.raises(KeyError), session_scope("b"):
+                raise KeyError
+            assert current_session_id() == "a"
+
+    def test_entering_the_current_one_again_is_harmless(self):
+        scope = session_scope("a")
+        with scope, scope, session_scope("a"):
+            assert current_session_id() == "a"
+        assert current_session_id() is None
+
+    def test_fresh_ids(self):
+        scope = session_scope()
+        with scope as one, scope as two:
+            assert one != two
+            assert current_session_id() == two
+        with scope as three:
+            assert uuid.UUID(three).version == 4
+        assert len({one, two, three}) == 3
+
+    def test_one_object_in_many_threads_at_once(self):
+        scope, barrier = session_scope("a"), threading.Barrier(8)
+
+        def work(number):
+            seen = [current_session_id()]
+            with scope:
+                barrier.wait(10)
+                seen.append(current_session_id())
+                barrier.wait(10)
+            return [*seen, current_session_id()]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(work, range(8))) == [[None, "a", None]] * 8
+
+    def test_leaving_out_of_order_never_takes_away_another_scope(self):
+        outer, inner = session_scope("outer"), session_scope("inner")
+        outer.__enter__()
+        inner.__enter__()
+        outer.__exit__(None, None, None)
+        assert current_session_id() == "inner"
+        inner.__exit__(None, None, None)
+        assert current_session_id() is None
+        with session_scope("a"):
+            inner.__exit__(None, None, None)
+            assert current_session_id() == "a"
+
+    def test_a_bare_with_around_a_yield_leaks_as_documented(self):
+        def body():
+            with session_scope("a"):
+                yield
+
+        steps = body()
+        next(steps)
+        assert current_session_id() == "a"
+        with session_scope("b"):
+            steps.close()
+            assert current_session_id() == "b"
+        assert current_session_id() is None
+
+    @pytest.mark.parametrize(
+        ("scope", "shown"),
+        [
+            (session_scope("s1"), "session_scope('s1')"),
+            (session_scope(), "session_scope()"),
+            (session_scope("s2", parent="s1"), "session_scope('s2', parent='s1')"),
+            (session_scope("\n" + "x" * 99), "session_scope('\\n" + "x" * 59 + "'...)"),
+            (no_session(), "no_session()"),
+        ],
+    )
+    def test_show_their_session(self, scope, shown):
+        assert repr(scope) == shown
+
+    @pytest.mark.parametrize("scope", [session_scope("a"), no_session()])
+    def test_scopes_can_be_copied_and_pickled(self, scope):
+        for twin in (copy.deepcopy(scope), pickle.loads(pickle.dumps(scope))):
+            with scope as one, twin as two:
+                assert one == two
+
+
+class TestInvalidIDs:
+    @pytest.mark.parametrize(
+        ("session_id", "says"),
+        [
+            ("", "is empty: ''"),
+            (" ", r"has ' ' at position 0"),
+            ("a b", r"has ' ' at position 1"),
+            ("a\r\nX: y", r"has '\r' at position 1"),
+            ("a\x00", r"has '\x00'"),
+            ("é", r"has '\xe9' at position 0"),
+            ("a\u202e", r"has '\u202e' at position 1"),
+            ("x" * 257, "has 257 characters, 256 at most"),
+        ],
+    )
+    def test_are_refused_on_entering(self, session_id, says):
+        scope = session_scope(session_id)
+        with pytest.raises(InvalidSessionID) as caught:
+            scope.__enter__()
+        message = str(caught.value)
+        assert says in message
+        assert message.isascii()
+        assert message.isprintable()
+        assert len(message) < 200
+        assert isinstance(caught.value, ValueError)
+        assert current_session_id() is None
+
+    @pytest.mark.parametrize(
+        ("length", "shown"), [(60, "é" * 60), (61, "é" * 60 + "..."), (256, "é" * 60 + "...")]
+    )
+    def test_a_long_one_is_cut(self, length, shown):
+        with pytest.raises(InvalidSessionID) as caught:
+            session_scope("é" * length).__enter__()
+        escaped = "'" + "\\xe9" * 60 + "'" + shown[60:]
+        assert str(caught.value).endswith(f"can be sent: {escaped}")
+
+    @pytest.mark.parametrize("session_id", ["!", "~", "x" * 256, "a/b:c,d;e=\"f'", "{}"])
+    def test_good_ones_are_taken_as_they_are(self, session_id):
+        with session_scope(session_id) as bound:
+            assert bound == current_session_id() == session_id
+
+    @pytest.mark.parametrize("value", [None, 1, b"s1", uuid.uuid4()])
+    def test_anything_but_a_str_is_a_type_error_at_once(self, value):
+        for options in ({"session_id": value}, {"session_id": "a", "parent": value}):
+            with pytest.raises(TypeError, match=f"ID must be a str, not {type(value).__name__}"):
+                session_scope(**options)
+
+    def test_a_parent_has_to_be_valid_too(self):
+        with pytest.raises(InvalidSessionID, match=r"^parent session ID has ' ' at position 1"):
+            session_scope("a", parent="b c").__enter__()
+        assert current_session_id() is None
+
+    def test_a_str_subclass_becomes_a_plain_str(self):
+        class Name(str, enum.Enum):
+            A = "s1"
+
+        with session_scope(Name.A) as session_id:
+            assert type(session_id) is str
+            assert session_id == "s1"
+
+    def test_a_decorated_function_is_refused_when_called(self):
+        @session_scope("not valid")
+        def fn():
+            raise AssertionError("must not run")
+
+        with pytest.raises(InvalidSessionID):
+            fn()
