@@ -109,7 +109,9 @@ def check_session_header(name: str) -> None:
     """Raise if ``name`` cannot be the header that sessions are sent in."""
     check_name("session_header", name)
     key = name.lower()
-    if key in _WITH_A_MEANING or (key.startswith(PREFIX) and key != SESSION_ID.lower()):
+    if key.startswith(PREFIX) and key != SESSION_ID.lower():
+        raise ValueError(f"session_header cannot be {name!r}: of X-Cagent-* it is {SESSION_ID}")
+    if key in _WITH_A_MEANING:
         raise ValueError(f"session_header cannot be {name!r}, which has a meaning of its own")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 from support.transports import Transport
 from support.wire import Server, redirect, response
@@ -161,6 +163,121 @@ class TestWhoWins:
         (arrived,) = server.arrived
         assert arrived.get("X-Team-Session") == "s1"
         assert arrived.session_id is None
+
+
+class TestFixedHeaders:
+    """They stand in for the library's own defaults, and give way to the caller's."""
+
+    FIXED: ClassVar = {"accept": "application/json", "user-agent": "team-a/1", "X-Team": "a"}
+
+    def test_stand_in_for_defaults(self, transport: Transport, server: Server):
+        gateway = gateway_at(server, headers=self.FIXED)
+        with transport.open(gateway) as send:
+            send("GET", gateway.endpoint("x"))
+        (arrived,) = server.arrived
+        assert {name: arrived.get(name) for name in self.FIXED} == self.FIXED
+
+    def test_give_way_to_the_callers(self, transport: Transport, server: Server):
+        gateway = gateway_at(server, headers=self.FIXED)
+        mine = {"ACCEPT": "text/event-stream", "User-Agent": "mine/1", "x-team": "mine"}
+        with transport.open(gateway) as send:
+            send("GET", gateway.endpoint("x"), mine)
+        (arrived,) = server.arrived
+        assert {name: arrived.get(name) for name in mine} == mine
+
+    def test_a_value_that_equals_the_default_counts_as_the_default(
+        self, transport: Transport, server: Server
+    ):
+        if transport.name == "urllib3":
+            pytest.skip("urllib3 has no default for Accept")
+        gateway = gateway_at(server, headers=self.FIXED)
+        with transport.open(gateway) as send:
+            send("GET", gateway.endpoint("x"), {"Accept": "*/*"})
+        assert server.arrived[0].get("Accept") == "application/json"
+
+    def test_only_on_requests_to_the_gateway(self, transport: Transport, server: Server):
+        gateway = gateway_at(server, "/p", headers=self.FIXED)
+        with transport.open(gateway) as send:
+            send("GET", f"{server.origin}/else", MARKED)
+        assert server.arrived[0].get("X-Team") is None
+
+    def test_a_content_type_and_a_key_can_be_fixed(self, transport: Transport, server: Server):
+        fixed = {"Authorization": "Bearer x", "Content-Type": "application/x-ndjson"}
+        gateway = gateway_at(server, headers=fixed)
+        with transport.open(gateway) as send:
+            send("POST", gateway.endpoint("x"), None, b"{}")
+        (arrived,) = server.arrived
+        assert {name: arrived.get(name) for name in fixed} == fixed
+
+
+class TestOtherGateways:
+    """Those that do not speak docker-agent's protocol."""
+
+    def test_get_no_header_of_that_protocol(self, transport: Transport, server: Server):
+        gateway = Gateway(server.origin, session_header="X-Session-ID", headers={"X-Team": "a"})
+        with transport.open(gateway) as send, session_scope("s1"):
+            send("GET", gateway.endpoint("x"))
+        (arrived,) = server.arrived
+        assert arrived.identifiers == {}
+        assert arrived.get("X-Session-ID") == "s1"
+        assert arrived.get("X-Team") == "a"
+        assert arrived.get("User-Agent") == OUR_AGENT
+
+    def test_a_marker_of_the_callers_is_the_callers(self, transport: Transport, server: Server):
+        gateway = Gateway(server.origin, session_header="X-Session-ID")
+        with transport.open(gateway) as send, session_scope("s1"):
+            send("GET", gateway.endpoint("x"), MARKED)
+            send("GET", gateway.endpoint("x"), {"X-Cagent-Forward": ""})
+        marked, opted_out = server.arrived
+        assert marked.identifiers == {"x-cagent-forward": FORWARD}
+        assert marked.get("X-Session-ID") == "s1"
+        assert opted_out.get("X-Session-ID") is None
+
+    def test_their_session_stays_behind(self, transport: Transport):
+        with Server() as stranger, Server(lambda r: redirect(302, stranger.origin)) as server:
+            gateway = Gateway(
+                server.origin, session_header="X-Session-ID", parent_header="X-Parent-ID"
+            )
+            mine = {"x-session-id": "mine", "x-parent-id": "mine", "X-Other": "kept"}
+            for headers in (None, mine):
+                with transport.open(gateway) as send, session_scope("main"), session_scope("sub"):
+                    send("GET", f"{server.origin}/", headers)
+        assert {request.get("X-Session-ID") for request in server.arrived} == {"sub"}
+        assert {request.get("X-Parent-ID") for request in server.arrived} == {"main"}
+        for request in stranger.arrived:
+            assert request.get("X-Session-ID") is request.get("X-Parent-ID") is None
+        assert stranger.arrived[1].get("X-Other") == "kept"
+
+
+class TestTheParent:
+    def test_is_sent_where_the_gateway_names_a_header(self, transport: Transport, server: Server):
+        for parent_header in ("X-Cagent-Parent-Session-Id", None):
+            gateway = gateway_at(server, parent_header=parent_header)
+            with transport.open(gateway) as send, session_scope("main"):
+                send("GET", gateway.endpoint("x"))
+                with session_scope("sub"):
+                    send("GET", gateway.endpoint("x"))
+                    send("GET", gateway.endpoint("x"), {"x-cagent-parent-SESSION-id": "mine"})
+        seen = [
+            (request.session_id, request.get("X-Cagent-Parent-Session-Id"))
+            for request in server.arrived
+        ]
+        assert seen == [
+            *[("main", None), ("sub", "main"), ("sub", "main")],
+            *[("main", None), ("sub", None), ("sub", "mine")],
+        ]
+
+    def test_a_callers_is_taken_off_if_the_session_has_none(
+        self, transport: Transport, server: Server
+    ):
+        gateway = gateway_at(server, parent_header="X-Parent")
+        with transport.open(gateway) as send:
+            with session_scope("main"):
+                send("GET", gateway.endpoint("x"), {"x-PARENT": "mine", "X-A": "b"})
+            send("GET", gateway.endpoint("x"), {"x-PARENT": "mine"})
+        in_session, outside = server.arrived
+        assert (in_session.get("X-Parent"), in_session.get("X-A")) == (None, "b")
+        assert outside.get("X-Parent") == "mine"
 
 
 class TestQuery:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import pickle
 
@@ -10,7 +11,7 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from cagent_session import Gateway, GatewayAdapter, gateway_headers
+from cagent_session import Gateway, GatewayAdapter, gateway_headers, session_scope
 from cagent_session.headers import goarch, goos
 
 FORWARD = "https://api.openai.com/v1"
@@ -127,7 +128,47 @@ class TestURLs:
             Gateway(url, forward=FORWARD)
 
 
+FRAMING = ["host", "Content-Length", "CONTENT-encoding", "Transfer-Encoding", "Connection"]
+FRAMING += ["Keep-Alive", "TE", "Trailer", "Upgrade", "Expect"]
+WITH_A_MEANING = ["Content-Type", "authorization", "Proxy-Authorization", "Cookie", "Set-Cookie"]
+WITH_A_MEANING += ["Accept", "Accept-Encoding", "USER-AGENT"]
+PROTOCOL = ["Forward", "Provider", "Model", "Model-Name", "Lang", "OS", "Arch", "Runtime"]
+PROTOCOL += ["Runtime-Version", "GeneratingTitle", "Compacting"]
+
+
 class TestOtherArguments:
+    def test_names_that_are_fine(self):
+        gateway = Gateway(
+            GOOD,
+            forward=FORWARD,
+            session_header="x-cagent-session-id",
+            parent_header="X-Cagent-Parent-Session-Id",
+            headers={"Authorization": "Bearer x", "Content-Type": "a/b", "Accept": "*/*"},
+        )
+        assert gateway.parent_header == "X-Cagent-Parent-Session-Id"
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"session_header": "X-Cagent-Session-Id"},
+            {"session_header": "X-S", "provider": "p"},
+            {"session_header": "X-S", "model": "m"},
+            {"session_header": "X-S", "model_name": "m"},
+            {"session_header": "X-S", "headers": {"x-cagent-anything": "1"}},
+            {"session_header": "X-S", "parent_header": "X-Cagent-Parent-Session-Id"},
+        ],
+    )
+    def test_without_forward_nothing_of_its_protocol(self, options):
+        with pytest.raises(ValueError, match=r"[Ff]orward"):
+            Gateway(GOOD, **options)
+
+    def test_without_forward_a_session_header_is_enough(self):
+        gateway = Gateway(GOOD, session_header="X-Session-ID", provider="", model=None)
+        assert gateway.headers_for(GOOD) == {}
+        with session_scope("s1"):
+            assert gateway.headers_for(GOOD) == {"X-Session-ID": "s1"}
+
     @pytest.mark.parametrize(
         "options",
         [
@@ -142,6 +183,16 @@ class TestOtherArguments:
             {"headers": {"x-mine": "fixed"}, "session_header": "X-Mine"},
             {"session_header": "X: Y"},
             {"session_header": ""},
+            {"parent_header": "X: Y"},
+            {"parent_header": "x-cagent-session-id"},
+            {"session_header": "X-S", "parent_header": "x-s"},
+            {"headers": {"x-p": "fixed"}, "parent_header": "X-P"},
+            {"headers": {"X-Cagent-Session-Id": "fixed"}, "session_header": "X-S"},
+            *({"headers": {name: "1"}} for name in FRAMING),
+            *({"session_header": name} for name in [*FRAMING, *WITH_A_MEANING]),
+            *({"parent_header": name} for name in [*FRAMING, *WITH_A_MEANING]),
+            *({"session_header": f"x-cagent-{name}"} for name in ("anything", *PROTOCOL)),
+            *({"parent_header": f"x-cagent-{name}"} for name in PROTOCOL),
         ],
     )
     def test_what_cannot_be_sent_is_refused(self, options):
@@ -187,9 +238,23 @@ class TestValue:
         ):
             assert Gateway(GOOD, **options) != other
 
+    def test_replace_makes_another_one(self):
+        gateway = Gateway(GOOD, forward=FORWARD, headers={"X-A": "b"}, require_session=True)
+        other = dataclasses.replace(gateway, model="m")
+        assert other == Gateway(
+            GOOD, forward=FORWARD, headers={"X-A": "b"}, require_session=True, model="m"
+        )
+        with pytest.raises(ValueError, match="gateway URL"):
+            dataclasses.replace(gateway, url="nowhere")
+
     def test_pickle_and_deepcopy(self):
         gateway = Gateway(
-            GOOD + "/p?a=b", forward=FORWARD, headers={"X-A": "b"}, session_header="X-S"
+            GOOD + "/p?a=b",
+            forward=FORWARD,
+            headers={"X-A": "b"},
+            session_header="X-S",
+            parent_header="X-P",
+            require_session=True,
         )
         for twin in (pickle.loads(pickle.dumps(gateway)), copy.deepcopy(gateway)):
             assert twin == gateway
@@ -288,7 +353,15 @@ class TestOwns:
 
     def test_hostile_urls_take_no_time(self):
         gateway = Gateway("https://gateway.example/prefix", forward=FORWARD)
-        for tail in ("%25" * 20000, "%25%32%35" * 10000, "/." * 20000 + "x", "@" * 60000):
+        for tail in (
+            "%3" * 40000,
+            "%" * 80000,
+            "a@" * 40000,
+            "%25" * 20000,
+            "%25%32%35" * 10000,
+            "/." * 20000 + "x",
+            "@" * 60000,
+        ):
             gateway.owns("https://gateway.example/prefix/" + tail)
             gateway.owns("https://gateway.example" + tail)
 
@@ -300,6 +373,12 @@ class TestEndpoint:
         gateway = Gateway(url, forward=FORWARD)
         assert gateway.endpoint(path) == "https://g.example/p/v1/models?limit=1"
         assert gateway.owns(gateway.endpoint(path))
+
+    @pytest.mark.parametrize(
+        "path", ["v1beta/models/x:generateContent", "models:list", "a:b/c:d?e:f", "urn:x"]
+    )
+    def test_a_colon_is_fine(self, path: str):
+        assert Gateway(GOOD, forward=FORWARD).endpoint(path) == f"{GOOD}/{path}"
 
     @pytest.mark.parametrize(
         "path", ["../x", "a/%2e%2e/b", "a b", "a#b", "a\\b", "https://evil.example/", "%zz"]
@@ -365,10 +444,45 @@ class TestFromEnv:
         monkeypatch.setenv("DOCKER_AGENT_MODELS_GATEWAY", "https://new.example")
         assert Gateway.from_env(forward=FORWARD).url == "https://new.example"
 
+    def test_the_options_are_checked_in_any_case(self):
+        with pytest.raises(TypeError, match="foward"):
+            Gateway.from_env(foward=FORWARD)
+        with pytest.raises(ValueError, match="forward URL"):
+            Gateway.from_env(forward="nowhere")
+
     def test_an_error_names_the_variable(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("DOCKER_AGENT_MODELS_GATEWAY", "gateway.example")
         with pytest.raises(ValueError, match=r"^DOCKER_AGENT_MODELS_GATEWAY is not absolute"):
             Gateway.from_env(forward=FORWARD)
+
+
+class TestHeadersFor:
+    GATEWAY = Gateway(
+        GOOD + "/p?key=hunter2",
+        forward=FORWARD,
+        provider="openai",
+        headers={"X-Team": "a"},
+        parent_header="X-Cagent-Parent-Session-Id",
+    )
+
+    def test_are_those_that_a_request_gets_now(self):
+        url = self.GATEWAY.endpoint("v1/models")
+        outside = self.GATEWAY.headers_for(url)
+        assert type(outside) is dict
+        assert outside == gateway_headers(FORWARD, provider="openai") | {"X-Team": "a"}
+        with session_scope("main"), session_scope("sub"):
+            inside = self.GATEWAY.headers_for(url)
+        of_session = {"X-Cagent-Session-Id": "sub", "X-Cagent-Parent-Session-Id": "main"}
+        assert inside == outside | of_session
+
+    def test_none_for_a_url_of_somebody_else(self):
+        with session_scope("s1"):
+            for url in (GOOD, "https://evil.example/p", "https://gateway.example@evil.example/p"):
+                assert self.GATEWAY.headers_for(url) == {}
+
+    def test_a_fixed_user_agent_is_among_them(self):
+        gateway = Gateway(GOOD, session_header="X-S", headers={"user-agent": "team-a/1"})
+        assert gateway.headers_for(GOOD) == {"user-agent": "team-a/1"}
 
 
 def test_gateway_headers_are_a_plain_dict():
