@@ -47,6 +47,11 @@ class SentHeaders(_Base):
     _left: _Left | None = None
     _request: weakref.ref[PreparedRequest] | None = None
 
+    @property
+    def has_identifiers(self) -> bool:
+        """Whether there are any that a copy would leave behind."""
+        return self._url is not None
+
     def copy(self) -> SentHeaders:
         kept: list[_Item] = []
         own: list[_Item] = []

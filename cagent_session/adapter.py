@@ -21,7 +21,7 @@ from .gate import (
     names_of,
     passing,
 )
-from .headers import lower
+from .headers import PREFIX, lower
 
 if TYPE_CHECKING:
     # To a type checker the mixin is the adapter that it is always mixed into.
@@ -141,19 +141,29 @@ class Passage:
         self._outgoing = request
         self._sent_headers: Any = None
         if stamp is None:
+            if isinstance(headers, SentHeaders) and headers.has_identifiers:
+                self._send_copy(request, url, headers.plain(), headers)
             return
         if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
             # A compressor holds server-sent events back until its block is full.
             stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
+        stamped, names = _stamped(headers, by_name, stamp), names_of(owner)
+        self._send_copy(request, stamp.url, stamped, sent(stamped, stamp.url, names))
+        if PREFIX in "\n".join(by_name) or not names.isdisjoint(by_name):
+            request.headers = sent(headers, url, names, request)  # type: ignore[assignment]
+
+    def _send_copy(self, request: PreparedRequest, url: str, headers: Any, then: Any) -> None:
+        """Send a copy of ``request`` with ``headers``, which has ``then`` as its own afterwards.
+
+        Not earlier: urllib3 copies them, too, on their way, and is to get all of them.
+        """
         # All but the URL and the headers is shared, as it would be without us.
         # PreparedRequest.copy() copies the cookie jar, too, which takes longer than all the rest.
         self._outgoing = object.__new__(type(request))
         vars(self._outgoing).update(vars(request))
-        self._outgoing.url = stamp.url
-        self._outgoing.headers = _stamped(headers, by_name, stamp)
-        names = names_of(owner)
-        request.headers = sent(headers, url, names, request)  # type: ignore[assignment]
-        self._sent_headers = sent(self._outgoing.headers, stamp.url, names)
+        self._outgoing.url = url
+        self._outgoing.headers = headers
+        self._sent_headers = then
 
     def __enter__(self) -> PreparedRequest:
         self._is_watched = passing.is_watched
@@ -165,7 +175,6 @@ class Passage:
         if self._is_watched:
             passing.set(self._before)
         if self._sent_headers is not None:
-            # Not earlier: on its way urllib3 copies the headers, too.
             self._outgoing.headers = self._sent_headers
 
 

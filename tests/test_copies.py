@@ -1,0 +1,441 @@
+"""requests: identifiers do not survive a copy, and return at the origin that they were for."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import HTTPDigestAuth
+from requests.structures import CaseInsensitiveDict
+from support.lifetime import Watch
+from support.wire import Server, redirect, response
+
+from cagent_session import Gateway, GatewayAdapter, GatewayMixin, gateway_headers, session_scope
+
+FORWARD = "https://api.openai.com/v1"
+MARKERS = gateway_headers(FORWARD, provider="openai") | {"X-Cagent-Session-Id": "mine"}
+
+
+@pytest.fixture
+def http():
+    with requests.Session() as http:
+        http.trust_env = False
+        yield http
+
+
+@pytest.fixture(params=["gateway", "call", "session", "prepared"])
+def marked(request, http):
+    """Send a request to a server that is marked in one of the ways, through adapters of ours."""
+
+    def send(server: Server, path: str = "/here", adapter=None, **options) -> requests.Response:
+        url = f"{server.origin}{path}"
+        if request.param == "gateway":
+            gateway = Gateway(server.origin, forward=FORWARD, provider="openai")
+            adapter = adapter or GatewayAdapter(gateway)
+        else:
+            adapter = adapter or GatewayAdapter()
+        http.mount("http://", adapter)
+        headers = MARKERS if request.param in ("call", "prepared") else None
+        if request.param == "session":
+            http.headers.update(MARKERS)
+        with session_scope("s1"):
+            if request.param == "prepared":
+                prepared = requests.Request("POST", url, data=b"body", headers=headers).prepare()
+                return http.send(prepared, timeout=10, **options)
+            return http.post(url, data=b"body", headers=headers, timeout=10, **options)
+
+    return send
+
+
+SPELLINGS = [
+    "http://{stranger}/there",
+    "HTTP://{stranger}",
+    "//{stranger}/there",
+    "///{stranger}/there",
+    "////{stranger}/there",
+    "http:////{stranger}/there",
+    "http:///{stranger}/there",
+    "http:/{stranger}/there",
+    "http:{stranger}/there",
+    "\\\\\\\\{stranger}/there",
+    "/\\\\{stranger}/there",
+    "http:\\\\\\\\{stranger}/there",
+    "http://{gateway}@{stranger}/there",
+    "http://{stranger}\\\\@{gateway}/there",
+    "http://{stranger}#@{gateway}/",
+    "http://{stranger}?@{gateway}/",
+    "\thttp://{stranger}/there",
+    "http://{stranger}\t/there",
+    "http://{stranger}:/there",
+    "//{gateway}/\\\\..//{stranger}/",
+    "http://[::ffff:127.0.0.1]:{stranger_port}/there",
+    "http://0177.0.0.1:{stranger_port}/there",
+    "http://2130706433:{stranger_port}/there",
+    "http://%31%32%37.0.0.1:{stranger_port}/there",
+    "http://127.0.0.1:0{stranger_port}/there",
+    "http://localhost:{stranger_port}/there",
+    "http://{gateway}.localhost:{stranger_port}/",
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("status", [301, 303, 307])
+def test_no_spelling_of_a_location_takes_them_to_a_stranger(marked, spelling: str, status: int):
+    with Server(host="0.0.0.0") as stranger, Server() as server:
+        location = spelling.replace("\\\\", "\\").format(
+            stranger=f"127.0.0.1:{stranger.port}",
+            stranger_port=stranger.port,
+            gateway=f"127.0.0.1:{server.port}",
+        )
+        server.respond = lambda r: redirect(status, location) if r.path == "/here" else response()
+        with contextlib.suppress(requests.RequestException, ValueError):  # what requests refuses
+            marked(server)
+        assert server.arrived[0].session_id == "s1"
+        for arrived in stranger.arrived:
+            assert arrived.identifiers == {}
+            assert b"s1" not in arrived.raw
+
+
+class TestWhoCopies:
+    """Whoever makes the next request, it has no identifier that is not for its origin."""
+
+    @pytest.fixture
+    def stranger(self):
+        with Server() as stranger:
+            yield stranger
+            assert stranger.arrived
+            for arrived in stranger.arrived:
+                assert arrived.identifiers == {}
+                assert b"s1" not in arrived.raw
+
+    def test_resolve_redirects(self, marked, http, stranger: Server):
+        with Server(lambda r: redirect(302, stranger.origin)) as server:
+            answer = marked(server, allow_redirects=False)
+            list(http.resolve_redirects(answer, answer.request))
+
+    def test_the_next_request_of_a_response(self, marked, http, stranger: Server):
+        with Server(lambda r: redirect(302, stranger.origin)) as server:
+            answer = marked(server, allow_redirects=False)
+            http.send(answer.next)
+            with requests.Session() as plain:
+                plain.send(answer.next)
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda sent: sent.copy(),
+            copy.copy,
+            copy.deepcopy,
+            lambda sent: copy.deepcopy(sent).copy(),
+            lambda sent: sent.copy().copy(),
+            lambda sent: _with_headers(sent, sent.headers.copy()),
+            lambda sent: _with_headers(sent, copy.copy(sent.headers)),
+        ],
+        ids=["copy", "copy.copy", "deepcopy", "both", "twice", "headers", "copy of headers"],
+    )
+    @pytest.mark.parametrize("through", ["ours", "plain"])
+    def test_a_hook_that_sends_a_copy_elsewhere(self, stranger: Server, make, through):
+        def hook(answer, **options):
+            if answer.url.startswith(stranger.origin):
+                return answer
+            again = make(answer.request)
+            again.url = stranger.origin
+            adapter = answer.connection if through == "ours" else HTTPAdapter()
+            return adapter.send(again, **options)
+
+        with Server() as server, requests.Session() as http:
+            http.hooks["response"].append(hook)
+            gateway = Gateway(server.origin, forward=FORWARD)
+            gateway.mount(http)
+            with session_scope("s1"):
+                http.get(server.origin, headers=MARKERS)
+
+    @pytest.mark.parametrize("make", [lambda sent: sent.copy(), copy.copy, copy.deepcopy])
+    def test_a_hook_that_sends_again_and_is_then_redirected(self, stranger, make):
+        """The client makes the next hop from the request that it was given, not from the hook's."""
+
+        def hook(answer, **options):
+            if "X-Again" in answer.request.headers:
+                return answer
+            again = make(answer.request)
+            again.headers = again.headers.copy()
+            again.headers["X-Again"] = "1"
+            return answer.connection.send(again, **options)
+
+        def respond(request):
+            return redirect(307, stranger.origin) if request.get("X-Again") else response()
+
+        with Server(respond) as server, requests.Session() as http:
+            http.hooks["response"].append(hook)
+            Gateway(server.origin, forward=FORWARD).mount(http)
+            with session_scope("s1"):
+                http.get(server.origin, headers=MARKERS)
+            assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
+    def test_digest_authentication(self, stranger: Server):
+        def respond(request):
+            if request.get("Authorization") is None:
+                challenge = 'Digest realm="r", nonce="n", qop="auth"'
+                return response(401, b"", {"WWW-Authenticate": challenge})
+            return redirect(307, stranger.origin)
+
+        with Server(respond) as server:
+            with requests.Session() as http:
+                http.mount(server.origin, GatewayAdapter())
+                with session_scope("s1"):
+                    http.get(server.origin, headers=MARKERS, auth=HTTPDigestAuth("u", "p"))
+            assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
+    def test_two_hops_with_an_adapter_that_is_mounted_at_a_path(self, http, stranger: Server):
+        """The second hop goes over the plain adapter, which takes nothing off."""
+
+        def respond(request):
+            return redirect(307, "/else" if request.path == "/p/1" else stranger.origin)
+
+        with Server(respond) as server:
+            http.mount(f"{server.origin}/p", GatewayAdapter())
+            with session_scope("s1"):
+                http.get(f"{server.origin}/p/1", headers=MARKERS)
+            assert [request.path for request in server.arrived] == ["/p/1", "/else"]
+
+    def test_a_location_that_no_prefix_matches(self, http, stranger: Server):
+        """requests does not normalise a redirect's target, so a bare origin has no slash."""
+        with Server() as server:
+            targets = {"/p/1": server.origin, "/": stranger.origin}
+            server.respond = lambda request: redirect(307, targets[request.path])
+            http.mount(f"{server.origin}/", GatewayAdapter())
+            with session_scope("s1"):
+                http.get(f"{server.origin}/p/1", headers=MARKERS)
+            assert len(server.arrived) == 2
+
+    def test_a_gateway_that_does_not_own_the_second_hop(self, http, stranger: Server):
+        """Bound at some hop is enough: what the caller set then stays with the origin."""
+
+        def respond(request):
+            return redirect(307, "/else" if request.path == "/p/1" else stranger.origin)
+
+        with Server(respond) as server:
+            http.mount("http://", GatewayAdapter(Gateway(f"{server.origin}/p", forward=FORWARD)))
+            headers = {"X-Cagent-Session-Id": "mine", "X-Cagent-Model": "m"}
+            http.get(f"{server.origin}/p/1", headers=headers)
+            assert [request.session_id for request in server.arrived] == ["mine", "mine"]
+
+
+def _with_headers(sent: requests.PreparedRequest, headers) -> requests.PreparedRequest:
+    made = requests.Request(sent.method, sent.url).prepare()
+    made.headers = headers
+    return made
+
+
+class TestTheyReturn:
+    def test_when_a_copy_is_sent_to_the_same_origin(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", f"{server.origin}/1", headers=MARKERS).prepare()
+        with session_scope("s1"):
+            answer = http.send(prepared)
+        for sent, session_id in ((prepared, "mine"), (answer.request, "s1")):
+            twin = sent.copy()
+            assert [name for name in twin.headers if name.startswith("X-Cagent-")] == []
+            twin.url = f"{server.origin}/2"
+            http.send(twin)
+            arrived = server.arrived[-1]
+            assert arrived.path == "/2"
+            assert arrived.identifiers == _lower(MARKERS) | {"x-cagent-session-id": session_id}
+
+    def test_not_where_the_copy_has_been_marked_anew(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", server.origin, headers=MARKERS).prepare()
+        http.send(prepared)
+        with Server() as other:
+            for target in (server, other):
+                twin = prepared.copy()
+                twin.url = target.origin
+                twin.headers["X-Cagent-Forward"] = "https://api.anthropic.com"
+                http.send(twin)
+                marks = {"x-cagent-forward": "https://api.anthropic.com"}
+                assert target.arrived[-1].identifiers == marks
+
+    def test_after_a_round_trip_through_a_stranger(self, http):
+        with Server() as stranger, Server() as server:
+            targets = {"/1": f"{stranger.origin}/2"}
+            server.respond = lambda r: (
+                redirect(307, targets[r.path]) if r.path == "/1" else response()
+            )
+            stranger.respond = lambda r: redirect(307, f"{server.origin}/3")
+            http.mount("http://", GatewayAdapter())
+            with session_scope("s1"):
+                http.get(f"{server.origin}/1", headers=MARKERS)
+            assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+            assert stranger.arrived[0].identifiers == {}
+
+    def test_response_request_shows_them_after_authentication(self, http, server: Server):
+        def respond(request):
+            if request.get("Authorization") is None:
+                challenge = 'Digest realm="r", nonce="n", qop="auth"'
+                return response(401, b"", {"WWW-Authenticate": challenge})
+            return response()
+
+        server.respond = respond
+        gateway = Gateway(f"{server.origin}?tenant=a", forward=FORWARD)
+        gateway.mount(http)
+        with session_scope("s1"):
+            answer = http.get(server.origin, auth=HTTPDigestAuth("u", "p"))
+        assert answer.request.headers["X-Cagent-Session-Id"] == "s1"
+        assert answer.request.headers["X-Cagent-Forward"] == FORWARD
+        assert 'uri="/?tenant=a"' in server.arrived[1].get("Authorization")
+        assert server.arrived[1].target == "/?tenant=a"
+
+
+def _lower(headers):
+    return {name.lower(): value for name, value in headers.items()}
+
+
+class TestTheCallersRequest:
+    def test_is_marked_as_before_every_time(self, http):
+        """Also after a redirect off the gateway, and from many threads at once."""
+        with Server() as stranger, Server(lambda r: redirect(307, stranger.origin)) as server:
+            http.mount("http://", GatewayAdapter(pool_maxsize=8))
+            prepared = requests.Request("POST", server.origin, headers=MARKERS, data=b"x").prepare()
+            before = dict(prepared.headers), prepared.url, prepared.body
+
+            def send(number: int) -> None:
+                with session_scope(f"s{number}"):
+                    http.send(prepared, timeout=10)
+
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(send, range(200)))
+            assert (dict(prepared.headers), prepared.url, prepared.body) == before
+            found = sorted(request.session_id for request in server.arrived)
+            assert found == sorted(f"s{number}" for number in range(200))
+            assert {request.forward for request in server.arrived} == {FORWARD}
+            assert all(request.identifiers == {} for request in stranger.arrived)
+
+    def test_its_headers_stay_one_with_what_the_caller_holds(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", server.origin, headers=MARKERS).prepare()
+        held = prepared.headers
+        http.send(prepared)
+        held["X-Later"] = "1"
+        assert prepared.headers["x-later"] == "1"
+        assert held == prepared.headers
+        http.send(prepared)
+        assert server.arrived[1].get("X-Later") == "1"
+
+    def test_may_be_sent_elsewhere_by_whoever_marked_it(self, http, server: Server):
+        """The URL is the caller's, too; and what follows knows the origin of now."""
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", f"{server.origin}/1", headers=MARKERS).prepare()
+        http.send(prepared)
+        with Server(lambda request: redirect(307, f"{server.origin}/2")) as other:
+            prepared.url = other.origin
+            http.send(prepared)
+            assert other.arrived[0].forward == FORWARD
+        assert server.arrived[1].path == "/2"
+        assert server.arrived[1].identifiers == {}
+
+    def test_attributes_of_a_subclass_are_kept(self, http, server: Server):
+        class Mine(requests.PreparedRequest):
+            source = "a user's own"
+
+        http.mount("http://", GatewayAdapter(Gateway(server.origin, forward=FORWARD)))
+        mine = Mine()
+        mine.prepare("GET", server.origin)
+        mine.source = "mine"
+        answer = http.send(mine)
+        assert type(answer.request) is Mine
+        assert answer.request is not mine
+        assert answer.request.source == "mine"
+
+    def test_sending_the_sent_one_again_keeps_nothing_alive(self, http, server: Server):
+        class Body(bytearray):
+            """Bytes that can be watched."""
+
+        http.mount("http://", GatewayAdapter(Gateway(server.origin, forward=FORWARD)))
+        body = Body(b"x" * 1000)
+        watch = Watch(body)
+        answer = http.post(server.origin, data=body)
+        del body
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                answer = http.send(answer.request)
+            answer.request.body = None
+            assert watch.is_gone
+        finally:
+            gc.enable()
+
+    def test_headers_of_another_kind(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", server.origin).prepare()
+        given = {"x-cagent-forward": FORWARD, "X-A": "1", "x-a": "2", b"X-B": "3"}
+        prepared.headers = dict(given)
+        for _ in range(2):
+            with session_scope("s1"):
+                http.send(prepared)
+            arrived = server.arrived[-1]
+            assert arrived.session_id == "s1"
+            assert arrived.all("X-A") == ["1", "2"]
+            assert arrived.get("X-B") == "3"
+            assert prepared.headers == given
+        twin = prepared.copy()
+        assert dict(twin.headers) == {"X-A": "1", "x-a": "2", b"X-B": "3"}
+        http.send(twin)
+        assert server.arrived[-1].forward == FORWARD
+
+    @pytest.mark.parametrize("name", [b"X-Cagent-Forward", b"x-CAGENT-forward"])
+    def test_a_marker_under_a_name_in_bytes(self, http, server: Server, name: bytes):
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", server.origin).prepare()
+        prepared.headers[name] = FORWARD
+        prepared.headers[b"X-Cagent-Session-Id"] = "mine"
+        with session_scope("s1"):
+            http.send(prepared)
+        (arrived,) = server.arrived
+        assert (arrived.forward, arrived.session_id) == (FORWARD, "s1")
+
+
+class TestPickling:
+    def test_needs_nothing_of_this_package(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        with session_scope("s1"):
+            answer = http.get(server.origin, headers=MARKERS)
+        for pickled in (answer, answer.request, answer.request.headers.copy()):
+            assert b"cagent_session" not in pickle.dumps(pickled)
+        twin = pickle.loads(pickle.dumps(answer))
+        assert type(twin.request.headers) is CaseInsensitiveDict
+        assert twin.request.headers == answer.request.headers
+        prepared = requests.Request("GET", server.origin).prepare()
+        prepared.headers = {"X-Cagent-Forward": FORWARD}
+        http.send(prepared)
+        assert type(pickle.loads(pickle.dumps(prepared)).headers) is dict
+
+    def test_a_deepcopy_is_careful_too(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        answer = http.get(server.origin, headers=MARKERS)
+        twin = copy.deepcopy(answer.request)
+        assert twin.headers == answer.request.headers
+        assert type(twin.headers) is type(answer.request.headers)
+        assert twin.headers is not answer.request.headers
+        assert "X-Cagent-Forward" not in twin.copy().headers
+
+
+def test_an_error_carries_a_request_that_is_as_careful(http):
+    class Broken(HTTPAdapter):
+        def send(self, request, **options):
+            raise requests.ConnectionError(request=request)
+
+    class Both(GatewayMixin, Broken): ...
+
+    http.mount("http://", Both())
+    with pytest.raises(requests.ConnectionError) as caught:
+        http.get("http://gateway.example", headers=MARKERS)
+    sent = caught.value.request
+    assert sent.headers["X-Cagent-Forward"] == FORWARD
+    assert "X-Cagent-Forward" not in sent.copy().headers
