@@ -233,7 +233,7 @@ def _normalized(pool: HTTPConnectionPool, url: str) -> str:
     if url.startswith("/") and not url.startswith("//"):
         return _full_url(pool, url)
     parsed = parse_url(url)
-    return parsed._replace(scheme=parsed.scheme or "http", fragment=None).url
+    return parsed._replace(scheme=parsed.scheme or "http", auth=None, fragment=None).url
 
 
 @functools.cache

@@ -111,6 +111,167 @@ def test_a_full_url_does_not_talk_a_pool_into_stamping(server: Server):
     assert server.arrived[0].identifiers == {}
 
 
+class TestPools:
+    """Used directly, they decide as the manager's do."""
+
+    def test_a_full_url_of_its_own(self, server: Server):
+        gateway = Gateway(f"{server.origin}/p?tenant=a", forward=FORWARD)
+        with GatewayPoolManager(gateway) as http, session_scope("s1"):
+            pool = http.connection_from_url(server.origin)
+            pool.urlopen("GET", f"{server.origin}/p/x")
+            pool.urlopen("GET", f"{server.origin}/else")
+        owned, other = server.arrived
+        assert (owned.session_id, owned.target) == ("s1", f"{server.origin}/p/x?tenant=a")
+        assert other.identifiers == {}
+
+    def test_an_ipv6_host_without_brackets(self):
+        with Server(host="::1") as server:
+            gateway = Gateway(server.origin, forward=FORWARD)
+            with GatewayPoolManager(gateway) as http, session_scope("s1"):
+                http.connection_from_host("::1", server.port, "http").urlopen("GET", "/x")
+            assert server.arrived[0].session_id == "s1"
+
+    @pytest.mark.parametrize("marking", ["gateway", "call"])
+    @pytest.mark.parametrize("status", [302, 303, 307])
+    def test_a_redirect_that_a_pool_follows(self, server: Server, marking: str, status: int):
+        """As one that the manager follows: what is not the gateway's gets no marks of its."""
+        targets = {"/p/1": "/p/2", "/p/2": "/else", "/else": "/p/3", "/p/3": None}
+
+        def respond(request):
+            target = targets[request.path]
+            return redirect(status, target) if target else response()
+
+        server.respond = respond
+        gateway = Gateway(f"{server.origin}/p", forward=FORWARD, parent_header="X-Parent")
+        gateway = gateway if marking == "gateway" else None
+        headers = {"X-A": "b"} | (MARKERS if marking == "call" else {})
+        seen = []
+        for through in ("manager", "pool"):
+            server.arrived.clear()
+            with GatewayPoolManager(gateway) as http, session_scope("s0"), session_scope("s1"):
+                if through == "manager":
+                    http.request("GET", f"{server.origin}/p/1", headers=headers)
+                else:
+                    http.connection_from_url(server.origin).urlopen("GET", "/p/1", headers=headers)
+            seen.append([sorted((k.lower(), v) for k, v in r.headers) for r in server.arrived])
+        assert seen[0] == seen[1]
+        sessions = [dict(headers).get("x-cagent-session-id") for headers in seen[0]]
+        assert sessions == ["s1", "s1", "s1" if marking == "call" else None, "s1"]
+
+    @pytest.mark.parametrize("marking", ["gateway", "call"])
+    def test_a_redirect_to_another_host_that_a_pool_follows(self, server: Server, marking: str):
+        """A pool that need not stay with its host sends it the full URL, to relay it or not."""
+        server.respond = lambda r: (
+            response() if "://" in r.target else redirect(307, "http://stranger.example/x")
+        )
+        gateway = Gateway(server.origin, forward=FORWARD) if marking == "gateway" else None
+        headers = MARKERS if marking == "call" else {"X-Cagent-Session-Id": "mine"}
+        with GatewayPoolManager(gateway) as http, session_scope("s1"):
+            pool = http.connection_from_url(server.origin)
+            pool.urlopen("GET", "/1", headers=headers, assert_same_host=False)
+        first, second = server.arrived
+        assert first.session_id == "s1"
+        assert second.target == "http://stranger.example/x"
+        assert second.identifiers == {}
+
+    def test_classes_that_are_put_in_later(self, server: Server):
+        """As botocore does."""
+
+        class Pool(urllib3.HTTPConnectionPool):
+            """Somebody's own."""
+
+        gateway = Gateway(server.origin, forward=FORWARD)
+        with GatewayPoolManager(gateway) as http, session_scope("s1"):
+            http.pool_classes_by_scheme = {"http": Pool, "https": urllib3.HTTPSConnectionPool}
+            http.request("GET", f"{server.origin}/1")
+            pool = http.connection_from_url(server.origin)
+            assert isinstance(pool, Pool)
+            http.clear()
+            http.pool_classes_by_scheme["http"] = type(pool)
+            http.request("GET", f"{server.origin}/2")
+        assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
+
+SPELLINGS = [
+    "http://127.0.0.1:{port}/p/./x",
+    "http://127.0.0.1:{port}/q/../p/x",
+    "http://127.0.0.1:{port}/%70/x",
+    "HTTP://127.0.0.1:{port}/p/x#fragment",
+    "127.0.0.1:{port}/p/x",
+    "//127.0.0.1:{port}/p/x",
+    "http://127.0.0.1:0{port}/p/x",
+    "http://%31%32%37.0.0.1:{port}/p/x",
+    "http://us er:x@127.0.0.1:{port}/p/x",
+    "http://user@127.0.0.1:{port}/p/x",
+]
+
+
+@pytest.mark.filterwarnings("ignore:URLs without a scheme:FutureWarning")
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("marking", ["gateway", "call"])
+@pytest.mark.parametrize("hops", [1, 2])
+def test_every_spelling_of_the_gateways_url(spelling: str, marking: str, hops: int):
+    """There is one reading, of where the request goes and of where the redirect came from."""
+    with Server() as stranger, Server() as server:
+        away = redirect(307, f"{stranger.origin}/there")
+        server.respond = lambda r: (
+            redirect(307, "/else") if hops == 2 and r.path != "/else" else away
+        )
+        gateway = Gateway(f"{server.origin}/p", forward=FORWARD) if marking == "gateway" else None
+        headers = {"X-Cagent-Session-Id": "mine", "X-Cagent-Model": "m"}
+        if marking == "call":
+            headers |= gateway_headers(FORWARD)
+        with GatewayPoolManager(gateway) as http, session_scope("s1"):
+            try:
+                http.request("GET", spelling.format(port=server.port), headers=headers)
+            except urllib3.exceptions.HTTPError:
+                pass  # a spelling that this urllib3 cannot send, or not follow to the end
+            else:
+                assert len(server.arrived) == hops
+                assert len(stranger.arrived) == 1
+        assert {request.session_id for request in server.arrived[:1]} <= {"s1"}
+        assert [request.identifiers for request in stranger.arrived] in ([], [{}])
+
+
+def test_a_marker_that_a_redirect_takes_off_counts_all_the_same():
+    """Whoever lists it in remove_headers_on_redirect has not listed all of them."""
+    with Server() as stranger, Server(lambda r: redirect(302, stranger.origin)) as server:
+        retries = Retry(5, remove_headers_on_redirect=["X-Cagent-Forward"])
+        with GatewayPoolManager() as http, session_scope("s1"):
+            http.request("GET", server.origin, headers=MARKERS, retries=retries)
+        assert server.arrived[0].session_id == "s1"
+        assert stranger.arrived[0].identifiers == {}
+
+
+@pytest.mark.parametrize("kind", [dict, HTTPHeaderDict])
+def test_names_in_bytes_and_several_spellings(server: Server, kind):
+    headers = kind({"X-A": "1"})
+    headers[b"x-cagent-FORWARD"] = FORWARD
+    headers[b"X-Cagent-Session-Id"] = "mine"
+    if kind is dict:
+        headers["x-a"] = "2"
+    else:
+        headers.add("x-a", "2")
+    before = list(headers.items())
+    with GatewayPoolManager() as http, session_scope("s1"):
+        http.request("GET", server.origin, headers=headers)
+    (arrived,) = server.arrived
+    assert (arrived.forward, arrived.session_id) == (FORWARD, "s1")
+    assert arrived.all("X-A") == ["1", "2"]
+    assert list(headers.items()) == before
+
+
+def test_an_accept_that_a_proxy_gets_is_no_choice_of_the_callers(server: Server):
+    gateway = Gateway(server.origin, forward=FORWARD, headers={"Accept": "application/json"})
+    with Proxy() as proxy:
+        for http in (GatewayProxyManager(proxy.origin, gateway), GatewayPoolManager(gateway)):
+            with http:
+                http.request("GET", server.origin)
+                http.request("GET", server.origin, headers={"Accept": "text/plain"})
+    accepts = [request.get("Accept") for request in server.arrived]
+    assert accepts == ["application/json", "text/plain"] * 2
+
+
 def test_retries_are_stamped(server: Server):
     answers = iter([response(503), response(429, headers={"Retry-After": "0"}), response()])
     server.respond = lambda request: next(answers)

@@ -1,0 +1,181 @@
+"""Several gateways on one session: each request belongs to the one with the longest path."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import pickle
+
+import pytest
+import requests
+from requests.adapters import HTTPAdapter
+from support.wire import Server, redirect, response
+
+from cagent_session import Gateway, GatewayAdapter, session_scope
+
+OPENAI, ANTHROPIC = "https://api.openai.com/v1", "https://api.anthropic.com"
+
+
+@pytest.fixture
+def http():
+    with requests.Session() as http:
+        http.trust_env = False
+        yield http
+
+
+def gateways_at(origin: str) -> dict[str, Gateway]:
+    """By the forward that says in each request which of them it was for."""
+    paths = {
+        OPENAI: "/openai",
+        ANTHROPIC: "/anthropic",
+        "https://nested.example": "/openai/nested",
+        "https://deep.example": "/openai/nested/deep",
+        "https://root.example": "",
+        "https://other.example": "/openai2",
+    }
+    return {forward: Gateway(origin + path, forward=forward) for forward, path in paths.items()}
+
+
+ASKED = {
+    "/openai/v1/x": OPENAI,
+    "/openai": OPENAI,
+    "/openai?x": OPENAI,
+    "/OPENAI/x": "https://root.example",
+    "/%6Fpenai/x": OPENAI,
+    "/anthropic/v1/messages": ANTHROPIC,
+    "/openai/nested": "https://nested.example",
+    "/openai/nested/x": "https://nested.example",
+    "/openai/nestedx": OPENAI,
+    "/openai/nested/deep/x": "https://deep.example",
+    "/openai2/x": "https://other.example",
+    "/openai/%2e%2e/anthropic": "https://root.example",
+    "/": "https://root.example",
+    "/else": "https://root.example",
+}
+
+
+def check(http: requests.Session, server: Server, mounted: dict[str, Gateway]) -> None:
+    server.arrived.clear()
+    with session_scope("s1"):
+        for path in ASKED:
+            assert http.get(server.origin + path, timeout=10).status_code == 200
+    for path, arrived in zip(ASKED, server.arrived, strict=True):
+        url = requests.Request("GET", server.origin + path).prepare().url
+        owners = [forward for forward, gateway in mounted.items() if gateway.owns(url)]
+        owner = max(owners, key=lambda forward: len(mounted[forward].path), default=None)
+        assert arrived.forward == owner, path
+        assert arrived.session_id == ("s1" if owner else None)
+        if len(mounted) == 6:
+            assert owner == ASKED[path], path
+
+
+@pytest.mark.parametrize("order", range(24))
+def test_in_every_order_of_mounting(http, server: Server, order: int):
+    every = list(gateways_at(server.origin).items())
+    some, rest = every[:4], every[4:]
+    mounted = {}
+    for forward, gateway in [*list(itertools.permutations(some))[order], *rest]:
+        adapter = gateway.mount(http)
+        assert adapter.gateway == gateway
+        mounted[forward] = gateway
+        check(http, server, mounted)
+
+
+@pytest.mark.parametrize("chosen", list(itertools.combinations(range(6), 2)))
+def test_in_pairs_both_ways(http, server: Server, chosen):
+    every = list(gateways_at(server.origin).items())
+    for pair in (chosen, chosen[::-1]):
+        with requests.Session() as http:
+            http.trust_env = False
+            mounted = {every[number][0]: every[number][1] for number in pair}
+            for gateway in mounted.values():
+                gateway.mount(http)
+            check(http, server, mounted)
+
+
+def test_other_hosts_and_ports(http, server: Server):
+    with Server() as other:
+        for target, forward in ((server, OPENAI), (other, ANTHROPIC)):
+            Gateway(target.origin, forward=forward).mount(http)
+        for target, forward in ((server, OPENAI), (other, ANTHROPIC)):
+            http.get(target.origin)
+            assert target.arrived[0].forward == forward
+
+
+def test_each_keeps_its_own_adapter_options(http):
+    one = Gateway("https://gateway.example/openai", forward=OPENAI).mount(http, max_retries=3)
+    two = Gateway("https://gateway.example/anthropic", forward=ANTHROPIC).mount(http)
+    for port in ("", ":443"):
+        assert http.get_adapter(f"https://gateway.example{port}/openai/x") is one
+        assert http.get_adapter(f"https://gateway.example{port}/anthropic/x") is two
+    assert (one.max_retries.total, two.max_retries.total) == (3, 0)
+    assert type(http.get_adapter("https://elsewhere.example/openai")) is HTTPAdapter
+
+
+class TestTheSamePlace:
+    @pytest.mark.parametrize(
+        "other",
+        [
+            Gateway("https://gateway.example/p", forward=ANTHROPIC),
+            Gateway("https://gateway.example/p", forward=OPENAI, model="m"),
+            Gateway("https://gateway.example/p", session_header="X-Session-ID"),
+            Gateway("https://gateway.example/p?tenant=a", forward=OPENAI),
+            Gateway("https://gateway.example/p/", forward=ANTHROPIC),
+            Gateway("https://GATEWAY.example:443/%70", forward=ANTHROPIC),
+        ],
+    )
+    def test_is_not_for_two(self, http, other: Gateway):
+        gateway = Gateway("https://gateway.example/p", forward=OPENAI)
+        adapter = gateway.mount(http)
+        before = dict(http.adapters)
+        with pytest.raises(ValueError, match="two different gateways") as caught:
+            other.mount(http)
+        assert "https://gateway.example/p" in str(caught.value)
+        assert "headers=gateway_headers(...)" in str(caught.value)
+        assert http.adapters == before
+        assert http.get_adapter("https://gateway.example/p") is adapter
+
+    def test_may_be_mounted_again(self, http, server: Server):
+        gateway = Gateway(server.origin + "/openai", forward=OPENAI)
+        Gateway(server.origin + "/anthropic", forward=ANTHROPIC).mount(http)
+        gateway.mount(http)
+        again = Gateway(server.origin + "/openai", forward=OPENAI).mount(http, max_retries=2)
+        assert http.get_adapter(server.origin + "/openai/x") is again
+
+    def test_is_free_again_once_nothing_is_mounted_there(self, http, server: Server):
+        Gateway(server.origin, forward=OPENAI).mount(http)
+        http.mount(f"{server.origin}/", HTTPAdapter())
+        Gateway(server.origin, forward=ANTHROPIC).mount(http)
+        http.get(server.origin)
+        assert server.arrived[0].forward == ANTHROPIC
+
+    def test_an_adapter_that_was_mounted_by_hand_counts(self, http):
+        http.mount("https://", GatewayAdapter(Gateway("https://gateway.example", forward=OPENAI)))
+        with pytest.raises(ValueError, match="two different gateways"):
+            Gateway("https://gateway.example", forward=ANTHROPIC).mount(http)
+
+
+def test_a_session_with_several_can_be_pickled_and_copied(http, server: Server):
+    mounted = gateways_at(server.origin)
+    for gateway in mounted.values():
+        gateway.mount(http)
+    with pickle.loads(pickle.dumps(http)) as twin:
+        check(twin, server, mounted)
+    with copy.deepcopy(http) as twin:
+        check(twin, server, mounted)
+
+
+def test_redirects_between_siblings_carry_each_its_own_marks(http, server: Server):
+    targets = {"/openai/1": "/anthropic/2", "/anthropic/2": "/openai/3", "/openai/3": "/else"}
+
+    def respond(request):
+        target = targets.get(request.path)
+        return redirect(307, target) if target else response()
+
+    server.respond = respond
+    for path, forward in (("/openai", OPENAI), ("/anthropic", ANTHROPIC)):
+        Gateway(server.origin + path, forward=forward, provider=path[1:]).mount(http)
+    with session_scope("s1"):
+        http.post(f"{server.origin}/openai/1", data=b"body")
+    seen = [(r.forward, r.identifiers.get("x-cagent-provider")) for r in server.arrived]
+    assert seen == [(OPENAI, "openai"), (ANTHROPIC, "anthropic"), (OPENAI, "openai"), (None, None)]
