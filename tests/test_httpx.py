@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import ssl
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import httpx2
@@ -13,6 +15,7 @@ import pytest
 from support.wire import Proxy, Server, redirect, response
 
 from cagent_session import Gateway, current_session_id, session_scope
+from cagent_session.integrations import httpx as for_httpx
 from cagent_session.integrations import httpx2 as for_httpx2
 from cagent_session.integrations.httpx import AsyncGatewayTransport, GatewayTransport
 
@@ -160,6 +163,69 @@ class TestAuth:
 
 
 class TestRedirects:
+    def test_a_hop_that_the_gateway_does_not_own(self):
+        """Bound at some hop is enough: what the caller set stays with the origin."""
+
+        def respond(request):
+            return redirect(307, "/else" if request.path == "/p/1" else stranger.origin)
+
+        with Server() as stranger, Server(respond) as server:
+            gateway = Gateway(
+                f"{server.origin}/p", session_header="X-Session-ID", parent_header="X-Parent"
+            )
+            transport = GatewayTransport(gateway)
+            mine = {"X-Session-ID": "mine", "X-Parent": "mine", "X-Cagent-Model": "m"}
+            with httpx.Client(transport=transport, follow_redirects=True) as http:
+                http.get(f"{server.origin}/p/1", headers=mine | {"X-A": "b"})
+            for request in server.arrived:
+                assert {name: request.get(name) for name in mine} == mine
+            (arrived,) = stranger.arrived
+        assert {name: arrived.get(name) for name in mine} == dict.fromkeys(mine)
+        assert arrived.get("X-A") == "b"
+
+    def test_within_the_origin_leave_the_callers_request_alone(self):
+        with Server(lambda r: redirect(307, "/2") if r.path == "/1" else response()) as server:
+            with httpx.Client(transport=GatewayTransport(), follow_redirects=True) as http:
+                request = http.build_request("GET", f"{server.origin}/1", headers=MARKED)
+                before = request.headers.raw
+                with session_scope("s1"):
+                    http.send(request)
+            assert request.headers.raw == before
+            assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
+    @pytest.mark.parametrize(
+        "location",
+        [
+            *(
+                "http:////{stranger}/x",
+                "////{stranger}/x",
+                "///{stranger}/x",
+                "http:///{stranger}/",
+            ),
+            *("http:/{stranger}/x", "\\\\{stranger}/x", "/\\{stranger}/x", "http:{stranger}/x"),
+            *(
+                "http://{gateway}@{stranger}/",
+                "http://{stranger}#@{gateway}/",
+                "http://{stranger}:",
+            ),
+            *("http://{stranger}\\@{gateway}/", "http://localhost:{port}/", "http://127.1:{port}/"),
+        ],
+    )
+    def test_every_spelling_of_a_location(self, location: str):
+        with Server(host="0.0.0.0") as stranger, Server() as server:
+            target = location.format(
+                stranger=f"127.0.0.1:{stranger.port}",
+                gateway=f"127.0.0.1:{server.port}",
+                port=stranger.port,
+            )
+            server.respond = lambda r: redirect(307, target) if r.path == "/1" else response()
+            client = httpx.Client(transport=GatewayTransport(), follow_redirects=True)
+            refused = contextlib.suppress(httpx.HTTPError, httpx.InvalidURL)
+            with client as http, session_scope("s1"), refused:
+                http.post(f"{server.origin}/1", headers=MARKED, timeout=5)
+            assert server.arrived[0].session_id == "s1"
+            assert all(request.identifiers == {} for request in stranger.arrived)
+
     def test_followed_by_hand_and_by_another_transport(self):
         with Server() as stranger, Server(lambda r: redirect(302, stranger.origin)) as server:
             mounts = {server.origin: GatewayTransport()}
@@ -185,6 +251,89 @@ class TestRedirects:
                     except (httpx.HTTPError, httpx.InvalidURL) as error:
                         outcomes.append(type(error))
         assert outcomes[0] is outcomes[1]
+
+
+class TestBothWorlds:
+    """One object for blocking and for asynchronous clients."""
+
+    def test_serves_a_client_of_each_kind(self, server: Server):
+        transport = GatewayTransport(Gateway(server.origin, forward=FORWARD))
+        assert AsyncGatewayTransport is GatewayTransport
+
+        async def main():
+            async with httpx.AsyncClient(transport=transport) as http:
+                await http.get(server.origin)
+
+        with session_scope("s1"), httpx.Client(transport=transport) as http:
+            http.get(server.origin)
+            asyncio.run(main())
+            http.get(server.origin)
+        assert [request.session_id for request in server.arrived] == ["s1"] * 3
+
+    def test_a_transport_of_the_wrong_kind_is_named(self):
+        name = httpx.__name__
+        blocking = GatewayTransport(None, httpx.HTTPTransport())
+        with pytest.raises(
+            TypeError,
+            match=rf"^GatewayTransport was given a HTTPTransport, which {name}\.AsyncClient cannot "
+            rf"use: give it an {name}\.AsyncHTTPTransport, or none$",
+        ):
+            asyncio.run(_get(httpx.AsyncClient(transport=blocking)))
+        asynchronous = GatewayTransport(None, httpx.AsyncHTTPTransport())
+        with pytest.raises(TypeError, match=rf"give it an {name}\.HTTPTransport, or none$"):
+            httpx.Client(transport=asynchronous).get("http://127.0.0.1:9")
+        for nonsense in (httpx.Client, "https://gateway.example", object()):
+            with pytest.raises(TypeError, match=rf"^transport must be one of {name}'s, not "):
+                GatewayTransport(None, nonsense)
+
+    def test_makes_of_each_kind_only_what_is_needed(self, monkeypatch):
+        made = []
+        for name in ("HTTPTransport", "AsyncHTTPTransport"):
+            original = getattr(httpx, name)
+            monkeypatch.setattr(
+                httpx, name, lambda name=name, original=original: made.append(name) or original()
+            )
+        transport = GatewayTransport()
+        transport.close()
+        asyncio.run(transport.aclose())
+        assert made == []
+        with transport, transport:
+            pass
+        assert made == ["HTTPTransport"]
+
+    def test_from_many_threads_at_once_it_makes_one(self, server: Server, monkeypatch):
+        made = []
+        original = httpx.HTTPTransport
+        monkeypatch.setattr(httpx, "HTTPTransport", lambda: made.append(1) or original())
+        with httpx.Client(transport=GatewayTransport()) as http, ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: http.get(server.origin), range(16)))
+        assert made == [1]
+
+
+async def _get(http):
+    async with http:
+        await http.get("http://127.0.0.1:9")
+
+
+def test_without_their_private_list_of_headers(server: Server, monkeypatch):
+    """What is read and made in private goes by what is public, too, if the library changes."""
+    integration = for_httpx2 if httpx is httpx2 else for_httpx
+    library = integration.GatewayTransport()._library
+    assert library._is_known
+    monkeypatch.setattr(library, "_is_known", False)
+    gateway = Gateway(server.origin, forward=FORWARD, headers={"X-Team": "a"})
+    with Server(lambda r: redirect(307, server.origin)) as first:
+        bare = GatewayTransport()
+        with httpx.Client(transport=GatewayTransport(gateway)) as http, session_scope("s1"):
+            http.get(server.origin, headers=[("X-A", "1"), ("x-a", "2"), ("X-Cagent-Lang", "go")])
+        with httpx.Client(transport=bare, follow_redirects=True) as http, session_scope("s1"):
+            http.get(first.origin, headers=MARKED)
+        assert first.arrived[0].session_id == "s1"
+    owned, redirected = server.arrived
+    assert (owned.session_id, owned.get("X-Team")) == ("s1", "a")
+    assert owned.all("X-A") == ["1", "2"]
+    assert owned.identifiers["x-cagent-lang"] == "go"
+    assert redirected.identifiers == {}
 
 
 class TestWrapping:
@@ -241,14 +390,6 @@ class TestWrapping:
 
         asyncio.run(main())
         assert calls == ["enter", "exit", "close", "aenter", "aexit", "aclose"]
-
-    def test_a_response_class_of_its_own_is_kept(self):
-        class Own(httpx.Response):
-            pass
-
-        inner = httpx.MockTransport(lambda request: Own(200))
-        with httpx.Client(transport=GatewayTransport(None, inner)) as http:
-            assert type(http.get("https://gateway.example", headers=MARKED)) is Own
 
     def test_an_async_unbound_request(self):
         async def main():
