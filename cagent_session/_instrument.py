@@ -113,9 +113,11 @@ def _requests_seam(original: Any) -> Any:
         # Bound, and not called with self: a wrapper of another library may tell by it.
         pass_on = original.__get__(self, type(self))
         gateways = _in_force
-        if gateways is None and isinstance(request.headers, SentHeaders):
-            request.headers = request.headers.plain()
         if gateways is None or passing.get() is request:
+            headers = request.headers
+            if isinstance(headers, SentHeaders) and headers.are_of(request):
+                # What the caller marked while the gate was here leaves as if it had never been.
+                request.headers = headers.plain()
             return pass_on(request, *args, **options)
         stream = args[0] if args else options.get("stream", False)
         with adapter.Passage(gateways, request, stream) as outgoing:

@@ -70,6 +70,10 @@ class SentHeaders(_Base):
         """The same headers, in a class that has never heard of identifiers."""
         raise NotImplementedError
 
+    def are_of(self, request: PreparedRequest) -> bool:
+        """Whether ``request`` is the very one that its caller had marked, and not a copy."""
+        return self._request is not None and self._request() is request
+
     def of(self, request: PreparedRequest) -> SentHeaders:
         """The headers for ``request``, which has these: with its identifiers, or without.
 
@@ -77,8 +81,8 @@ class SentHeaders(_Base):
         """
         url = request.url or ""
         if self._url is not None:
-            is_own = self._request is not None and self._request() is request
-            return self if is_own or urls.same_origin(self._url, url) else self.copy()
+            stay = self.are_of(request) or urls.same_origin(self._url, url)
+            return self if stay else self.copy()
         left = self._left
         is_marked = any(lower(name) == FORWARD.lower() for name in self)
         if left is None or is_marked or not urls.same_origin(left.url, url):

@@ -1,0 +1,493 @@
+"""instrument(): one line for a process, under every client of it."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import functools
+import io
+import itertools
+import logging
+import threading
+import time
+
+import httpx
+import httpx2
+import pytest
+import requests
+import responses
+import urllib3
+from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.instrumentation.requests import RequestsInstrumentor
+from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from requests.adapters import HTTPAdapter
+from support.wire import Proxy, Server, redirect, response
+from urllib3.util import Retry
+
+from cagent_session import (
+    Gateway,
+    GatewayAdapter,
+    GatewayPoolManager,
+    SessionRequired,
+    gateway_headers,
+    instrument,
+    no_session,
+    session_scope,
+    uninstrument,
+)
+from cagent_session.integrations import httpx as for_httpx
+from cagent_session.integrations import httpx2 as for_httpx2
+
+FORWARD = "https://api.openai.com/v1"
+OTHER = "https://api.anthropic.com"
+MARKERS = gateway_headers(FORWARD) | {"X-Cagent-Session-Id": "mine"}
+
+
+@pytest.fixture(autouse=True)
+def _switched_off():
+    yield
+    uninstrument()
+
+
+def _async(library):
+    def get(url, headers=None):
+        async def main():
+            async with library.AsyncClient(follow_redirects=True, trust_env=False) as http:
+                return (await http.get(url, headers=headers, timeout=20)).status_code
+
+        return asyncio.run(main())
+
+    return get
+
+
+def _once(url, **options):
+    with urllib3.PoolManager() as http:
+        return http.request("GET", url, **options)
+
+
+class Clients:
+    """Clients of all libraries, as anybody could have made them."""
+
+    def __init__(self) -> None:
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._manager = urllib3.PoolManager()
+        self._clients = {
+            library: library.Client(follow_redirects=True, trust_env=False)
+            for library in (httpx, httpx2)
+        }
+
+    def all(self):
+        return {
+            "requests": functools.partial(self._session.get, timeout=20),
+            "requests.get": functools.partial(requests.get, timeout=20),
+            "urllib3": functools.partial(self._manager.request, "GET"),
+            "urllib3, once": _once,
+            "httpx": self._clients[httpx].get,
+            "httpx2": self._clients[httpx2].get,
+            "httpx-async": _async(httpx),
+            "httpx2-async": _async(httpx2),
+        }
+
+    def close(self) -> None:
+        self._session.close()
+        self._manager.clear()
+        for client in self._clients.values():
+            client.close()
+
+
+NAMES = list(Clients().all())
+
+
+@pytest.fixture(scope="module")
+def made_before():
+    clients = Clients()
+    yield clients
+    clients.close()
+
+
+@pytest.fixture(params=NAMES)
+def get(request, made_before):
+    return made_before.all()[request.param]
+
+
+@pytest.fixture
+def gateway(server: Server) -> Gateway:
+    return Gateway(f"{server.origin}/p?tenant=a", forward=FORWARD, parent_header="X-Parent")
+
+
+class TestEachRequest:
+    def test_of_clients_made_before_and_after(self, get, server: Server, gateway: Gateway):
+        instrument(gateway)
+        clients = Clients()
+        with session_scope("main"), session_scope("s1"):
+            get(f"{server.origin}/p/x")
+            for made_after in clients.all().values():
+                made_after(f"{server.origin}/p/x")
+        clients.close()
+        assert len(server.arrived) == 1 + len(NAMES)
+        for arrived in server.arrived:
+            assert (arrived.session_id, arrived.forward) == ("s1", FORWARD)
+            assert arrived.get("X-Parent") == "main"
+            assert arrived.target == "/p/x?tenant=a"
+
+    def test_that_is_not_bound_is_as_without(self, get, server: Server, gateway: Gateway):
+        url = f"{server.origin}/else"
+        headers = {"X-Cagent-Session-Id": "mine", "X-A": "b"}
+        with session_scope("s1"):
+            get(url, headers=headers)
+            instrument(gateway)
+            get(url, headers=headers)
+            get(url, headers=headers | {"X-Cagent-Forward": ""})
+        without, within, opted_out = server.arrived
+        assert within.raw == without.raw
+        assert opted_out.session_id == "mine"
+
+    def test_without_gateways_only_what_is_marked(self, get, server: Server):
+        instrument()
+        with session_scope("s1"):
+            get(server.origin, headers=MARKERS)
+            get(server.origin)
+        assert [request.session_id for request in server.arrived] == ["s1", None]
+
+    def test_outside_every_session(self, get, server: Server):
+        instrument(Gateway(server.origin, forward=FORWARD, require_session=True))
+        with no_session(), pytest.raises(SessionRequired):
+            get(server.origin)
+        assert server.arrived == []
+
+    @pytest.mark.parametrize("marking", ["gateway", "call"])
+    def test_that_is_redirected(self, get, marking: str):
+        with Server() as stranger, Server() as server:
+            targets = {"/1": "/2", "/2": f"{stranger.origin}/3"}
+            server.respond = lambda request: redirect(307, targets[request.path])
+            instrument(*([Gateway(server.origin, forward=FORWARD)] if marking == "gateway" else []))
+            headers = MARKERS if marking == "call" else {"X-Cagent-Session-Id": "mine"}
+            with session_scope("s1"):
+                get(f"{server.origin}/1", headers=headers)
+            assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+            assert [request.identifiers for request in stranger.arrived] == [{}]
+
+    def test_passes_the_gate_once(self, get, server: Server, gateway: Gateway, caplog):
+        instrument(gateway)
+        with caplog.at_level(logging.DEBUG, "cagent_session"), session_scope("s1"):
+            get(f"{server.origin}/p/x")
+            get(f"{server.origin}/else")
+        records = [r.getMessage() for r in caplog.records if r.name == "cagent_session"]
+        assert [message.partition(",")[0] for message in records] == [
+            "gateway-bound",
+            "not gateway-bound",
+        ]
+
+    def test_belongs_to_the_longest_path(self, get, server: Server):
+        gateways = [
+            Gateway(server.origin, forward="https://root.example"),
+            Gateway(f"{server.origin}/openai", forward=FORWARD),
+            Gateway(f"{server.origin}/anthropic", forward=OTHER),
+            Gateway(f"{server.origin}/openai/nested", session_header="X-Session-ID"),
+            Gateway("http://elsewhere.example", forward="https://elsewhere.example"),
+        ]
+        asked = ["/openai/x", "/anthropic/x", "/openai/nested/x", "/x", "/openai2"]
+        for order in (gateways, gateways[::-1]):
+            server.arrived.clear()
+            instrument(*order)
+            with session_scope("s1"):
+                for path in asked:
+                    get(server.origin + path)
+            seen = [request.forward for request in server.arrived]
+            assert seen == [FORWARD, OTHER, None, "https://root.example", "https://root.example"]
+            assert server.arrived[2].get("X-Session-ID") == "s1"
+
+
+class TestWhatIsMountedDecidesFirst:
+    @pytest.fixture
+    def other(self, server: Server) -> Gateway:
+        return Gateway(server.origin, forward=OTHER)
+
+    def clients(self, gateway: Gateway | None):
+        """Clients with transports of this package, for each library."""
+        http = requests.Session()
+        http.trust_env = False
+        http.mount("http://", GatewayAdapter(gateway))
+        manager = GatewayPoolManager(gateway)
+        yield http.get
+        yield lambda url: manager.request("GET", url)
+        for library, integration in ((httpx, for_httpx), (httpx2, for_httpx2)):
+            with library.Client(transport=integration.GatewayTransport(gateway)) as client:
+                yield client.get
+
+            def get(url, library=library, integration=integration):
+                async def main():
+                    transport = integration.GatewayTransport(gateway)
+                    async with library.AsyncClient(transport=transport) as client:
+                        await client.get(url)
+
+                asyncio.run(main())
+
+            yield get
+        manager.clear()
+        http.close()
+
+    def test_that_a_request_is_bound(self, server: Server, gateway: Gateway, other: Gateway):
+        instrument(other)
+        with session_scope("s1"):
+            for get in self.clients(gateway):
+                get(f"{server.origin}/p/x")
+        assert len(server.arrived) == 6
+        for arrived in server.arrived:
+            assert (arrived.forward, arrived.session_id) == (FORWARD, "s1")
+
+    def test_that_a_request_is_not_bound(self, server: Server, other: Gateway):
+        instrument(other)
+        with session_scope("s1"):
+            for get in self.clients(None):
+                get(f"{server.origin}/x")
+        assert [request.identifiers for request in server.arrived] == [{}] * 6
+
+    def test_but_not_about_what_is_sent_on_the_way(self, server: Server, gateway: Gateway):
+        """A body that makes requests of its own while it is read."""
+        instrument(gateway)
+
+        def body():
+            manager = urllib3.PoolManager()
+            for get in (requests.get, httpx.get, lambda url: manager.request("GET", url)):
+                get(f"{server.origin}/p/inner")
+            yield b"x"
+
+        with session_scope("s1"):
+            requests.post(f"{server.origin}/p/outer", data=body(), timeout=20)
+        assert [request.session_id for request in server.arrived] == ["s1"] * 4
+        assert {request.forward for request in server.arrived} == {FORWARD}
+
+
+class TestSwitching:
+    def test_with_puts_back_what_was_in_force_before(self, get, server: Server):
+        one, two = (Gateway(server.origin, forward=forward) for forward in (FORWARD, OTHER))
+        get(server.origin)
+        with instrument(one):
+            get(server.origin)
+            with instrument(two):
+                get(server.origin)
+            get(server.origin)
+            with instrument():
+                get(server.origin)
+            get(server.origin)
+        get(server.origin)
+        forwards = [request.forward for request in server.arrived]
+        assert forwards == [None, FORWARD, OTHER, FORWARD, None, FORWARD, None]
+        assert server.arrived[-1].raw == server.arrived[0].raw
+
+    def test_called_again_it_replaces(self, get, server: Server):
+        for forward in (FORWARD, OTHER):
+            instrument(Gateway(server.origin, forward=forward))
+        get(server.origin)
+        assert server.arrived[0].forward == OTHER
+
+    def test_two_gateways_of_one_place_change_nothing(self, get, server: Server):
+        one, two = (Gateway(server.origin, forward=forward) for forward in (FORWARD, OTHER))
+        instrument(one, one)
+        with pytest.raises(ValueError, match="two different gateways"):
+            instrument(two, one)
+        with pytest.raises(TypeError, match="gateway must be a Gateway or None, not str"):
+            instrument(server.origin)
+        get(server.origin)
+        assert server.arrived[0].forward == FORWARD
+
+    def test_off_is_off(self, get, server: Server):
+        prepared = requests.Request("GET", server.origin, headers=MARKERS).prepare()
+        with requests.Session() as http, session_scope("s1"):
+            http.send(prepared)
+            instrument(Gateway(server.origin, forward=FORWARD))
+            http.send(prepared)
+            get(server.origin)
+            uninstrument()
+            http.send(prepared)
+            uninstrument()
+            get(server.origin)
+        first, _, _, again, bare = server.arrived
+        assert again.raw == first.raw
+        assert bare.identifiers == {}
+
+    def test_three_thousand_switches_under_load(self, made_before):
+        """Each request is wholly in force or wholly not, and none is broken."""
+
+        def respond(request):
+            path = request.path
+            return response() if path.endswith("/end") else redirect(307, f"{path}/end")
+
+        with Server(respond) as server:
+            gateways = [Gateway(server.origin, forward=forward) for forward in (FORWARD, OTHER)]
+            ended, errors = threading.Event(), []
+
+            def work(name: str) -> None:
+                get = made_before.all()[name]
+                try:
+                    while not ended.is_set():
+                        with session_scope(name):
+                            get(f"{server.origin}/{name}")
+                except BaseException as error:
+                    errors.append(error)
+                    raise
+
+            names = ["requests", "urllib3", "httpx", "httpx2", "httpx-async"]
+            threads = [threading.Thread(target=work, args=(name,)) for name in names]
+            for thread in threads:
+                thread.start()
+            for number in range(3000):
+                with instrument(gateways[number % 2]):
+                    time.sleep(0.0005)  # for the others to have their turn
+                    if number % 3 == 0:
+                        uninstrument()
+            ended.set()
+            for thread in threads:
+                thread.join(30)
+        assert errors == []
+        seen = collections.Counter()
+        for arrived in server.arrived:
+            name = arrived.path.split("/")[1]
+            marks = (arrived.session_id, arrived.forward)
+            assert marks in ((None, None), (name, FORWARD), (name, OTHER))
+            seen[marks] += 1
+        assert len(seen) == 1 + 2 * len(names), seen
+
+
+INSTRUMENTORS = [RequestsInstrumentor, URLLib3Instrumentor, HTTPXClientInstrumentor]
+
+
+class TestNextToOpenTelemetry:
+    @pytest.fixture
+    def spans(self):
+        exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        exporter.provider = provider
+        yield exporter
+        for instrumentor in INSTRUMENTORS:
+            if instrumentor().is_instrumented_by_opentelemetry:
+                instrumentor().uninstrument()
+        provider.shutdown()
+
+    @pytest.mark.parametrize("order", list(itertools.permutations(["ours on", "theirs on"])))
+    @pytest.mark.parametrize("end", ["ours off", "theirs off"])
+    def test_come_and_go_in_any_order(self, get, server: Server, spans, order, end):
+        def switch(what: str) -> None:
+            if what == "ours on":
+                instrument(Gateway(server.origin, forward=FORWARD))
+            elif what == "ours off":
+                uninstrument()
+            for instrumentor in INSTRUMENTORS:
+                if what == "theirs on":
+                    instrumentor().instrument(tracer_provider=spans.provider)
+                elif what == "theirs off":
+                    instrumentor().uninstrument()
+
+        def look() -> tuple[bool, bool]:
+            server.arrived.clear()
+            spans.clear()
+            with session_scope("s1"):
+                get(server.origin)
+            (arrived,) = server.arrived
+            traced = arrived.get("traceparent") is not None
+            assert traced == bool(spans.get_finished_spans())
+            return arrived.session_id == "s1", traced
+
+        for what in order:
+            switch(what)
+        traces = look()[1]
+        assert look() == (True, traces)
+        switch(end)
+        assert look() == ((False, traces) if end == "ours off" else (True, False))
+        switch("theirs off" if end == "ours off" else "ours off")
+        assert look() == (False, False)
+
+
+class TestNextToTestDoubles:
+    def test_responses_answers_what_it_did(self, server: Server):
+        gateway = Gateway(server.origin, forward=FORWARD)
+        with responses.RequestsMock() as mocked:
+            instrument(gateway)
+            mocked.get(server.origin, body="canned")
+            assert requests.get(server.origin, timeout=5).text == "canned"
+        instrument(gateway)
+        with session_scope("s1"):
+            requests.get(server.origin, timeout=5)
+        assert [request.session_id for request in server.arrived] == ["s1"]
+
+    def test_a_wrapper_that_shows_nothing_of_what_it_wraps(self, server: Server, monkeypatch):
+        original = HTTPAdapter.send
+        monkeypatch.setattr(HTTPAdapter, "send", lambda self, *a, **k: original(self, *a, **k))
+        instrument(Gateway(server.origin, forward=FORWARD))
+        with session_scope("s1"):
+            requests.get(server.origin, timeout=5)
+        assert server.arrived[0].session_id == "s1"
+
+
+class TestWhatOnlyOneLibraryHas:
+    def test_pools_of_urllib3(self, server: Server, gateway: Gateway):
+        instrument(gateway)
+        host = server.origin.removeprefix("http://")
+        with urllib3.connection_from_url(server.origin) as pool, session_scope("s1"):
+            pool.request("GET", "/p/x", headers={"Host": host})
+            pool.urlopen("POST", "/p/y", b"body", None, Retry(2))
+        assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+        assert [request.target for request in server.arrived] == ["/p/x?tenant=a", "/p/y?tenant=a"]
+
+    def test_retries_of_requests(self, server: Server, gateway: Gateway):
+        instrument(gateway)
+        answers = iter([response(503), response(503), response()])
+        server.respond = lambda request: next(answers)
+        with requests.Session() as http, session_scope("s1"):
+            http.trust_env = False
+            http.mount("http://", HTTPAdapter(max_retries=Retry(3, status_forcelist=[503])))
+            http.get(f"{server.origin}/p/x")
+        assert [request.session_id for request in server.arrived] == ["s1"] * 3
+
+    def test_streams_of_requests(self, server: Server, gateway: Gateway):
+        instrument(gateway)
+        url = f"{server.origin}/p/x"
+        requests.get(url, stream=True, timeout=5).close()
+        adapter = HTTPAdapter()
+        adapter.send(requests.Request("GET", url).prepare(), True, 5)
+        adapter.close()
+        assert [r.get("Accept-Encoding") for r in server.arrived] == ["identity"] * 2
+
+    def test_uploads(self, server: Server, gateway: Gateway):
+        instrument(gateway)
+        with session_scope("s1"):
+            requests.post(f"{server.origin}/p/x", files={"a": io.BytesIO(b"content")}, timeout=5)
+            httpx.post(f"{server.origin}/p/x", files={"a": io.BytesIO(b"content")})
+        assert all(b"content" in request.body for request in server.arrived)
+        assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
+    def test_proxies(self, server: Server, gateway: Gateway):
+        instrument(gateway)
+        url = f"{server.origin}/p/x"
+        with Proxy() as proxy, session_scope("s1"):
+            requests.get(url, proxies={"http": proxy.origin}, timeout=5)
+            with urllib3.ProxyManager(proxy.origin) as http:
+                http.request("GET", url)
+            with httpx.Client(proxy=proxy.origin) as http:
+                http.get(url)
+        assert [request.session_id for request in server.arrived] == ["s1"] * 3
+        assert {request.target for request in server.arrived} == {"/p/x?tenant=a"}
+
+    def test_response_request_is_what_went_out(self, server: Server, gateway: Gateway):
+        instrument(gateway)
+        with session_scope("s1"):
+            answer = requests.get(f"{server.origin}/p/x", timeout=5)
+        assert answer.request.headers["X-Cagent-Session-Id"] == "s1"
+        assert answer.url == answer.request.url == f"{server.origin}/p/x?tenant=a"
+
+    @pytest.mark.parametrize("library", [httpx, httpx2])
+    def test_errors_are_the_librarys_own(self, library, gateway: Gateway):
+        instrument(Gateway("http://127.0.0.1:9", forward=FORWARD))
+        for error, get in (
+            (requests.ConnectionError, requests.get),
+            (urllib3.exceptions.MaxRetryError, _once),
+            (library.ConnectError, library.get),
+        ):
+            with session_scope("s1"), pytest.raises(error):
+                get("http://127.0.0.1:9/x")
