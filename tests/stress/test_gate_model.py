@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import posixpath
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import requests
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.transports import TRANSPORTS, Transport
-from support.wire import Arrived, Server
+from support.wire import Arrived, Server, redirect, response
 
-from cagent_session import Gateway, InvalidSessionID, no_session, session_scope
+from cagent_session import (
+    Gateway,
+    GatewayAdapter,
+    InvalidSessionID,
+    instrument,
+    no_session,
+    session_scope,
+)
 
 FORWARD = "https://api.openai.com/v1"
 SYNC = [transport for transport in TRANSPORTS if not transport.name.endswith("async")]
@@ -161,6 +170,110 @@ def test_what_leaves_on_the_socket_is_what_the_model_says(clients, data):
         assert value in (..., found[name]), name
     assert arrived.target == as_without.target
     assert arrived.body == as_without.body
+
+
+OTHER_FORWARD = "https://api.anthropic.com"
+HOPS = [(server, path) for server in range(4) for path in ("/p/x", "/p", "/else", "/q/../p/y")]
+
+
+@st.composite
+def locations(draw, origins: list[str], at: int, hop: tuple[int, str]) -> str:
+    """One of the spellings in which a redirect can name where it goes."""
+    server, path = hop
+    origin = origins[server]
+    spellings = [origin + path, origin.upper() + path, origin.replace("http:", "") + path]
+    if server == at:
+        spellings.append(path)
+    return draw(st.sampled_from(spellings))
+
+
+@pytest.fixture(scope="module")
+def origins():
+    """Two gateways and two strangers, which send a request on as its chain says."""
+    with contextlib.ExitStack() as stack:
+        servers = [stack.enter_context(Server(host="0.0.0.0")) for _ in range(4)]
+        hosts = ["127.0.0.1", "127.0.0.1", "127.0.0.2", "localhost"]
+        yield (
+            servers,
+            [f"http://{host}:{server.port}" for host, server in zip(hosts, servers, strict=True)],
+        )
+
+
+@pytest.fixture(scope="module", params=["mounted", *[transport.name for transport in SYNC]])
+def chain_client(request, origins):
+    """A client that knows both gateways, and one that knows none, with what remembers marks."""
+    gateways = [
+        Gateway(f"{origin}/p", forward=forward, parent_header="X-Parent")
+        for origin, forward in zip(origins[1][:2], (FORWARD, OTHER_FORWARD), strict=True)
+    ]
+    with contextlib.ExitStack() as stack:
+        if request.param == "mounted":
+            with_both, bare = requests.Session(), requests.Session()
+            for http in (with_both, bare):
+                stack.enter_context(http)
+                http.trust_env = False
+            for gateway in gateways:
+                gateway.mount(with_both)
+            bare.mount("http://", GatewayAdapter())
+
+            def sender(http):
+                return lambda method, url, headers: http.request(method, url, headers=headers)
+
+            yield contextlib.nullcontext, sender(with_both), sender(bare), request.param
+            return
+        (transport,) = (transport for transport in SYNC if transport.name == request.param)
+        bare = stack.enter_context(transport.open())
+        plain = stack.enter_context(transport.open(plain=True))
+        yield lambda: instrument(*gateways), plain, bare, request.param
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(data=st.data())
+def test_chains_of_redirects(chain_client, origins, data):
+    """Nothing at a stranger, and at each gateway everything that belongs there."""
+    scope, with_both, bare, name = chain_client
+    servers, at = origins
+    hops = data.draw(st.lists(st.sampled_from(HOPS), min_size=2, max_size=4))
+    by_caller = data.draw(st.booleans())
+    status = data.draw(st.sampled_from([301, 302, 303, 307, 308]))
+    targets = [data.draw(locations(at, here[0], there)) for here, there in itertools.pairwise(hops)]
+    answers = iter([*(redirect(status, target) for target in targets), response()])
+    arrived: list[tuple[int, Arrived]] = []
+    for number, server in enumerate(servers):
+        server.respond = lambda r, number=number: arrived.append((number, r)) or next(answers)
+
+    first = at[hops[0][0]] + hops[0][1]
+    headers = {"X-A": "b"}
+    if by_caller:
+        headers |= {"X-Cagent-Forward": FORWARD, "X-Cagent-Model": "m"}
+    with session_scope("main"), session_scope("s1"):
+        if by_caller:
+            bare("GET", first, headers)
+        else:
+            with scope():
+                with_both("GET", first, headers)
+
+    assert [number for number, _ in arrived] == [server for server, _ in hops]
+    home, has_left = hops[0][0], False
+    for number, request in arrived:
+        assert request.get("X-A") == "b"
+        if by_caller:
+            has_left |= number != home
+            returns = not (has_left and name.startswith("httpx"))
+            marks = {"x-cagent-forward": FORWARD, "x-cagent-model": "m"}
+            marks["x-cagent-session-id"] = "s1"
+            assert request.identifiers == (marks if number == home and returns else {})
+            continue
+        is_owned = number < 2 and (request.path == "/p" or request.path.startswith("/p/"))
+        forwards = [FORWARD, OTHER_FORWARD]
+        assert request.forward == (forwards[number] if is_owned else None)
+        assert request.session_id == ("s1" if is_owned else None)
+        assert request.get("X-Parent") == ("main" if is_owned else None)
+        assert bool(request.identifiers) == is_owned
 
 
 def test_every_code_point_in_a_session_id(server: Server):
