@@ -19,8 +19,9 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool
 
 from . import adapter, poolmanager
+from ._owners import Gateways
 from ._sent_headers import SentHeaders
-from .gate import Gateways, passing
+from .gate import passing
 from .gateway import Gateway
 from .integrations._httpx import Library, library_of
 
@@ -65,7 +66,7 @@ def instrument(*gateways: Gateway) -> Instrumentation:
     What never reaches the network is not reached: answers that test doubles make up, ASGI and WSGI
     transports. Nor are aiohttp, raw sockets and child processes.
     """
-    wanted = Gateways(gateways)
+    wanted = Gateways(*gateways)
     with _changing:
         _patch(HTTPAdapter, "send", _requests_seam)
         _patch(HTTPConnectionPool, "urlopen", _urllib3_seam)
@@ -113,7 +114,7 @@ def _requests_seam(original: Any) -> Any:
         # Bound, and not called with self: a wrapper of another library may tell by it.
         pass_on = original.__get__(self, type(self))
         gateways = _in_force
-        if gateways is None or passing.get() is request:
+        if gateways is None or passing.request.get() is request:
             headers = request.headers
             if isinstance(headers, SentHeaders) and headers.are_of(request):
                 # What the caller marked while the gate was here leaves as if it had never been.
@@ -149,7 +150,7 @@ def _urllib3_seam(original: Any) -> Any:
 
 def _has_decided(pool: Any, body: Any) -> bool:
     """Whether a transport above has decided about the request that ``pool`` is to send."""
-    request = passing.get()
+    request = passing.request.get()
     return isinstance(pool, poolmanager.GatewayPool) or (
         isinstance(request, PreparedRequest) and request.body is body
     )
@@ -159,7 +160,7 @@ def _httpx_seam(original: Any, library: Library) -> Any:
     def handle_request(self: Any, request: Any) -> Any:
         pass_on = original.__get__(self, type(self))
         gateways = _in_force
-        if gateways is None or passing.get() is request:
+        if gateways is None or passing.request.get() is request:
             return pass_on(request)
         outgoing, names = library.through_gate(gateways, request)
         with passing.on(outgoing):
@@ -173,7 +174,7 @@ def _async_httpx_seam(original: Any, library: Library) -> Any:
     async def handle_async_request(self: Any, request: Any) -> Any:
         pass_on = original.__get__(self, type(self))
         gateways = _in_force
-        if gateways is None or passing.get() is request:
+        if gateways is None or passing.request.get() is request:
             return await pass_on(request)
         outgoing, names = library.through_gate(gateways, request)
         with passing.on(outgoing):

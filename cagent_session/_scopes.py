@@ -37,33 +37,20 @@ def close_scope(opener: object) -> None:
     Scopes may end out of order, or in another context than they began in, as a bare ``with`` in a
     generator can: whoever is current stays current.
     """
-    frame = _frame.get()
-    if frame[1] is opener:
-        _frame.set(frame[2])
-        return
-    inner = []
-    while frame[1] is not opener:
-        if frame is _OUTSIDE:
-            return
-        inner.append(frame)
-        frame = frame[2]
-    frame = frame[2]
-    for lineage, other, _ in reversed(inner):
-        frame = (lineage, other, frame)
-    _frame.set(frame)
+    for lineage, other in close_scopes(opener):
+        open_scope(lineage, other)
 
 
 def close_scopes(opener: object) -> list[tuple[Lineage, Any]]:
     """Leave the innermost scope that ``opener`` opened, and all in it; gives those, outer first."""
-    inner = []
+    inner: list[tuple[Lineage, Any]] = []
     frame = _frame.get()
     while frame[1] is not opener:
         if frame is _OUTSIDE:
             return []
-        inner.append(frame[:2])
+        inner.insert(0, frame[:2])
         frame = frame[2]
     _frame.set(frame[2])
-    inner.reverse()
     return inner
 
 

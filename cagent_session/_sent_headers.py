@@ -9,15 +9,14 @@ where they were sent; they are put back when the copy is sent to the same origin
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from requests import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 
 from . import urls
-from .gate import is_identifier
-from .headers import FORWARD, lower
+from .headers import FORWARD, is_identifier, lower
 
 _Item: TypeAlias = "tuple[str, str | bytes]"
 
@@ -42,6 +41,7 @@ class SentHeaders(_Base):
     what there is has been set since. ``_request`` is whose identifiers they are.
     """
 
+    _plain: Callable[..., Any]
     _url: str | None = None
     _names: frozenset[str] = frozenset()
     _left: _Left | None = None
@@ -68,7 +68,11 @@ class SentHeaders(_Base):
 
     def plain(self) -> Any:
         """The same headers, in a class that has never heard of identifiers."""
-        raise NotImplementedError
+        return self._plain(self.items())
+
+    def __reduce__(self) -> Any:
+        # A response carries its request, and whoever unpickles it may not have this package.
+        return self._plain, (list(self.items()),)
 
     def are_of(self, request: PreparedRequest) -> bool:
         """Whether ``request`` is the very one that its caller had marked, and not a copy."""
@@ -97,25 +101,16 @@ class SentHeaders(_Base):
         return headers
 
 
-class SentCaseInsensitiveDict(SentHeaders, CaseInsensitiveDict):  # type: ignore[type-arg,misc]
+class SentCaseInsensitiveDict(SentHeaders, CaseInsensitiveDict):  # type: ignore[misc,type-arg]
     """The usual kind."""
 
-    def plain(self) -> Any:
-        return CaseInsensitiveDict(self.items())
-
-    def __reduce__(self) -> Any:
-        # A response carries its request, and whoever unpickles it may not have this package.
-        return CaseInsensitiveDict, (list(self.items()),)
+    _plain = CaseInsensitiveDict
 
 
 class SentDict(SentHeaders, dict):  # type: ignore[type-arg]
     """For a request whose headers somebody has replaced by some other mapping."""
 
-    def plain(self) -> Any:
-        return dict(self.items())
-
-    def __reduce__(self) -> Any:
-        return dict, (list(self.items()),)
+    _plain = dict
 
 
 def sent(

@@ -10,18 +10,10 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 
 from . import urls
+from ._owners import Gateways, Owner
 from ._sent_headers import SentHeaders, sent
-from .gate import (
-    Defaults,
-    GatewayProtocol,
-    Gateways,
-    Stamp,
-    by_lower_name,
-    gate,
-    names_of,
-    passing,
-)
-from .headers import PREFIX, lower
+from .gate import Defaults, Stamp, gate, passing
+from .headers import PREFIX, by_lower_name, lower
 
 if TYPE_CHECKING:
     # To a type checker the mixin is the adapter that it is always mixed into.
@@ -52,9 +44,9 @@ class GatewayMixin(_Adapter):
         http.mount("https://", CachedAdapter(gateway, cache=FileCache(".cache")))
     """
 
-    def __init__(self, gateway: GatewayProtocol | None = None, **adapter_kwargs: Any) -> None:
+    def __init__(self, gateway: Owner | None = None, **adapter_kwargs: Any) -> None:
         self.gateway = gateway
-        self._gateways = Gateways([] if gateway is None else [gateway])
+        self._gateways = Gateways() if gateway is None else Gateways(gateway)
         super().__init__(**adapter_kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -101,7 +93,7 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
     """
 
 
-def mount(session: Session, gateway: GatewayProtocol, adapter: GatewayMixin) -> None:
+def mount(session: Session, gateway: Owner, adapter: GatewayMixin) -> None:
     """Mount ``adapter`` on ``session`` for ``gateway``, next to the gateways that are there."""
     mounted = [(gateway, adapter)]
     for other in session.adapters.values():
@@ -110,7 +102,7 @@ def mount(session: Session, gateway: GatewayProtocol, adapter: GatewayMixin) -> 
         if other.gateway.origin == gateway.origin and other.gateway != gateway:
             mounted.append((other.gateway, other))
     # Each knows all, as a URL may be spelt such that it reaches another one than its own.
-    gateways = Gateways(each for each, _ in mounted)
+    gateways = Gateways(*(each for each, _ in mounted))
     for _, each in mounted:
         each._gateways = gateways
     _, at_origin = min(mounted, key=lambda pair: len(pair[0].path))
@@ -133,11 +125,8 @@ class Passage:
         headers: Any = request.headers
         url = request.url or ""
         owner = gateways.owner(url)
-        by_name: dict[str, tuple[Any, Any]] = {}
-        if owner is not None or _may_be_marked(headers):
-            by_name = _by_lower_name(headers)
-        marker = by_name.get("x-cagent-forward", (None, None))[1]
-        stamp = gate(url, marker, owner, by_name, _DEFAULTS)
+        by_name = _by_lower_name(headers)
+        stamp = gate(url, owner, by_name, _DEFAULTS)
         self._outgoing = request
         self._sent_headers: Any = None
         if stamp is None:
@@ -147,7 +136,7 @@ class Passage:
         if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
             # A compressor holds server-sent events back until its block is full.
             stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
-        stamped, names = _stamped(headers, by_name, stamp), names_of(owner)
+        stamped, names = _stamped(headers, by_name, stamp), owner.session_names
         self._send_copy(request, stamp.url, stamped, sent(stamped, stamp.url, names))
         if PREFIX in "\n".join(by_name) or not names.isdisjoint(by_name):
             request.headers = sent(headers, url, names, request)  # type: ignore[assignment]
@@ -166,28 +155,19 @@ class Passage:
         self._sent_headers = then
 
     def __enter__(self) -> PreparedRequest:
-        self._is_watched = passing.is_watched
-        if self._is_watched:
-            self._before = passing.set(self._outgoing)
+        self._before = passing.request.set(self._outgoing) if passing.is_watched else None
         return self._outgoing
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._is_watched:
-            passing.set(self._before)
+        if self._before is not None:
+            passing.request.reset(self._before)
         if self._sent_headers is not None:
             self._outgoing.headers = self._sent_headers
 
 
-def _may_be_marked(headers: Any) -> bool:
-    if isinstance(headers, CaseInsensitiveDict):
-        # All that it has in public is slower than the rest of the gate.
-        store: Any = headers._store
-        return "x-cagent-forward" in store or b"x-cagent-forward" in store
-    return True
-
-
 def _by_lower_name(headers: Any) -> dict[str, tuple[Any, Any]]:
     if isinstance(headers, CaseInsensitiveDict) and bytes not in map(type, headers._store):
+        # All that it has in public is slower than the rest of the gate.
         return headers._store
     return by_lower_name(headers.items())
 

@@ -14,8 +14,9 @@ from urllib.parse import unquote_plus
 import requests
 
 from . import urls
+from ._owners import Owner
 from .adapter import GatewayAdapter, mount
-from .gate import AGENT, gate
+from .gate import gate
 from .headers import (
     FORWARD,
     PREFIX,
@@ -34,7 +35,7 @@ _ENDS_BASE = ("", "/", "?", "#")
 
 
 @dataclass(frozen=True, repr=False)
-class Gateway:
+class Gateway(Owner):
     """Where the models gateway listens, and what it is to be told with every request.
 
     :param url: the gateway's base URL. Each parameter of its query is added to every request
@@ -83,14 +84,11 @@ class Gateway:
 
     def __post_init__(self) -> None:
         urls.check("gateway URL", self.url)
-        headers = MappingProxyType(dict(self.headers or {}))
-        object.__setattr__(self, "headers", headers)
+        object.__setattr__(self, "headers", MappingProxyType(dict(self.headers or {})))
         check_session_header(self.session_header)
         if self.parent_header is not None:
-            check_parent_header(self.parent_header)
-            if self.parent_header.lower() == self.session_header.lower():
-                raise ValueError("session_header and parent_header cannot be the same")
-        for name, value in headers.items():
+            check_parent_header(self.parent_header, self.session_header)
+        for name, value in (self.headers or {}).items():
             check_fixed_header(name, value, self.session_names)
         if self.forward is None:
             self._check_that_nothing_needs_forward()
@@ -99,16 +97,13 @@ class Gateway:
     def _check_that_nothing_needs_forward(self) -> None:
         for what in ("provider", "model", "model_name"):
             if getattr(self, what):
-                raise ValueError(f"{what} is for a gateway with forward: it is sent along with it")
-        for what, name in (
-            ("session_header", self.session_header),
-            ("parent_header", self.parent_header),
-            *(("header", name) for name in self.headers or ()),
-        ):
-            if name is not None and name.lower().startswith(PREFIX):
+                raise ValueError(f"{what} is sent along with {FORWARD}: give the gateway's forward")
+        names = [self.session_header, self.parent_header or "", *(self.headers or {})]
+        for name in names:
+            if name.lower().startswith(PREFIX):
                 raise ValueError(
-                    f"{what} {name!r} never travels without {FORWARD}: give the gateway's forward, "
-                    "or name the session_header that this gateway reads"
+                    f"{name} never travels without {FORWARD}: give the gateway's forward, or name "
+                    "the session_header that this gateway reads"
                 )
 
     @classmethod
@@ -209,36 +204,12 @@ class Gateway:
 
         :raises SessionRequired: if the gateway requires a session, and there is none.
         """
-        if not self.owns(url):
-            return {}
-        stamp = gate(url, None, self, {}, {})
+        stamp = gate(url, self, {}, {}) if self.owns(url) else None
         return {} if stamp is None else dict(stamp.headers.values())
 
     @cached_property
-    def origin(self) -> urls.Origin:
-        """Scheme, host and port."""
-        return self._parts.origin
-
-    @cached_property
-    def path(self) -> str:
-        """The path that all its URLs begin with, without a slash at the end; often empty."""
-        return urls.canonical(self._parts.path.rstrip("/"))
-
-    @cached_property
-    def session_names(self) -> frozenset[str]:
-        """The names, in lower case, that it has given to the session and its parent."""
-        names = (self.session_header, self.parent_header)
-        return frozenset(name.lower() for name in names if name is not None)
-
-    @cached_property
-    def looked_at(self) -> Mapping[bytes, str]:
-        """The names, in lower case, of the caller's headers that matter."""
-        names = {"x-cagent-forward", "user-agent", *self.marks, *self.session_names}
-        return {name.encode(): name for name in names}
-
-    @cached_property
     def marks(self) -> dict[str, tuple[str, str]]:
-        """What every request to it carries besides the session, by the names in lower case."""
+        """What each request gets besides its session: name and value, by the name in lower case."""
         marks: dict[str, str] = {}
         if self.forward is not None:
             marks = gateway_headers(
@@ -248,28 +219,16 @@ class Gateway:
         pairs = [*marks.items(), *(self.headers or {}).items()]
         return {name.lower(): (name, value) for name, value in pairs}
 
-    @cached_property
-    def encoded_marks(self) -> Mapping[str, tuple[bytes, bytes, bytes]]:
-        """The marks as httpx keeps headers: name, name in lower case and value, in bytes."""
-        return {
-            key: (name.encode(), key.encode(), value.encode())
-            for key, (name, value) in {"user-agent": AGENT, **self.marks}.items()
-        }
-
-    def with_query(self, url: str) -> str:
+    def with_query(self, url: Any) -> Any:
         """``url`` with the parameters of the gateway's own that it does not have yet."""
         if not self._query:
             return url
         base, hash_mark, fragment = url.partition("#")
         base, _, query = base.partition("?")
         pairs = query.split("&") if query else []
-        present = {_query_name(pair) for pair in pairs}
+        present = set(map(_query_name, pairs))
         pairs += [pair for name, pair in self._query if name not in present]
         return f"{base}?{'&'.join(pairs)}{hash_mark}{fragment}"
-
-    @cached_property
-    def _parts(self) -> urls.Parts:
-        return urls.check("gateway URL", self.url)
 
     @cached_property
     def _base(self) -> str:
@@ -277,7 +236,8 @@ class Gateway:
 
     @cached_property
     def _query(self) -> list[tuple[str, str]]:
-        return [(_query_name(pair), pair) for pair in self._parts.query.split("&") if pair]
+        query = urls.check("gateway URL", self.url).query
+        return [(_query_name(pair), pair) for pair in query.split("&") if pair]
 
     def __reduce__(self) -> Any:
         options = {each.name: getattr(self, each.name) for each in fields(self)}

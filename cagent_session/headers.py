@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import re
 import sys
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from . import urls
 from ._version import __version__
@@ -64,6 +66,7 @@ _FRAMING = {
     *("host", "content-length", "content-encoding", "transfer-encoding", "connection"),
     *("keep-alive", "te", "trailer", "upgrade", "expect"),
 }
+_NEVER_FIXED = _FRAMING | {FORWARD.lower(), SESSION_ID.lower()}
 _WITH_A_MEANING = _FRAMING | {
     *("content-type", "authorization", "proxy-authorization", "cookie", "set-cookie"),
     *("accept", "accept-encoding", "user-agent"),
@@ -80,6 +83,27 @@ _OF_THE_PROTOCOL = frozenset(
 def lower(name: str | bytes) -> str:
     """The key under which headers compare, ``str`` and ``bytes`` alike."""
     return (name if isinstance(name, str) else name.decode("latin-1")).lower()
+
+
+def is_identifier(key: str, names: frozenset[str]) -> bool:
+    """Whether a header, its name in lower case, is for the gateway alone.
+
+    :param names: those that are so besides all ``X-Cagent-*``.
+    """
+    return key.startswith(PREFIX) or key in names
+
+
+def by_lower_name(items: Iterable[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Headers by their names. Of one name several count as the first value that is not empty."""
+    items = list(items)
+    headers: dict[str, tuple[Any, Any]] = {item[0].lower(): item for item in items}
+    if len(headers) < len(items) or bytes in map(type, headers):
+        headers = {}
+        for item in items:
+            key = lower(item[0])
+            if key not in headers or not headers[key][1]:
+                headers[key] = item
+    return headers
 
 
 class InvalidSessionID(ValueError):
@@ -111,23 +135,26 @@ def check_session_header(name: str) -> None:
     key = name.lower()
     if key.startswith(PREFIX) and key != SESSION_ID.lower():
         raise ValueError(f"session_header cannot be {name!r}: of X-Cagent-* it is {SESSION_ID}")
-    if key in _WITH_A_MEANING:
-        raise ValueError(f"session_header cannot be {name!r}, which has a meaning of its own")
+    _check_that_it_is_free("session_header", name, _WITH_A_MEANING)
 
 
-def check_parent_header(name: str) -> None:
+def check_parent_header(name: str, session_header: str) -> None:
     """Raise if ``name`` cannot be the header that a session's parent is sent in."""
     check_name("parent_header", name)
-    if name.lower() in _WITH_A_MEANING | _OF_THE_PROTOCOL:
-        raise ValueError(f"parent_header cannot be {name!r}, which has a meaning of its own")
+    taken = _WITH_A_MEANING | _OF_THE_PROTOCOL | {session_header.lower()}
+    _check_that_it_is_free("parent_header", name, taken)
 
 
-def check_fixed_header(name: str, value: str, taken: frozenset[str]) -> None:
-    """Raise if a header cannot be the same on every request, or is one of ``taken``."""
+def check_fixed_header(name: str, value: str, session_names: frozenset[str]) -> None:
+    """Raise if a header cannot be the same on every request."""
     check_name("header", name)
     check_value(f"header {name!r}", value)
-    if name.lower() in taken | _FRAMING | {FORWARD.lower(), SESSION_ID.lower()}:
-        raise ValueError(f"header {name!r} cannot be fixed, it has a meaning of its own")
+    _check_that_it_is_free("header", name, session_names | _NEVER_FIXED)
+
+
+def _check_that_it_is_free(what: str, name: str, taken: Collection[str]) -> None:
+    if name.lower() in taken:
+        raise ValueError(f"{what} cannot be {name!r}, which has a meaning of its own")
 
 
 def check_name(what: str, name: str) -> None:

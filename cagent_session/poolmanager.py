@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Collection, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,19 +13,11 @@ from urllib3._version import __version__
 from urllib3.util import parse_url
 
 from . import urls
+from ._owners import AGENT, NOBODY, Gateways
 from ._scopes import current_lineage
-from .gate import (
-    LOOKED_AT,
-    Defaults,
-    Gateways,
-    by_lower_name,
-    gate,
-    is_bound,
-    is_identifier,
-    names_of,
-)
+from .gate import Defaults, gate, is_bound
 from .gateway import Gateway
-from .headers import FORWARD, USER_AGENT, lower
+from .headers import FORWARD, by_lower_name, is_identifier
 
 if TYPE_CHECKING:
     # To a type checker the mixins are what they are always mixed into.
@@ -37,7 +30,6 @@ _Headers: TypeAlias = Mapping[str, str]
 
 # urllib3 sends its own User-Agent where there is none, and this Accept to a proxy that forwards.
 _DEFAULTS: Defaults = {"user-agent": (None,)}
-_NO_HEADER = (None, None)
 _DEFAULTS_OF_A_PROXY: Defaults = {**_DEFAULTS, "accept": ("*/*",)}
 
 
@@ -68,7 +60,7 @@ class GatewayPool(_Pool):
 class _GatewayManager(_Manager):
     def __init__(self, *args: Any, gateway: Gateway | None, **kwargs: Any) -> None:
         self.gateway = gateway
-        self._gateways = Gateways([] if gateway is None else [gateway])
+        self._gateways = Gateways() if gateway is None else Gateways(gateway)
         super().__init__(*args, **kwargs)
 
     def _new_pool(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,28 +128,14 @@ def through_gate(
     if getattr(retries, "history", None):
         headers = _after_redirects(gateways, pool, target, headers, retries)
     url = _full_url(pool, target)
-    owner = gateways.owner(url)
-    looked_at = LOOKED_AT if owner is None else owner.looked_at
-    names = {name.lower(): name for name in headers}
-    is_simple = (
-        type(headers) is dict and len(names) == len(headers) and looked_at.keys().isdisjoint(names)
-    )
-    if is_simple:
-        by_name = {key: (key, headers[names[key]]) for key in looked_at.values() if key in names}
-    else:  # several spellings of a name, names in bytes, or another class
-        by_name = by_lower_name(headers.items())
-    marker = by_name.get("x-cagent-forward", _NO_HEADER)[1]
+    by_name = by_lower_name(headers.items())
     defaults = _DEFAULTS if pool.proxy is None else _DEFAULTS_OF_A_PROXY
-    stamp = gate(url, marker, owner, by_name, defaults)
+    stamp = gate(url, gateways.owner(url), by_name, defaults)
     if stamp is None:
         return target, headers
-    if stamp.url != url:
+    if stamp.url is not url:
         target = stamp.url[len(url) - len(target) :]
-    replaced = [key for key in by_name if key in stamp.headers or key == stamp.removed]
-    made = {**headers} if is_simple else _without(headers, replaced)
-    if is_simple:
-        for key in replaced:
-            del made[names[key]]
+    made = _without(headers, {*stamp.headers, stamp.removed or ""})
     made.update(stamp.headers.values())
     return target, made
 
@@ -172,44 +150,38 @@ def _after_redirects(
     proxy that forwards, urllib3 takes the proxy for the host that a redirect leaves or does not.)
     """
     hops = [hop.url for hop in retries.history if hop.redirect_location]
-    if not hops:
-        return headers
-    by_name = by_lower_name(headers.items())
-    marker = by_name.get("x-cagent-forward", _NO_HEADER)[1]
+    values = {key: value for key, (_, value) in by_lower_name(headers.items()).items()}
+    marker = values.get("x-cagent-forward")
     if FORWARD.lower() in retries.remove_headers_on_redirect:
         marker = FORWARD  # off by now, if it was there
-    home, owner, names = None, None, frozenset[str]()
+    home, owner, names = None, NOBODY, frozenset[str]()
     for hop in hops:
         url = _normalized(pool, hop)
         owner = gateways.owner(url)
         if is_bound(marker, owner):
             home = url if home is None else home
-            names |= names_of(owner)
+            names |= owner.session_names
     if home is None:
         return headers
     if not urls.same_origin(home, _full_url(pool, _normalized(pool, target))):
-        return _without(headers, {key for key in by_name if is_identifier(key, names)})
-    if owner is not None and hops[-1].startswith("/"):
+        return _without(headers, {key for key in values if is_identifier(key, names)})
+    if hops[-1].startswith("/"):
         # The pool followed the redirect itself, with the headers that the last hop was stamped
         # with. What its owner set goes, and whoever owns this one sets its own.
-        set_by_owner = {key: value for key, (_, value) in owner.marks.items()}
-        set_by_owner["user-agent"] = USER_AGENT
-        names_and_values = zip(
-            (owner.session_header, owner.parent_header), current_lineage(), strict=False
-        )
-        set_by_owner |= {str(name).lower(): str(value) for name, value in names_and_values}
-        own = {key for key, (_, value) in by_name.items() if set_by_owner.get(key) == value}
-        return _without(headers, own)
+        own: set[tuple[str, str | None]] = set()
+        if owner is not NOBODY:
+            own = {(name.lower(), value) for name, value in [*owner.marks.values(), AGENT]}
+            own |= set(itertools.product(owner.session_names, current_lineage()))
+        return _without(headers, {key for key in values if (key, values[key]) in own})
     return headers
 
 
-def _without(headers: _Headers, keys: Collection[str | None]) -> MutableMapping[str, str]:
-    items = [(name, value) for name, value in headers.items() if lower(name) not in keys]
-    made: MutableMapping[str, str] = dict(items)
-    if len(made) < len(items):  # of one name several, as only this class can have them
-        made = HTTPHeaderDict()
-        for name, value in items:
-            made.add(name, value)
+def _without(headers: _Headers, keys: Collection[str]) -> MutableMapping[str, str]:
+    # Only this class can have several of one name.
+    made = headers.copy() if isinstance(headers, HTTPHeaderDict) else dict(headers)
+    spellings = {*keys, *(key.encode() for key in keys)}
+    for name in [name for name in headers if name.lower() in spellings]:
+        del made[name]
     return made
 
 

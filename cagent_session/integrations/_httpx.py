@@ -11,16 +11,10 @@ from types import ModuleType
 from typing import Any, TypeAlias
 
 from .. import urls
-from ..gate import (
-    AGENT,
-    LOOKED_AT,
-    Defaults,
-    Gateways,
-    gate,
-    is_identifier,
-    passing,
-)
+from .._owners import NOBODY, Gateways
+from ..gate import Defaults, gate, passing
 from ..gateway import Gateway
+from ..headers import is_identifier
 
 # A header as httpx keeps it: the name, the name in lower case, the value.
 _Item: TypeAlias = tuple[bytes, bytes, bytes]
@@ -30,7 +24,6 @@ _MARKER = b"x-cagent-forward"
 # gateway-bound, and which names were given to its identifiers.
 _WAS_BOUND = "cagent_session"
 
-_NO_NAMES: frozenset[str] = frozenset()
 _creating = threading.Lock()
 
 
@@ -59,34 +52,36 @@ class Library:
                 f"{type(request).__module__.partition('.')[0]}"
             )
         items = request.headers._list if self._is_known else _items(request.headers)
-        url, owner = request.url, None
-        if url.raw_host in gateways.hosts:
+        url, owner = request.url, NOBODY
+        if gateways.hosts and url.raw_host in gateways.hosts:
             url = str(url)
             owner = gateways.owner(url)
-        names = LOOKED_AT if owner is None else owner.looked_at
-        callers = {names[item[1]]: item for item in items if item[1] in names}
-        marker = None
-        if "x-cagent-forward" in callers:
-            marker = callers["x-cagent-forward"][2] or _first_marker(items)
-        stamp = gate(url, marker, owner, callers, self._defaults)
-        was: frozenset[str] | None = request.extensions.get(_WAS_BOUND)
+        looked_at = owner.looked_at
+        found = [item for item in items if item[1] in looked_at]
+        callers = {looked_at[item[1]]: item for item in found}
+        if "x-cagent-forward" in callers and not callers["x-cagent-forward"][2]:
+            # Of several the first that is not empty counts.
+            callers |= {
+                looked_at[item[1]]: item for item in found if item[1] == _MARKER and item[2]
+            }
+        stamp = gate(url, owner, callers, self._defaults)
+        names: frozenset[str] | None = request.extensions.get(_WAS_BOUND)
         if stamp is None:
-            return request, was
-        encoded = _ENCODED if owner is None else owner.encoded_marks
-        added = [encoded.get(key) or _encoded(*stamp.headers[key]) for key in stamp.headers]
-        replaced = {
-            item[1] for key, item in callers.items() if key in stamp.headers or key == stamp.removed
-        }
+            return request, names
+        sent = items.copy()
+        for item in found:
+            if looked_at[item[1]] in stamp.headers or looked_at[item[1]] == stamp.removed:
+                sent.remove(item)
+        encoded = owner.encoded
+        for key, header in stamp.headers.items():
+            sent.append(encoded.get(key) or _encoded(*header))
         # All but the headers and the URL is shared: a body that streams can be read only once.
         outgoing = object.__new__(type(request))
         outgoing.__dict__ = request.__dict__.copy()
-        kept = [item for item in items if item[1] not in replaced]
-        outgoing.headers = self._headers(kept + added, request.headers)
-        if owner is not None:
-            was = owner.session_names if was is None else was | owner.session_names
-            if stamp.url != url:
-                outgoing.url = self.module.URL(stamp.url)
-        return outgoing, _NO_NAMES if was is None else was
+        outgoing.headers = self._headers(sent, request.headers)
+        if stamp.url is not url:
+            outgoing.url = self.module.URL(stamp.url)
+        return outgoing, owner.session_names if names is None else names | owner.session_names
 
     def answered(self, request: Any, response: Any, names: frozenset[str]) -> Any:
         """``response``, once the identifiers are off ``request`` if it leads to another origin.
@@ -119,14 +114,6 @@ def _items(headers: Any) -> list[_Item]:
     return [(name, name.lower(), value) for name, value in headers.raw]
 
 
-def _first_marker(items: list[_Item]) -> bytes:
-    """Of several the first that is not empty."""
-    return next((value for _, key, value in items if key == _MARKER and value), b"")
-
-
-_ENCODED = {"user-agent": (AGENT[0].encode(), b"user-agent", AGENT[1].encode())}
-
-
 @functools.cache
 def library_of(module: ModuleType) -> Library:
     """The one for ``module``."""
@@ -150,7 +137,7 @@ class GatewayTransport:
                 f"transport must be one of {self.module.__name__}'s, not {type(transport).__name__}"
             )
         self.gateway = gateway
-        self._gateways = Gateways([] if gateway is None else [gateway])
+        self._gateways = Gateways() if gateway is None else Gateways(gateway)
         self._library = library_of(self.module)
         self._given = transport
         self._blocking = transport if isinstance(transport, blocking) else None
