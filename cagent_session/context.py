@@ -1,8 +1,4 @@
-"""Which session am I in?
-
-:class:`session_scope`, :func:`session_from` and :class:`no_session` say it for the code that they
-cover, and for nothing else.
-"""
+"""Which session am I in? Scopes say it for the code that they cover, and for nothing else."""
 
 from __future__ import annotations
 
