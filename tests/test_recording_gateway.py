@@ -10,18 +10,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from support.calls import PROMPT, call
 
 from cagent_session import Gateway, session_scope
 from cagent_session.testing import RecordingGateway
 
 FORWARD = "https://api.openai.com/v1"
-PROMPT = {
-    "model": "gpt-x",
-    "messages": [
-        {"role": "system", "content": "be kind"},
-        {"role": "user", "content": [{"type": "text", "text": "one two three"}]},
-    ],
-}
 
 
 @pytest.fixture
@@ -70,6 +64,7 @@ class TestRecords:
         assert entry.pop("time").endswith("+00:00")
         assert entry == {
             "session_id": "s1",
+            "parent_session_id": None,
             "forward": FORWARD,
             "provider": "openai",
             "model": "gpt-x",
@@ -90,6 +85,15 @@ class TestRecords:
         assert recording_gateway.audit_log[0]["status"] == 200
         assert recording_gateway.sessions["s1"].requests == 1
 
+    def test_can_be_cleared(self):
+        with RecordingGateway(requests_per_minute=1) as recording:
+            assert [call(recording, "s1", parent="main") for _ in range(2)] == [200, 429]
+            recording.clear()
+            assert (recording.requests, recording.audit_log, recording.sessions) == ([], [], {})
+            assert recording.family("main").requests == 0
+            assert call(recording, "s1") == 200
+            assert recording.sessions["s1"].requests == 1
+
 
 class TestAnswers:
     def test_chat_completions(self, recording_gateway, agent):
@@ -97,6 +101,7 @@ class TestAnswers:
         assert answer["object"] == "chat.completion"
         assert answer["model"] == "gpt-x"
         assert answer["choices"][0]["message"]["content"] == recording_gateway.reply
+        assert answer["choices"][0]["index"] == 0
         assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
 
     @pytest.mark.parametrize("with_usage", [True, False])
@@ -104,7 +109,9 @@ class TestAnswers:
         prompt = PROMPT | {"stream": True, "stream_options": {"include_usage": with_usage}}
         url = recording_gateway.url + "/prefix/v1/chat/completions"
         with session_scope("s1"), agent.post(url, json=prompt, stream=True) as answer:
+            assert answer.status_code == 200
             assert answer.headers["Content-Type"] == "text/event-stream"
+            assert answer.headers["Transfer-Encoding"] == "chunked"
             lines = [line.decode() for line in answer.iter_lines() if line]
         assert lines.pop() == "data: [DONE]"
         events = [json.loads(line.removeprefix("data: ")) for line in lines]
@@ -112,6 +119,7 @@ class TestAnswers:
             assert events.pop()["usage"]["total_tokens"] == 10
         text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
         assert text == recording_gateway.reply
+        assert {event["choices"][0]["index"] for event in events} == {0}
         assert events[-1]["choices"][0]["finish_reason"] == "stop"
         assert recording_gateway.sessions["s1"].completion_tokens == 5
         assert recording_gateway.requests[0].json == prompt
@@ -126,9 +134,15 @@ class TestAnswers:
     def test_messages_streamed(self, recording_gateway, agent):
         prompt = PROMPT | {"stream": True}
         answer = agent.post(recording_gateway.url + "/v1/messages", json=prompt).text
-        kinds = [line.split()[1] for line in answer.splitlines() if line.startswith("event:")]
+        lines = answer.splitlines()
+        kinds = [line.split()[1] for line in lines if line.startswith("event:")]
+        events = [json.loads(line.removeprefix("data:")) for line in lines if "data:" in line]
+        assert [event["type"] for event in events] == kinds
         assert kinds[:2] == ["message_start", "content_block_start"]
         assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]
+        assert {event["index"] for event in events if "index" in event} == {0}
+        assert events[0]["message"]["usage"] == {"input_tokens": 5, "output_tokens": 0}
+        assert events[-2]["usage"] == {"output_tokens": 5}
 
     def test_everything_else_is_echoed(self, recording_gateway, agent):
         for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS"):
@@ -176,91 +190,17 @@ class TestLimit:
         monkeypatch.setattr("cagent_session.testing.time.monotonic", lambda: now)
         with RecordingGateway(requests_per_minute=1) as recording:
             headers = {"X-Cagent-Session-Id": "a"}
-            statuses = []
-            for step in (0, 59.5, 60):
+            seen = []
+            for step in (0, 58.5, 59.5, 60):
                 now = 1000.0 + step
-                statuses.append(requests.get(recording.url, headers=headers, timeout=5).status_code)
-        assert statuses == [200, 429, 200]
+                answer = requests.get(recording.url, headers=headers, timeout=5)
+                seen.append((answer.status_code, answer.headers.get("Retry-After")))
+        assert seen == [(200, None), (429, "2"), (429, "1"), (200, None)]
 
     @pytest.mark.parametrize("limit", [0, -1])
     def test_must_be_positive(self, limit):
         with pytest.raises(ValueError, match="at least 1"):
             RecordingGateway(requests_per_minute=limit)
-
-
-def talk(url: str, data: bytes) -> bytes:
-    """Send bytes as they are, and read until the server closes."""
-    host, port = urlsplit(url).hostname, urlsplit(url).port
-    with socket.create_connection((host, port), timeout=5) as connection:
-        connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
-        answer = b""
-        while more := connection.recv(65536):
-            answer += more
-        return answer
-
-
-class TestHostileClients:
-    @pytest.mark.parametrize(
-        "data",
-        [
-            b"NONSENSE\r\n\r\n",
-            b"GET /\r\n\r\n",
-            b"BREW / HTTP/1.1\r\n\r\n",
-            b"GET / HTTP/9.9\r\n\r\n",
-            b"GET / FTP/1.1\r\n\r\n",
-            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 / x\r\n\r\n",
-            b"GET /" + b"x" * 70000 + b" HTTP/1.1\r\n\r\n",
-            b"GET / HTTP/1.1\r\nX: " + b"x" * 70000 + b"\r\n\r\n",
-            b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n",
-            b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-            b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-            b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nabc",
-            b"POST / HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
-            b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
-            b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-            b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
-            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
-            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nfffffffff\r\n",
-            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcdef\r\n",
-            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nab",
-            b"GET / HTTP/1.1\r\nX-Cagent-Session-Id: a b\r\n\r\n",
-            b"GET / HTTP/1.1\r\nX-Cagent-Session-Id: " + b"x" * 257 + b"\r\n\r\n",
-            b"GET / HTTP/1.1\r\nX-Cagent-Session-Id: a\r\nX-Cagent-Session-Id: b\r\n\r\n",
-            b"GET / HTTP/1.1\r\nX-Cagent-Session-Id: \xc3\xbc\r\n\r\n",
-            b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 3\r\n\r\n{{{",
-            b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 2\r\n\r\n[]",
-            b"POST /v1/messages HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + b"[" * 100000,
-        ],
-    )
-    def test_get_a_4xx(self, recording_gateway, data: bytes):
-        first = talk(recording_gateway.url, data).split(b"\r\n")[0]
-        assert first.startswith(b"HTTP/1.1 4"), first
-        assert requests.get(recording_gateway.url, timeout=5).status_code == 200
-
-    def test_that_vanish_do_no_harm(self, recording_gateway, capfd):
-        address = ("127.0.0.1", urlsplit(recording_gateway.url).port)
-        for data in (b"", b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc", b"GET / HT"):
-            with socket.create_connection(address, timeout=5) as connection:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                connection.sendall(data)
-        assert requests.get(recording_gateway.url, timeout=5).status_code == 200
-        assert capfd.readouterr() == ("", "")
-
-    def test_trailers_are_read_and_forgotten(self, recording_gateway):
-        body = b"3\r\nabc\r\n0\r\nX-Trailer: x\r\n\r\n"
-        head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-        assert talk(recording_gateway.url, head + body).startswith(b"HTTP/1.1 200")
-        assert recording_gateway.requests[0].body == b"abc"
-
-    def test_expect_continue_and_http_1_0(self, recording_gateway):
-        body = b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok"
-        assert b"100 Continue" in talk(recording_gateway.url, body)
-        prompt = json.dumps(PROMPT | {"stream": True}).encode()
-        head = b"POST /v1/messages HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(prompt)
-        answer = talk(recording_gateway.url, head + prompt)
-        assert b"Transfer-Encoding" not in answer
-        assert answer.endswith(b'{"type": "message_stop"}\n\n')
 
 
 class TestLife:

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
-from collections.abc import Iterator
-from dataclasses import dataclass
-from email.message import Message
+import sys
+import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeAlias
 
-from ._testing_models import Answer, error, json_object
-from .headers import FORWARD, MODEL, PROVIDER, SESSION_ID, InvalidSessionID, check_session_id
-
-if TYPE_CHECKING:
-    from .testing import RecordingGateway
+from ..headers import FORWARD, MODEL, PROVIDER, InvalidSessionID, check_session_id
+from ._answers import error, json_object
+from ._messages import Answer, RecordedRequest
 
 MAX_BODY = 16 * 1024 * 1024
+MAX_CHUNK_LINE = 1024  # the line before a chunk: its length, and extensions that nobody reads
+LINGER = 5  # seconds
 
-
-@dataclass(frozen=True)
-class RecordedRequest:
-    """One request, as it arrived."""
-
-    method: str
-    path: str
-    query: str
-    headers: Message  #: case-insensitive; ``None`` for a header that is missing
-    body: bytes
-    json: dict[str, Any]  #: the body, if it is a JSON object, else empty
-    session_id: str | None
-    forward: str | None
-    provider: str | None
-    model: str | None  #: of the header, else of the JSON body
+_Answering: TypeAlias = Callable[[RecordedRequest], Answer]
 
 
 class _Refused(Exception):
@@ -44,13 +31,23 @@ class _Refused(Exception):
 
 
 class Server(ThreadingHTTPServer):
+    """Reads requests on 127.0.0.1, and sends what ``answer`` makes of each.
+
+    :param session_header: the name of the header that the session is read from.
+    :param parent_header: that of its parent, if there is one.
+    """
+
     daemon_threads = False  # so that server_close() waits for the handlers
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], gateway: RecordingGateway) -> None:
-        self.gateway = gateway
+    def __init__(
+        self, port: int, answer: _Answering, session_header: str, parent_header: str | None
+    ) -> None:
+        self.answer = answer
+        self.session_header = session_header
+        self.parent_header = parent_header
         self._connections: set[socket.socket] = set()
-        super().__init__(address, _Handler)
+        super().__init__(("127.0.0.1", port), _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
@@ -61,7 +58,9 @@ class Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away in the middle of a request is no news."""
+        # A client that went away in the middle of a request is no news.
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
     def stop(self) -> None:
         self.shutdown()
@@ -72,6 +71,8 @@ class Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    raw_requestline: bytes
     protocol_version = "HTTP/1.1"
     server_version = "RecordingGateway"
     timeout = 30
@@ -79,13 +80,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         try:
-            answer = cast(Server, self.server).gateway._answer(self._read())
+            request = self._read()
         except _Refused as refused:
-            self.close_connection = True
-            answer = error(refused.status, str(refused))
-        self._write(answer)
+            self._refuse(refused.status, str(refused))
+        else:
+            self._write(self.server.answer(request))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _serve
+
+    def parse_request(self) -> bool:
+        if not self.raw_requestline.strip():  # which http.server would leave without an answer
+            self.command = self.requestline = ""
+            self.send_error(400, "the request line is empty")
+            return False
+        return super().parse_request()
 
     def log_message(self, *args: Any) -> None:
         """The audit log is the log."""
@@ -93,20 +101,31 @@ class _Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         # What http.server cannot read is the client's fault here, whatever it thinks itself.
         self.request_version = "HTTP/1.1"
+        self._refuse(code if code < 500 else 400, message or "bad request")
+
+    def _refuse(self, status: int, message: str) -> None:
         self.close_connection = True
-        self._write(error(code if code < 500 else 400, message or "bad request"))
+        self._write(error(status, message))
+        # Closed at once, with more of the request on its way, the connection would be reset, and
+        # the client would never see the answer.
+        self.connection.shutdown(socket.SHUT_WR)
+        end = time.monotonic() + LINGER
+        while (left := end - time.monotonic()) > 0:
+            self.connection.settimeout(left)
+            if not self.connection.recv(65536):
+                break
 
     def _read(self) -> RecordedRequest:
         if self.request_version == "HTTP/0.9":
             self.request_version = "HTTP/1.0"
             raise _Refused(400, "HTTP/0.9 is not served")
-        session_id = self._single(SESSION_ID)
-        if session_id is not None:
-            try:
-                check_session_id(session_id)
-            except InvalidSessionID as invalid:
-                raise _Refused(400, str(invalid)) from None
-        body = self._read_body()
+        session_id = self._id(self.server.session_header)
+        parent_header = self.server.parent_header
+        parent_session_id = None if parent_header is None else self._id(parent_header)
+        try:
+            body = self._read_body()
+        except TimeoutError:
+            raise _Refused(408, "the body did not come in time") from None
         path, _, query = self.path.partition("?")
         content = json_object(body)
         model = self._single(MODEL) or content.get("model")
@@ -118,10 +137,20 @@ class _Handler(BaseHTTPRequestHandler):
             body=body,
             json=content,
             session_id=session_id,
+            parent_session_id=parent_session_id,
             forward=self._single(FORWARD),
             provider=self._single(PROVIDER),
             model=model if isinstance(model, str) else None,
         )
+
+    def _id(self, name: str) -> str | None:
+        value = self._single(name)
+        if value is not None:
+            try:
+                check_session_id(value, name)
+            except InvalidSessionID as invalid:
+                raise _Refused(400, str(invalid)) from None
+        return value
 
     def _single(self, name: str) -> str | None:
         values = self.headers.get_all(name, [])
@@ -135,24 +164,26 @@ class _Handler(BaseHTTPRequestHandler):
         if encoding is not None:
             if length is not None or encoding.lower() != "chunked":
                 raise _Refused(400, "the length of the body is not clear")
-            return b"".join(self._read_chunks())
-        return self._read_exactly(self._number(length or "0", 10))
+            return self._read_chunks()
+        return self._read_exactly(self._number(length or "0", 10), MAX_BODY)
 
-    def _read_chunks(self) -> Iterator[bytes]:
-        total = 0
-        while True:
-            line = self.rfile.readline(1024).decode("latin-1")
-            size = self._number(line.partition(";")[0].strip(), 16)
-            total += size
-            if total > MAX_BODY:
-                raise _Refused(413, "the body is too large")
-            if size == 0:
-                break
-            yield self._read_exactly(size)
-            if self.rfile.readline(3) != b"\r\n":
+    def _read_chunks(self) -> bytes:
+        body = bytearray()
+        while size := self._read_chunk_size():
+            body += self._read_exactly(size, MAX_BODY - len(body))
+            if self.rfile.read(2) != b"\r\n":
                 raise _Refused(400, "a chunk of the body is malformed")
-        while self.rfile.readline(65536).strip():
-            pass  # trailers
+        try:
+            http.client.parse_headers(self.rfile)  # the trailers
+        except http.client.HTTPException:
+            raise _Refused(431, "the trailers are too large") from None
+        return bytes(body)
+
+    def _read_chunk_size(self) -> int:
+        line = self.rfile.readline(MAX_CHUNK_LINE + 1)
+        if len(line) > MAX_CHUNK_LINE:
+            raise _Refused(400, "the line before a chunk is too long")
+        return self._number(line.decode("latin-1").partition(";")[0].strip(), 16)
 
     def _number(self, digits: str, base: int) -> int:
         if not (digits.isascii() and digits.isalnum() and len(digits) <= 16):
@@ -162,8 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             raise _Refused(400, "the length of the body is not a number") from None
 
-    def _read_exactly(self, size: int) -> bytes:
-        if size > MAX_BODY:
+    def _read_exactly(self, size: int, limit: int) -> bytes:
+        if size > limit:
             raise _Refused(413, "the body is too large")
         body = self.rfile.read(size)
         if len(body) < size:
@@ -179,12 +210,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Transfer-Encoding", "chunked")
         elif answer.streamed:
             self.close_connection = True
-        else:
+        elif answer.has_body:
             self.send_header("Content-Length", str(sum(map(len, answer.chunks))))
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        if self.command == "HEAD":
+        if self.command == "HEAD" or not answer.has_body:
             return
         for chunk in answer.chunks:
             self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk) if chunked else chunk)

@@ -1,4 +1,4 @@
-"""What a model behind the recording gateway answers, in the providers' own shapes."""
+"""What the recording gateway answers: what it is given, or a reply in the shape of a provider."""
 
 from __future__ import annotations
 
@@ -6,22 +6,11 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ._testing_http import RecordedRequest
+from ._messages import Answer, RecordedRequest
 
 _ECHOED = ("method", "path", "query", "session_id", "forward")
-
-
-@dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    chunks: list[bytes]
-    streamed: bool = False
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
 
 
 def json_answer(status: int, content: object) -> Answer:
@@ -30,6 +19,40 @@ def json_answer(status: int, content: object) -> Answer:
 
 def error(status: int, message: str, kind: str = "invalid_request_error") -> Answer:
     return json_answer(status, {"type": "error", "error": {"type": kind, "message": message}})
+
+
+def given_answer(given: object) -> Answer | None:
+    """What a ``respond`` has given, ready to be sent.
+
+    :raises TypeError: for what cannot be sent.
+    """
+    if given is None:
+        return None
+    status, content = given if isinstance(given, tuple) and len(given) == 2 else (200, given)
+    if not isinstance(content, dict | list) or not isinstance(status, int):
+        raise TypeError(
+            "respond must give a dict or a list to send as JSON, (status, dict), or None, "
+            f"not {_kind(given)}"
+        )
+    if not 200 <= status <= 599:
+        raise ValueError(f"respond must give a status from 200 to 599, not {status}")
+    answer = json_answer(int(status), content)
+    answer.prompt_tokens = _tokens(content, "prompt_tokens", "input_tokens")
+    answer.completion_tokens = _tokens(content, "completion_tokens", "output_tokens")
+    return answer
+
+
+def _kind(given: object) -> str:
+    if not isinstance(given, tuple):
+        return type(given).__name__
+    return f"({', '.join(type(item).__name__ for item in given)})"
+
+
+def _tokens(content: object, *names: str) -> int:
+    """How many an answer says it has used, in OpenAI's words or Anthropic's."""
+    usage = content.get("usage") if isinstance(content, dict) else None
+    counts = [usage.get(name) for name in names] if isinstance(usage, dict) else []
+    return next((count for count in counts if type(count) is int and count > 0), 0)
 
 
 def model_answer(request: RecordedRequest, reply: str) -> Answer:
