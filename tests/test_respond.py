@@ -1,0 +1,155 @@
+"""Answers of one's own from the recording gateway, and what happens when they fail."""
+
+from __future__ import annotations
+
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+
+import pytest
+import requests
+from support.calls import PROMPT, call
+
+from cagent_session.testing import RecordingGateway
+
+
+class TestRespond:
+    def test_comes_first(self):
+        def respond(request):
+            assert recording.requests[-1] is request
+            return {"to": request.json["model"]} if request.method == "POST" else None
+
+        with RecordingGateway(respond=respond) as recording:
+            url = recording.url + "/v1/chat/completions"
+            answer = requests.post(url, json=PROMPT, timeout=5)
+            assert (answer.status_code, answer.json()) == (200, {"to": "gpt-x"})
+            assert answer.headers["Content-Type"] == "application/json"
+            assert requests.get(url, timeout=5).json()["method"] == "GET"
+            recording.respond = None
+            assert requests.post(url, json=PROMPT, timeout=5).json()["object"] == "chat.completion"
+
+    @pytest.mark.parametrize(
+        ("given", "status", "body"),
+        [
+            ([], 200, "[]"),
+            ([{"a": 1}], 200, '[{"a": 1}]'),
+            ((201, {"a": 1}), 201, '{"a": 1}'),
+            ((503, []), 503, "[]"),
+            ((HTTPStatus.TOO_MANY_REQUESTS, {}), 429, "{}"),
+            ((200, {}), 200, "{}"),
+            ((599, {}), 599, "{}"),
+            ((204, {"a": 1}), 204, ""),
+            ((304, {"a": 1}), 304, ""),
+        ],
+    )
+    def test_what_it_can_give(self, recording_gateway, given, status, body):
+        recording_gateway.respond = lambda request: given
+        with requests.Session() as http:
+            for _ in range(2):  # the connection is fit for another request
+                answer = http.get(recording_gateway.url, timeout=5)
+                assert (answer.status_code, answer.text) == (status, body)
+            assert http.head(recording_gateway.url, timeout=5).status_code == status
+        assert recording_gateway.audit_log[0]["status"] == status
+
+    @pytest.mark.parametrize(
+        ("given", "says"),
+        [
+            ("text", "TypeError: respond must give a dict or a list .* not str"),
+            (b"bytes", "not bytes"),
+            (7, "not int"),
+            (("200", {}), r"not \(str, dict\)"),
+            ((200, "text"), r"not \(int, str\)"),
+            ((200, {}, {}), r"not \(int, dict, dict\)"),
+            ((), r"not \(\)"),
+            ((199, {}), "ValueError: respond must give a status from 200 to 599, not 199"),
+            ((600, {}), "not 600"),
+            ({"a": {1}}, "TypeError: Object of type set is not JSON serializable"),
+        ],
+    )
+    def test_what_it_cannot_give(self, recording_gateway, capsys, given, says):
+        recording_gateway.respond = lambda request: given
+        answer = requests.get(recording_gateway.url, timeout=5)
+        assert answer.status_code == 500
+        assert re.search(says, answer.json()["error"]["message"])
+        assert re.search(says, capsys.readouterr().err)
+
+    def test_an_exception_is_shown_and_answered(self, recording_gateway, capsys):
+        def respond(request):
+            assert request.session_id == "s2", "whose call is this?"
+            pytest.fail("not expected")
+
+        recording_gateway.respond = respond
+        for session_id, says in (
+            ("s1", "AssertionError: whose call is this?"),
+            ("s2", "Failed: not expected"),
+        ):
+            assert call(recording_gateway, session_id) == 500
+            err = capsys.readouterr().err
+            assert "Traceback" in err
+            assert says in err
+        assert [entry["status"] for entry in recording_gateway.audit_log] == [500, 500]
+        assert recording_gateway.sessions == {}
+
+    @pytest.mark.parametrize(
+        ("usage", "tokens"),
+        [
+            ({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}, (3, 4)),
+            ({"input_tokens": 3, "output_tokens": 4}, (3, 4)),
+            ({"prompt_tokens": 1, "total_tokens": 1}, (1, 0)),
+            ({"prompt_tokens": "3", "completion_tokens": -4}, (0, 0)),
+            ({"prompt_tokens": True, "completion_tokens": 1.5}, (0, 0)),
+            ([], (0, 0)),
+            (None, (0, 0)),
+        ],
+    )
+    def test_its_usage_is_billed(self, recording_gateway, usage, tokens):
+        recording_gateway.respond = lambda request: {"usage": usage}
+        assert call(recording_gateway, "s1") == 200
+        bill = recording_gateway.sessions["s1"]
+        assert (bill.requests, bill.prompt_tokens, bill.completion_tokens) == (1, *tokens)
+
+    @pytest.mark.parametrize(("status", "served"), [(204, 1), (399, 1), (400, 0), (503, 0)])
+    def test_errors_are_not_billed(self, recording_gateway, status, served):
+        recording_gateway.respond = lambda request: (status, {"usage": {"prompt_tokens": 3}})
+        call(recording_gateway, "s1")
+        assert recording_gateway.family("s1").requests == served
+        assert recording_gateway.family("s1").prompt_tokens == 3 * served
+
+    def test_the_limit_comes_before_it(self):
+        seen = []
+        with RecordingGateway(requests_per_minute=1, respond=seen.append) as recording:
+            assert [call(recording, "s1") for _ in range(2)] == [200, 429]
+        assert len(seen) == 1
+
+    def test_may_wait_for_another_request(self):
+        both = threading.Barrier(2, timeout=5)
+        waiting = RecordingGateway(respond=lambda request: {"index": both.wait()})
+        with waiting as recording, ThreadPoolExecutor() as pool:
+            assert list(pool.map(call, [recording] * 2, ["s1", "s2"])) == [200, 200]
+
+
+class TestOnCall:
+    def test_may_be_asked_in_a_call(self):
+        def on_call(entry):
+            assert recording.audit_log[-1] == entry
+            entry["status"] = 0
+
+        with RecordingGateway(on_call=on_call) as recording:
+            assert call(recording, "s1") == 200
+        assert recording.audit_log[0]["status"] == 200
+
+    def test_an_exception_in_on_call_is_shown_and_answered(self, capsys):
+        seen = []
+
+        def on_call(entry):
+            raise LookupError("where is the ledger?")
+
+        with RecordingGateway(on_call=on_call, respond=seen.append) as recording:
+            assert call(recording, "s1") == 500
+        assert "LookupError: where is the ledger?" in capsys.readouterr().err
+        assert len(seen) == 1
+        assert recording.audit_log[0]["status"] == 500
+        (entry,) = recording.audit_log
+        assert (entry["prompt_tokens"], entry["completion_tokens"]) == (0, 0)
+        assert recording.sessions == {}
