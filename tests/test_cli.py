@@ -12,45 +12,11 @@ import pytest
 import requests
 from support.wire import Server, response
 
-from cagent_session import __version__, demo
+from cagent_session import __version__
 from cagent_session.__main__ import main
 from cagent_session.testing import RecordingGateway
 
 FORWARD = "https://api.openai.com/v1"
-
-
-class TestDemo:
-    def test_every_call_is_attributed_rightly(self, capsys):
-        assert main(["demo"]) == 0
-        out, err = capsys.readouterr()
-        assert err == ""
-        lines = out.splitlines()
-        for call in demo.EXPECTED:
-            (line,) = (line for line in lines if line.startswith(call.work))
-            assert line.endswith("  ok")
-            assert ("gateway" if call.to_gateway else "provider") in line
-            assert (call.session_id or " - ") in line
-        assert re.search(r"^session-main +6 +43 +30$", out, re.MULTILINE)
-        assert re.search(r"^session-sub +2 +17 +10$", out, re.MULTILINE)
-        assert lines[-1].startswith("All 10 calls were attributed rightly")
-
-    def test_a_proxy_in_the_environment_is_passed_by(self, capsys, monkeypatch):
-        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-        monkeypatch.delenv("NO_PROXY", raising=False)
-        assert main(["demo"]) == 0
-
-    def test_a_session_that_leaks_is_found(self, capsys, monkeypatch: pytest.MonkeyPatch):
-        everywhere = ("session-main", None)
-        monkeypatch.setattr("cagent_session.gate.current_lineage", lambda: everywhere)
-        assert main(["demo"]) == 1
-        out = capsys.readouterr().out
-        assert re.search(r"caller, between two steps .* session-main .* WRONG", out)
-        assert out.splitlines()[-1].startswith("WRONG: 3 of 10 calls")
-
-    def test_a_call_that_is_missing_is_found(self, capsys, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(demo.Agent, "compact", lambda self, session: "")
-        assert main(["demo"]) == 1
-        assert re.search(r"manual compaction +nowhere .* WRONG", capsys.readouterr().out)
 
 
 def probe(*arguments: str) -> int:
