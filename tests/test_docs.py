@@ -52,7 +52,11 @@ def run_snippets(page: Path, url: str, request: pytest.FixtureRequest) -> None:
         for name in sorted(namespace.keys() - before):
             if name.startswith("test_"):
                 arguments = inspect.signature(namespace[name]).parameters
-                namespace[name](**{name: request.getfixturevalue(name) for name in arguments})
+                fixtures = {name: request.getfixturevalue(name) for name in arguments}
+                if "recording_gateway" in fixtures:  # pytest gives each test another one
+                    fixtures["recording_gateway"].clear()
+                    fixtures["recording_gateway"].respond = None
+                namespace[name](**fixtures)
 
 
 def test_the_links_between_the_pages():
