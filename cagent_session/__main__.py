@@ -3,56 +3,83 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import re
 import sys
-import threading
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import parse_qsl
+from collections.abc import Callable
 
-import requests
-from requests.exceptions import InvalidHeader
-from requests.utils import check_header_validity
+from . import __version__, demo, probe, urls
+from ._console import fail, show, unwritable
+from .headers import check_name, check_session_id
+from .testing import _foreground
 
-from . import Gateway, InvalidSessionID, __version__, session_scope
-from .urls import masked
-
-TIMEOUT = 30  # seconds
-SHOWN_BODY = 2000  # characters
-SECRET = 6  # characters
+_DOCUMENTATION = """\
+documentation, in the source distribution:
+  README.md                first steps, and what is sent when
+  docs/context.md          sessions in threads, generators, coroutines and processes
+  docs/clients.md          SDKs and other clients
+  docs/integrations.md     logging, tracing, web services, queues
+  docs/gateways.md         gateways that exist
+  docs/testing.md          how to test an agent
+  docs/troubleshooting.md  why a header is missing
+  docs/security.md         what is guaranteed
+  docs/performance.md      what it costs
+  docs/design.md           how it is built
+"""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; gives back the exit status."""
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as ended:
+        # --help and --version have printed what may not have been written yet.
+        raise SystemExit(show("") or ended.code) from None
+    except OSError as error:
+        raise SystemExit(unwritable(error)) from None  # argparse of Python 3.10
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        return fail(str(error))
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cagent-session",
         description="The session of an agent, on every request to its models gateway.",
+        epilog=_DOCUMENTATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cagent-session {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", required=True)
 
-    demo = commands.add_parser("demo", help="run a small agent on a gateway of its own")
-    demo.set_defaults(run=_demo)
+    command = commands.add_parser("demo", help="run a small agent on a gateway of its own")
+    command.set_defaults(run=lambda options: demo.main())
 
-    gateway = commands.add_parser("gateway", help="run the recording gateway, a line per call")
-    gateway.add_argument(
+    command = commands.add_parser("gateway", help="run the recording gateway, a line per call")
+    command.add_argument(
         "--port", type=_port, default=0, metavar="N", help="where to listen (default: a free port)"
     )
-    gateway.add_argument(
+    command.add_argument(
         "--requests-per-minute", type=_positive, metavar="N", help="limit each session to N"
     )
-    gateway.set_defaults(run=_gateway)
+    command.set_defaults(
+        run=lambda options: _foreground.main(options.port, options.requests_per_minute)
+    )
 
-    probe = commands.add_parser("probe", help="send one GET through a gateway, show both ways")
-    probe.add_argument("url", metavar="URL", help="what to GET at the gateway")
-    probe.add_argument(
-        "--forward", required=True, metavar="URL", help="the provider's base URL to relay to"
+    command = commands.add_parser("probe", help="send one GET through a gateway, show both ways")
+    command.add_argument("url", type=_gateway, metavar="URL", help="what to GET at the gateway")
+    command.add_argument(
+        "--forward",
+        type=_forward,
+        required=True,
+        metavar="URL",
+        help="the provider's base URL to relay to",
     )
-    probe.add_argument(
-        "--session-id", type=_scope, default=session_scope(), metavar="ID", help="default: a UUID"
-    )
-    probe.add_argument(
+    command.add_argument("--session-id", type=_session_id, metavar="ID", help="default: a UUID")
+    command.add_argument(
         "--header",
         type=_header,
         action="append",
@@ -60,115 +87,30 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="'NAME: VALUE'",
         help="a further header; its value is not shown",
     )
-    probe.set_defaults(run=_probe)
-
-    options = parser.parse_args(arguments)
-    try:
-        status: int = options.run(options)
-    except argparse.ArgumentTypeError as error:
-        commands.choices[options.command].error(str(error))
-    except KeyboardInterrupt:
-        return 130
-    return status
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from . import demo
-
-    return demo.main()
-
-
-def _gateway(options: argparse.Namespace) -> int:
-    from .testing import RecordingGateway
-
-    recording = RecordingGateway(
-        port=options.port, requests_per_minute=options.requests_per_minute, on_call=_print_call
-    )
-    try:
-        with recording, contextlib.suppress(KeyboardInterrupt):
-            print(f"listening on {recording.url}, Ctrl-C ends it", flush=True)
-            threading.Event().wait()
-    except OSError as error:
-        return _fail(f"cannot listen on port {options.port}: {error.strerror}")
-    return 0
-
-
-def _print_call(entry: dict[str, Any]) -> None:
-    line = (
-        "{time:.19}  {status}  session={session_id}  {method} {path}  forward={forward}  "
-        "model={model}  tokens={prompt_tokens}+{completion_tokens}"
-    ).format(**{key: "-" if value is None else value for key, value in entry.items()})
-    # A client chooses most of it, and is not to choose what the terminal does.
-    print(re.sub(r"[^ -~]", "?", line), flush=True)
-
-
-def _probe(options: argparse.Namespace) -> int:
-    try:
-        gateway = Gateway(options.url, forward=options.forward)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    given = {name.lower() for name, _ in options.header}
-    secrets = _secrets([value for _, value in options.header], options.url)
-    with requests.Session() as http, options.session_id:
-        gateway.mount(http)
-        request = http.prepare_request(
-            requests.Request("GET", options.url, headers=dict(options.header))
+    command.set_defaults(
+        run=lambda options: probe.main(
+            options.url, options.forward, options.session_id, options.header
         )
-        settings = http.merge_environment_settings(options.url, {}, False, None, None)
+    )
+    return parser
+
+
+def _checked(check: Callable[[str], object]) -> Callable[[str], str]:
+    """An argument's type: a ``str`` that ``check`` has nothing against."""
+
+    def checked(text: str) -> str:
         try:
-            response = http.send(request, timeout=TIMEOUT, allow_redirects=False, **settings)
-        except requests.RequestException as error:
-            return _fail(f"no answer from {masked(options.url)}: {_reason(error)}")
-    sent = response.request
-    status = _without_secrets(f"{response.status_code} {response.reason}", secrets)
-    _print_message(f"> {sent.method} {masked(str(sent.url))}", sent.headers, given, secrets)
-    _print_message(f"< {status}", response.headers, set(), secrets)
-    print(_without_secrets(response.text[:SHOWN_BODY], secrets))
-    return 0 if response.ok else _fail(f"the gateway answered {status}")
+            check(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return checked
 
 
-def _secrets(values: list[str], url: str) -> list[str]:
-    """What is not to be shown when it comes back: all that was given, if it is long enough.
-
-    Something shorter would turn up in the middle of other words.
-    """
-    query = url.partition("?")[2]
-    values = [*values, *re.split("[&=]", query), *(value for _, value in parse_qsl(query))]
-    words = {word for value in values for word in [value, *value.split()]}
-    return sorted((word for word in words if len(word) >= SECRET), key=len, reverse=True)
-
-
-def _print_message(
-    first: str, headers: Mapping[str, str | bytes], given: set[str], secrets: list[str]
-) -> None:
-    print(first)
-    for name, value in headers.items():
-        text = value if isinstance(value, str) else value.decode("latin-1")
-        if name.lower() in given or re.search(r"auth|cookie|key|secret|token", name, re.IGNORECASE):
-            text = "***"
-        print(f"{first[0]} {name}: {_without_secrets(text, secrets)}")
-    print(first[0])
-
-
-def _without_secrets(text: str, secrets: list[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return re.sub(r"[^\n -~]", "?", text)
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause: the outer ones are long, and show the whole URL."""
-    if isinstance(error, requests.Timeout):
-        return f"timed out after {TIMEOUT} s"
-    cause = error
-    while cause.__context__ is not None:
-        cause = cause.__context__
-    return getattr(cause, "strerror", None) or type(cause).__name__
-
-
-def _fail(message: str) -> int:
-    print(f"cagent-session: {message}", file=sys.stderr)
-    return 1
+_gateway = _checked(lambda text: urls.check("gateway URL", text))
+_forward = _checked(lambda text: urls.check("forward URL", text))
+_session_id = _checked(check_session_id)
 
 
 def _port(text: str) -> int:
@@ -183,24 +125,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _scope(text: str) -> session_scope:
-    try:
-        with session_scope(text):
-            return session_scope(text)
-    except InvalidSessionID as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    name, value = name.strip(), value.strip()
+    name, colon, value = (part.strip() for part in text.partition(":"))
     try:
-        check_header_validity((name, value))
-        valid = bool(colon and name)
-    except InvalidHeader:
-        valid = False
-    if not valid:
-        raise argparse.ArgumentTypeError("a header must be given as 'Name: value'")
+        check_name("header", name)
+    except ValueError:
+        colon = ""
+    if not colon or not re.fullmatch(r"[\t -~\xa0-\xff]*", value):
+        raise argparse.ArgumentTypeError(
+            "a header must be given as 'Name: value', the value in Latin-1"
+        )
     return name, value
 
 

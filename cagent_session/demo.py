@@ -32,7 +32,7 @@ class Agent:
     def __init__(self, gateway: Gateway, provider_url: str) -> None:
         self.gateway = gateway
         self.provider_url = provider_url
-        self.http = requests.Session()
+        self.http: requests.Session = requests.Session()
         self.http.trust_env = False  # both servers are on this machine, past every proxy
         gateway.mount(self.http)
 

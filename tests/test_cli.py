@@ -2,101 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import requests
-from support.wire import Server, response
 
 from cagent_session import __version__
 from cagent_session.__main__ import main
-from cagent_session.testing import RecordingGateway
+from cagent_session.testing import RecordingGateway, _foreground
 
 FORWARD = "https://api.openai.com/v1"
-
-
-def probe(*arguments: str) -> int:
-    return main(["probe", *arguments])
-
-
-class TestProbe:
-    def test_shows_what_was_sent_and_what_came_back(self, capsys, recording_gateway):
-        url = recording_gateway.url + "/p?key=hunter2"
-        header = "Authorization: Bearer hunter2"
-        status = probe(url, "--forward", FORWARD, "--session-id", "s1", "--header", header)
-        out, err = capsys.readouterr()
-        assert (status, err) == (0, "")
-        assert f"> GET {recording_gateway.url}/p?key=...\n" in out
-        assert "> X-Cagent-Session-Id: s1\n" in out
-        assert f"> X-Cagent-Forward: {FORWARD}\n" in out
-        assert "> Authorization: ***\n" in out
-        assert "< 200 OK\n" in out
-        assert '"path": "/p", "query": "key=***"' in out
-        assert "hunter2" not in out
-        (arrived,) = recording_gateway.requests
-        assert arrived.session_id == "s1"
-        assert arrived.query == "key=hunter2"
-        assert arrived.headers["Authorization"] == "Bearer hunter2"
-
-    def test_secrets_that_come_back_are_masked(self, capsys):
-        def respond(request):
-            return response(body=b"you said hunter2 \x1b[2J", headers={"X-You-Said": "hunter2"})
-
-        with Server(respond) as server:
-            assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: hunter2") == 0
-        out = capsys.readouterr().out
-        assert "hunter2" not in out
-        assert "\x1b" not in out
-        assert "< X-You-Said: ***\n" in out
-
-    def test_a_short_value_is_masked_without_spoiling_the_rest(self, capsys, recording_gateway):
-        assert probe(recording_gateway.url, "--forward", FORWARD, "--header", "X-A: 0") == 0
-        out = capsys.readouterr().out
-        assert "> X-A: ***\n" in out
-        assert "127.0.0.1" in out
-
-    def test_without_a_session_id_it_makes_one(self, capsys, recording_gateway):
-        assert probe(recording_gateway.url, "--forward", FORWARD) == 0
-        assert recording_gateway.requests[0].session_id in capsys.readouterr().out
-
-    def test_an_error_status(self, capsys):
-        with Server(lambda request: response(503)) as server:
-            assert probe(server.origin, "--forward", FORWARD) == 1
-        assert capsys.readouterr().err == "cagent-session: the gateway answered 503 Status\n"
-
-    @pytest.mark.parametrize("header", ["Authorization: Bearer hunter2", "X-Key: hunter2"])
-    def test_no_answer(self, capsys, header):
-        with Server() as server:
-            url = server.origin + "/?key=hunter2"
-        assert probe(url, "--forward", FORWARD, "--header", header) == 1
-        out, err = capsys.readouterr()
-        assert err == (
-            f"cagent-session: no answer from {server.origin}/?key=...: Connection refused\n"
-        )
-        assert "hunter2" not in out
-
-    def test_an_answer_that_is_none(self, capsys):
-        with Server(lambda request: b"nonsense\r\n\r\n") as server:
-            assert probe(server.origin, "--forward", FORWARD) == 1
-        assert capsys.readouterr().err.count("\n") == 1
-
-    def test_a_time_out(self, capsys, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("cagent_session.__main__.TIMEOUT", 0.05)
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-            assert probe(url, "--forward", FORWARD) == 1
-        assert "timed out after 0.05 s" in capsys.readouterr().err
-
-    def test_tls_that_nobody_vouches_for(self, capsys, tls):
-        with Server(tls=tls.context) as server:
-            assert probe(server.at("localhost"), "--forward", FORWARD) == 1
-        err = capsys.readouterr().err
-        assert "certificate verify failed" in err
-        assert err.count("\n") == 1
 
 
 class TestBadArguments:
@@ -133,6 +56,13 @@ class TestBadArguments:
             (
                 ["probe", "https://g.example", "--forward", FORWARD, "--header", "A: hun\nter2"],
                 "argument --header: a header must be given",
+            ),
+            *(
+                (
+                    ["probe", "https://g.example", "--forward", FORWARD, "--header", header],
+                    "argument --header: a header must be given",
+                )
+                for header in ("\xe9: b", "x: \u20ac", "x y: 1", "x: a\x7f", "x: \udc80")
             ),
         ],
     )
@@ -175,13 +105,93 @@ class TestGateway:
         err = capsys.readouterr().err
         assert err == f"cagent-session: cannot listen on port {port}: Address already in use\n"
 
+    def test_a_parent_is_shown(self, capsys):
+        with RecordingGateway(on_call=_foreground._print_call) as recording:
+            headers = {"X-Cagent-Session-Id": "sub", "X-Cagent-Parent-Session-Id": "main"}
+            requests.get(recording.url, headers=headers, timeout=5)
+            requests.post(recording.url, json={"model": "two\nlines"}, timeout=5)
+        first, second = capsys.readouterr().out.splitlines()
+        assert first.endswith("session=sub  GET /  forward=-  model=-  tokens=0+0  parent=main")
+        assert second.endswith("  model=two?lines  tokens=0+0")
+
+    @pytest.mark.parametrize("port", ["free", "given"])
+    def test_serves_on_when_nobody_reads_its_lines(self, port):
+        arguments = []
+        if port == "given":
+            with socket.create_server(("127.0.0.1", 0)) as taken:
+                arguments = ["--port", str(taken.getsockname()[1])]
+        with command("gateway", *arguments) as process:
+            url = re.search(r"http://\S+(?=,)", process.stdout.readline().decode())[0]
+            process.stdout.close()
+            for _ in range(5):
+                assert requests.get(url, timeout=5).status_code == 200
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.read() == b""
+            assert process.wait(10) == 0
+
+    def test_serves_on_when_its_lines_cannot_be_written(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        with (
+            Path("/dev/full").open("wb") as full,
+            command("gateway", "--port", str(port), stdout=full) as process,
+        ):
+            answers = []
+            end = time.monotonic() + 20
+            while not answers and time.monotonic() < end:
+                with contextlib.suppress(requests.ConnectionError):
+                    answers.append(requests.get(url, timeout=5).status_code)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=10)
+        assert answers == [200]
+        assert b"Traceback" not in err
+
+
+@contextlib.contextmanager
+def command(*arguments: str, stdout=subprocess.PIPE, unbuffered: str = ""):
+    with subprocess.Popen(
+        [sys.executable, "-m", "cagent_session", *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+class TestOutput:
+    """Python looks different when it flushes at the end and when it writes at once."""
+
+    @pytest.mark.parametrize("arguments", [["demo"], ["--help"], ["probe", "--help"]], ids=" ".join)
+    def test_that_nobody_reads(self, arguments, unbuffered):
+        with command(*arguments, unbuffered=unbuffered) as process:
+            process.stdout.close()
+            assert process.stderr.read() == b""
+            assert process.wait(20) in (0, 141)
+
+    @pytest.mark.parametrize("arguments", [["demo"], ["probe"]], ids=" ".join)
+    def test_that_cannot_be_written(self, arguments, unbuffered, recording_gateway):
+        if arguments == ["probe"]:
+            arguments = ["probe", recording_gateway.url, "--forward", FORWARD]
+        with (
+            Path("/dev/full").open("wb") as full,
+            command(*arguments, stdout=full, unbuffered=unbuffered) as process,
+        ):
+            _, err = process.communicate(timeout=20)
+        assert err == b"cagent-session: cannot write: No space left on device\n"
+        assert process.returncode == 1
+
 
 def test_ctrl_c_is_no_traceback(capsys, monkeypatch: pytest.MonkeyPatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(requests.Session, "send", interrupted)
-    assert probe("https://gateway.example", "--forward", FORWARD) == 130
+    assert main(["probe", "https://gateway.example", "--forward", FORWARD]) == 130
     assert capsys.readouterr() == ("", "")
 
 
@@ -190,3 +200,13 @@ def test_version(capsys):
         main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"cagent-session {__version__}\n"
+
+
+def test_help_names_the_pages(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    root = Path(__file__).parent.parent
+    named = re.findall(r"\S+\.md", capsys.readouterr().out)
+    pages = ["README.md", *(f"docs/{page.name}" for page in (root / "docs").glob("*.md"))]
+    assert sorted(named) == sorted(pages)

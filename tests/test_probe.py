@@ -1,0 +1,246 @@
+"""The probe: one real request, and nothing on the screen that must not be there."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from support.wire import Server, redirect, response
+
+from cagent_session.__main__ import main
+
+FORWARD = "https://api.openai.com/v1"
+
+
+def probe(*arguments: str) -> int:
+    return main(["probe", *arguments])
+
+
+class TestProbe:
+    def test_shows_what_was_sent_and_what_came_back(self, capsys, recording_gateway):
+        url = recording_gateway.url + "/p?key=hunter2"
+        header = "Authorization: Bearer hunter2"
+        status = probe(url, "--forward", FORWARD, "--session-id", "s1", "--header", header)
+        out, err = capsys.readouterr()
+        assert (status, err) == (0, "")
+        assert f"> GET {recording_gateway.url}/p?key=...\n" in out
+        assert "> X-Cagent-Session-Id: s1\n" in out
+        assert f"> X-Cagent-Forward: {FORWARD}\n" in out
+        assert "> Authorization: ***\n" in out
+        assert "< 200 OK\n" in out
+        assert '"path": "/p", "query": "key=***"' in out
+        assert "hunter2" not in out
+        (arrived,) = recording_gateway.requests
+        assert arrived.session_id == "s1"
+        assert arrived.query == "key=hunter2"
+        assert arrived.headers["Authorization"] == "Bearer hunter2"
+
+    def test_without_a_session_id_it_makes_one(self, capsys, recording_gateway):
+        assert probe(recording_gateway.url, "--forward", FORWARD) == 0
+        assert recording_gateway.requests[0].session_id in capsys.readouterr().out
+
+    def test_an_error_status(self, capsys):
+        with Server(lambda request: response(503)) as server:
+            assert probe(server.origin, "--forward", FORWARD) == 1
+        assert capsys.readouterr().err == "cagent-session: the gateway answered 503 Status\n"
+
+    @pytest.mark.parametrize("header", ["Authorization: Bearer hunter2", "X-Key: hunter2"])
+    def test_no_answer(self, capsys, header):
+        with Server() as server:
+            url = server.origin + "/?key=hunter2"
+        assert probe(url, "--forward", FORWARD, "--header", header) == 1
+        out, err = capsys.readouterr()
+        assert err == (
+            f"cagent-session: no answer from {server.origin}/?key=...: Connection refused\n"
+        )
+        assert "hunter2" not in out
+
+    def test_an_answer_that_is_none(self, capsys):
+        with Server(lambda request: b"nonsense\r\n\r\n") as server:
+            assert probe(server.origin, "--forward", FORWARD) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_a_time_out(self, capsys, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("cagent_session.probe.TIMEOUT", 0.05)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            assert probe(url, "--forward", FORWARD) == 1
+        assert "timed out after 0.05 s" in capsys.readouterr().err
+
+    def test_tls_that_nobody_vouches_for(self, capsys, tls):
+        with Server(tls=tls.context) as server:
+            assert probe(server.at("localhost"), "--forward", FORWARD) == 1
+        err = capsys.readouterr().err
+        assert "certificate verify failed" in err
+        assert err.count("\n") == 1
+
+
+def last_line(capsys) -> str:
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+class TestLastLine:
+    def test_stamped(self, capsys, recording_gateway):
+        arguments = ["--forward", FORWARD, "--session-id", "s1"]
+        assert probe(recording_gateway.url, *arguments) == 0
+        assert last_line(capsys) == "stamped with session s1; answered 200 OK"
+
+    def test_a_session_header_that_was_replaced(self, capsys, recording_gateway):
+        arguments = ["--forward", FORWARD, "--session-id", "s1"]
+        header = "x-cagent-session-id: another"
+        assert probe(recording_gateway.url, *arguments, "--header", header) == 0
+        out = capsys.readouterr().out
+        assert re.search("^> x-cagent-session-id: s1$", out, re.MULTILINE | re.IGNORECASE)
+        assert out.splitlines()[-1] == "stamped with session s1; answered 200 OK"
+
+    def test_a_session_that_was_given_as_a_header_too(self, capsys, recording_gateway):
+        arguments = ["--forward", FORWARD, "--session-id", "session-1"]
+        header = "X-Cagent-Session-Id: session-1"
+        assert probe(recording_gateway.url, *arguments, "--header", header) == 0
+        assert last_line(capsys) == "stamped with session session-1; answered 200 OK"
+
+    @pytest.mark.parametrize("more", [[], ["--header", "X-Cagent-Session-Id: s1"]])
+    def test_opted_out(self, capsys, recording_gateway, more):
+        arguments = ["--forward", FORWARD, "--session-id", "s1", "--header", "X-Cagent-Forward:"]
+        assert probe(recording_gateway.url, *arguments, *more) == 0
+        out = capsys.readouterr().out
+        assert "> X-Cagent-Forward: \n" in out
+        assert out.splitlines()[-1] == (
+            "not stamped, as an empty X-Cagent-Forward opts out of it; answered 200 OK"
+        )
+
+    @pytest.mark.parametrize(
+        ("location", "target"),
+        [
+            ("https://login.example/in?code=hunter2#hunter3", "https://login.example/in"),
+            ("https://u:hunter2@login.example/in", "https://login.example/in"),
+            ("../in?code=1", "{origin}/in"),
+            ("http://[", "a URL that is not clear"),
+        ],
+    )
+    def test_a_redirect(self, capsys, location, target):
+        with Server(lambda request: redirect(302, location)) as server:
+            arguments = ["--forward", FORWARD, "--session-id", "s1"]
+            assert probe(f"{server.origin}/a/b", *arguments) == 0
+        out = capsys.readouterr().out
+        target = target.format(origin=server.origin)
+        assert out.splitlines()[-1] == (
+            f"stamped with session s1; answered 302 Status, which leads to {target} "
+            "and was not followed"
+        )
+        assert "hunter" not in out
+        assert len(server.arrived) == 1
+
+    def test_an_error_status(self, capsys):
+        with Server(lambda request: response(404)) as server:
+            assert probe(server.origin, "--forward", FORWARD, "--session-id", "s1") == 1
+        assert last_line(capsys) == "stamped with session s1; answered 404 Status"
+
+
+class Endless(Server):
+    """Answers with a head, and then more and more, for as long as anybody listens."""
+
+    def __init__(self, head: bytes, more: bytes, pause: float) -> None:
+        super().__init__()
+        self._head, self._more, self._pause = head, more, pause
+        self.sent = 0
+
+    def handle(self, connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(self._head)
+        while self.sent < 300_000_000:
+            connection.sendall(self._more)
+            self.sent += len(self._more)
+            time.sleep(self._pause)
+
+
+class TestBody:
+    @pytest.mark.parametrize("size", [8192, 8193])
+    def test_is_cut(self, capsys, size):
+        with Server(lambda request: response(body=b"x" * size)) as server:
+            assert probe(server.origin, "--forward", FORWARD) == 0
+        out = capsys.readouterr().out
+        assert ("\n" + "x" * 8192 + "\n") in out
+        assert ("(cut off after 8192 bytes)" in out) == (size > 8192)
+
+    @pytest.mark.parametrize("status", ["200 OK", "302 Found\r\nLocation: /"])
+    def test_a_huge_one_is_not_read(self, capsys, status):
+        head = f"HTTP/1.1 {status}\r\nContent-Length: 300000000\r\n\r\n".encode()
+        with Endless(head, b"x" * 100_000, 0) as server:
+            assert probe(server.origin, "--forward", FORWARD) == 0
+        assert server.sent < 30_000_000
+        assert "answered " + status[:3] in last_line(capsys)
+
+    @pytest.mark.parametrize("encoding", ["no-such", "idna", "hex", "utf-16", "undefined"])
+    def test_in_an_encoding_that_is_none(self, capsys, encoding):
+        def respond(request):
+            return response(body=b"odd", headers={"Content-Type": f"text/x; charset={encoding}"})
+
+        with Server(respond) as server:
+            assert probe(server.origin, "--forward", FORWARD) == 0
+
+    def test_that_breaks_off(self, capsys):
+        broken = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n"
+
+        class Breaking(Server):
+            def handle(self, connection):
+                connection.recv(65536)
+                connection.sendall(broken)
+
+        with Breaking() as server:
+            assert probe(server.origin, "--forward", FORWARD) == 1
+        out, err = capsys.readouterr()
+        assert "\n12345\n" in out
+        assert "answered 200 OK, but not completely: " in out.splitlines()[-1]
+        assert err.startswith("cagent-session: the answer is not complete: ")
+
+    def test_that_drips(self, capsys, monkeypatch):
+        monkeypatch.setattr("cagent_session.probe.TIMEOUT", 0.5)
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
+        with Endless(head, b"x", 0.02) as server:
+            assert probe(server.origin, "--forward", FORWARD) == 1
+        out, err = capsys.readouterr()
+        assert "\nxxx" in out
+        assert out.endswith("answered 200 OK, but not completely: timed out after 0.5 s\n")
+        assert err == "cagent-session: the answer is not complete: timed out after 0.5 s\n"
+
+
+class TestNoAnswer:
+    def test_headers_that_drip(self, capsys, monkeypatch):
+        monkeypatch.setattr("cagent_session.probe.TIMEOUT", 0.5)
+        with Endless(b"HTTP/1.1 200 OK\r\nX: ", b"x", 0.02) as server:
+            assert probe(server.origin, "--forward", FORWARD) == 1
+        assert "timed out after 0.5 s" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("variable", "value", "says"),
+        [
+            ("REQUESTS_CA_BUNDLE", "/nonexistent", "invalid path: /nonexistent"),
+            ("HTTPS_PROXY", "http://127.0.0.1:9999999", "no answer from https://gateway.example: "),
+        ],
+    )
+    def test_an_environment_that_is_wrong(self, capsys, monkeypatch, variable, value, says):
+        monkeypatch.setenv(variable, value)
+        assert probe("https://gateway.example", "--forward", FORWARD) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert says in err
+        assert err.count("\n") == 1
+
+    def test_ctrl_c(self):
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            command = [sys.executable, "-m", "cagent_session", "probe", url, "--forward", FORWARD]
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            ) as process:
+                connection, _ = silent.accept()
+                process.send_signal(signal.SIGINT)
+                assert process.communicate(timeout=10) == (b"", b"")
+                connection.close()
+        assert process.returncode == 130

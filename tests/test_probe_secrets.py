@@ -1,0 +1,71 @@
+"""What the probe must not show: whatever was given to it in a header or a query."""
+
+from __future__ import annotations
+
+import pytest
+from support.wire import Server, response
+
+from cagent_session.__main__ import main
+
+FORWARD = "https://api.openai.com/v1"
+
+
+def probe(*arguments: str) -> int:
+    return main(["probe", *arguments])
+
+
+def test_secrets_that_come_back_are_masked(capsys):
+    def respond(request):
+        return response(body=b"you said hunter2 \x1b[2J", headers={"X-You-Said": "hunter2"})
+
+    with Server(respond) as server:
+        assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: hunter2") == 0
+    out = capsys.readouterr().out
+    assert "hunter2" not in out
+    assert "\x1b" not in out
+    assert "< X-You-Said: ***\n" in out
+
+
+def test_a_short_value_is_masked_without_spoiling_the_rest(capsys, recording_gateway):
+    assert probe(recording_gateway.url, "--forward", FORWARD, "--header", "X-A: 0") == 0
+    out = capsys.readouterr().out
+    assert "> X-A: ***\n" in out
+    assert "127.0.0.1" in out
+
+
+def test_a_query_without_names_is_masked(capsys, recording_gateway):
+    url = f"{recording_gateway.url}/?abc&key=d"
+    assert probe(url, "--forward", FORWARD) == 0
+    assert f"> GET {recording_gateway.url}/?...&key=...\n" in capsys.readouterr().out
+    assert recording_gateway.requests[0].query == "abc&key=d"
+
+
+@pytest.mark.parametrize("shift", range(8))
+def test_a_secret_at_the_cut_is_masked(capsys, shift):
+    body = b"x" * (8193 - shift) + b"hunter2" + b"x" * 100
+    with Server(lambda request: response(body=body)) as server:
+        assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: hunter2") == 0
+    assert "hu" not in capsys.readouterr().out
+
+
+def test_secrets_of_the_environment_are_masked(capsys, monkeypatch, tmp_path, recording_gateway):
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password hunter2")
+    monkeypatch.setenv("NETRC", str(netrc))
+    recording_gateway.respond = lambda request: {"saw": request.headers["Authorization"]}
+    assert probe(recording_gateway.url, "--forward", FORWARD) == 0
+    assert '{"saw": "***"}' in capsys.readouterr().out
+
+
+def test_secrets_of_the_forward_url_are_masked(capsys, recording_gateway):
+    assert probe(recording_gateway.url, "--forward", f"{FORWARD}?key=hunter2") == 0
+    out = capsys.readouterr().out
+    assert f"> X-Cagent-Forward: {FORWARD}?...\n" in out
+    assert "hunter2" not in out
+
+
+@pytest.mark.parametrize("secret", ["hunter/2", 'hunter"2', "hunter-\xfc"])
+def test_secrets_in_another_spelling_are_masked(capsys, recording_gateway, secret):
+    recording_gateway.respond = lambda request: {"saw": secret}
+    assert probe(recording_gateway.url, "--forward", FORWARD, "--header", f"X-Any: {secret}") == 0
+    assert '{"saw": "***"}' in capsys.readouterr().out
