@@ -1,122 +1,173 @@
-"""LiteLLM's proxy as the gateway: its own spend records, by our sessions."""
+"""LiteLLM's proxy as the gateway: its own spend records and limits, by our sessions."""
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections import defaultdict
+import uuid
 from pathlib import Path
 
+import httpx
 import httpx2
 import openai
 import pytest
 import requests
+import yaml
+from running import (
+    ODD,
+    answers,
+    command_of_the_page,
+    free_port,
+    from_the_page,
+    gateway_of_the_page,
+    running,
+    wait_until,
+)
 
 from cagent_session import Gateway, session_scope
-from cagent_session.integrations.httpx2 import GatewayTransport
+from cagent_session.integrations import httpx as for_httpx
+from cagent_session.integrations import httpx2 as for_httpx2
 
 pytestmark = pytest.mark.filterwarnings("default")
 
+ADDRESS = "http://litellm.example:4000"
 FORWARD = "https://api.openai.com/v1"
-KEY = f"sk-{secrets.token_hex(32)}"
-AUTHORIZED = {"Authorization": f"Bearer {KEY}"}
-PROMPT = {"model": "mocked", "messages": [{"role": "user", "content": "Hello!"}]}
+KEYS = {team: f"sk-{secrets.token_hex(32)}" for team in ("research", "support")}
+HELLO = {"model": "cheap", "messages": [{"role": "user", "content": "Hello!"}]}
+
+
+class LiteLLM:
+    def __init__(self, url: str, records: Path) -> None:
+        self.url = url
+        self.gateway = gateway_of_the_page(ADDRESS, url)
+        self._records = records
+
+    def call(self, session_id: str | None, *, team="research", gateway=None, model="cheap"):
+        gateway = gateway or self.gateway
+        with requests.Session() as http:
+            gateway.mount(http)
+            http.headers["Authorization"] = f"Bearer {KEYS.get(team)}"
+            url = gateway.endpoint("v1/chat/completions")
+            if session_id is None:
+                return http.post(url, json=HELLO | {"model": model}, timeout=30)
+            with session_scope(session_id):
+                return http.post(url, json=HELLO | {"model": model}, timeout=30)
+
+    def rows(self) -> list[dict]:
+        if not self._records.exists():
+            return []
+        return [json.loads(line) for line in self._records.read_text("utf-8").splitlines()]
+
+    def rows_of(self, session_id: str, calls: int) -> list[dict]:
+        """The session's records, so many of them. LiteLLM writes them after it has answered."""
+        found: list[dict] = []
+
+        def written() -> bool:
+            found[:] = [row for row in self.rows() if row["session_id"] == session_id]
+            return len(found) >= calls
+
+        wait_until(written)
+        assert len(found) == calls
+        return found
 
 
 @pytest.fixture(scope="module")
 def litellm(tmp_path_factory):
-    """A LiteLLM proxy in a process of its own; gives its URL and its spend records."""
+    """The proxy with the configuration of the page, but for two models that answer by themselves,
+    priced, and the spend records in a file."""
     folder = tmp_path_factory.mktemp("litellm")
     shutil.copytree(Path(__file__).parent / "litellm", folder, dirs_exist_ok=True)
-    records = folder / "records"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [Path(sys.executable).parent / "litellm", "--config", folder / "config.yaml"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | {
-        "SPEND_RECORDS": str(records),
+    (folder / "keys.py").write_text(from_the_page("py", "authenticate"), encoding="utf-8")
+    config = yaml.safe_load(from_the_page("yaml", "master_key"))
+    config["model_list"] = [
+        {
+            "model_name": name,
+            "litellm_params": {
+                "model": "openai/mocked",
+                "api_key": "none",
+                "mock_response": "Hello from the model.",
+                "input_cost_per_token": price,
+                "output_cost_per_token": 2 * price,
+            },
+        }
+        for name, price in (("cheap", 0.0001), ("dear", 0.02))
+    ]
+    config["litellm_settings"] |= {"callbacks": "spend_records.writer", "telemetry": False}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    port = free_port()
+    command = command_of_the_page("litellm ")
+    command[command.index("--port") + 1] = str(port)
+    command += ["--host", "127.0.0.1"]
+    environment = {
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "LITELLM_MASTER_KEY": KEY,
+        "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(32)}",
+        "SPEND_RECORDS": str(folder / "records"),
+        "TEAMS": json.dumps({key: team for team, key in KEYS.items()}),
     }
     url = f"http://127.0.0.1:{port}"
-    with (
-        (folder / "log").open("w") as log,
-        subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
-        ) as process,
-    ):
-        try:
-            deadline = time.monotonic() + 120
-            while True:
-                try:
-                    requests.get(f"{url}/health/liveliness", timeout=5).raise_for_status()
-                    break
-                except requests.RequestException:
-                    assert process.poll() is None
-                    assert time.monotonic() < deadline
-                    time.sleep(0.2)
-            yield url, records
-        except BaseException:
-            print((folder / "log").read_text(encoding="utf-8"))
-            raise
-        finally:
-            process.terminate()
-            process.wait(30)
+
+    def ready() -> bool:
+        return answers(f"{url}/health/liveliness", 200)
+
+    with running(command, ready, folder, environment=environment):
+        yield LiteLLM(url, folder / "records")
 
 
-def spend_by_session(records: Path, sessions: set[str], calls: int) -> dict[str, dict]:
-    """LiteLLM's records, added up. It writes them after it has answered, so wait for them."""
-    deadline = time.monotonic() + 30
-    while True:
-        lines = records.read_text(encoding="utf-8").splitlines() if records.exists() else []
-        rows = [row for row in map(json.loads, lines) if row["session_id"] in sessions]
-        if len(rows) >= calls:
-            break
-        assert time.monotonic() < deadline, lines
-        time.sleep(0.1)
-    bills: dict = defaultdict(lambda: {"calls": 0, "tokens": 0, "spend": 0.0})
-    for row in rows:
-        bill = bills[row["session_id"]]
-        bill["calls"] += 1
-        bill["tokens"] += row["prompt_tokens"] + row["completion_tokens"]
-        bill["spend"] = round(bill["spend"] + row["spend"], 6)
-    return dict(bills)
+def new_session() -> str:
+    return str(uuid.uuid4())
 
 
 def test_spend_is_recorded_by_session(litellm):
-    url, records = litellm
-    gateway = Gateway(url, forward=FORWARD)
-    tokens = {"session-one": 0, "session-two": 0}
-    with (
-        requests.Session() as http,
-        httpx2.Client(transport=GatewayTransport(gateway)) as for_openai,
-    ):
-        gateway.mount(http)
-        http.headers.update(AUTHORIZED)
-        client = openai.OpenAI(api_key=KEY, base_url=gateway.endpoint("v1"), http_client=for_openai)
-        for session_id, times in (("session-one", 3), ("session-two", 2)):
-            with session_scope(session_id):
-                for _ in range(times):
-                    answer = http.post(gateway.endpoint("v1/chat/completions"), json=PROMPT).json()
-                    tokens[session_id] += answer["usage"]["total_tokens"]
-                    answer = client.chat.completions.create(**PROMPT)
-                    tokens[session_id] += answer.usage.total_tokens
+    sessions = {new_session(): 3, new_session(): 2}
+    tokens = dict.fromkeys(sessions, 0)
+    for session_id, calls in sessions.items():
+        for _ in range(calls):
+            answer = litellm.call(session_id).json()
+            tokens[session_id] += answer["usage"]["total_tokens"]
+    for session_id, calls in sessions.items():
+        rows = litellm.rows_of(session_id, calls)
+        assert tokens[session_id] == sum(
+            row["prompt_tokens"] + row["completion_tokens"] for row in rows
+        )
+        assert {row["team_id"] for row in rows} == {"research"}
+        assert all(row["spend"] > 0 for row in rows)
 
-    bills = spend_by_session(records, set(tokens), 10)
-    assert {name: bill["calls"] for name, bill in bills.items()} == {
-        "session-one": 6,
-        "session-two": 4,
-    }
-    assert {name: bill["tokens"] for name, bill in bills.items()} == tokens
-    per_call = bills["session-two"]["spend"] / 4
-    assert per_call > 0
-    assert bills["session-one"]["spend"] == pytest.approx(6 * per_call)
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(httpx.Client, id="httpx"),
+        pytest.param(httpx2.Client, id="httpx2"),
+        pytest.param(openai.DefaultHttpxClient, id="its-own"),
+    ],
+)
+def test_spend_of_the_openai_sdk_is_recorded_by_session(litellm, make):
+    """Over both libraries that it can sit on, and over the one that it makes itself."""
+    library, ours = (httpx, for_httpx) if issubclass(make, httpx.Client) else (httpx2, for_httpx2)
+    passed = []
+
+    class Counted(library.HTTPTransport):
+        def handle_request(self, request):
+            passed.append(request.headers["X-LiteLLM-Session-Id"])
+            return super().handle_request(request)
+
+    session_id = new_session()
+    with make(transport=ours.GatewayTransport(litellm.gateway, Counted())) as http:
+        url = litellm.gateway.endpoint("v1")
+        client = openai.OpenAI(api_key=KEYS["support"], base_url=url, http_client=http)
+        with session_scope(session_id):
+            answers_ = [client.chat.completions.create(**HELLO) for _ in range(3)]
+    assert passed == [session_id] * 3
+    rows = litellm.rows_of(session_id, 3)
+    assert [row["prompt_tokens"] for row in rows] == [a.usage.prompt_tokens for a in answers_]
+    assert {row["team_id"] for row in rows} == {"support"}
+
+
+@pytest.mark.parametrize("session_id", ["s", "short", "has.a.dot", "has:colon:in:it", ODD[0]])
+def test_its_own_header_takes_every_id(litellm, session_id):
+    litellm.call(session_id).raise_for_status()
+    litellm.rows_of(session_id, 1)
 
 
 @pytest.mark.parametrize(
@@ -125,26 +176,65 @@ def test_spend_is_recorded_by_session(litellm):
         ("12345678", True),
         ("a-b_c-d_e", True),
         ("e96634a3-fa28-4083-b354-55542e2dca01", True),
-        ("short", False),
-        ("has.a.dot", False),
-        ("has:colon:in:it", False),
+        ("too-few", False),
+        ("has.another.dot", False),
+        ("another:colon:in:it", False),
     ],
 )
-@pytest.mark.parametrize("header", ["X-Cagent-Session-Id", "X-LiteLLM-Session-Id"])
-def test_which_ids_it_recognises(litellm, session_id: str, recognised: bool, header: str):
-    """Of any vendor's header long plain ones; of its own header all."""
-    url, records = litellm
-    gateway = Gateway(url, forward=FORWARD, session_header=header)
-    unique = f"{session_id}.{header}" if header.startswith("X-L") else session_id
-    before = records.read_text(encoding="utf-8").count("\n") if records.exists() else 0
-    with requests.Session() as http, session_scope(unique):
-        gateway.mount(http)
-        http.headers.update(AUTHORIZED)
-        http.post(gateway.endpoint("v1/chat/completions"), json=PROMPT).raise_for_status()
-    deadline = time.monotonic() + 30
-    while not records.exists() or records.read_text(encoding="utf-8").count("\n") == before:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    row = json.loads(records.read_text(encoding="utf-8").splitlines()[-1])
-    expected = recognised or header == "X-LiteLLM-Session-Id"
-    assert (row["session_id"] == unique) is expected
+def test_of_another_vendors_header_it_takes_long_plain_ids(litellm, session_id, recognised):
+    answer = litellm.call(session_id, gateway=Gateway(litellm.url, forward=FORWARD))
+    if recognised:
+        answer.raise_for_status()
+        litellm.rows_of(session_id, 1)
+    else:
+        assert answer.status_code == 400
+        assert "no session id" in answer.text
+
+
+def test_a_call_without_a_session_is_refused(litellm):
+    answer = litellm.call(None)
+    assert answer.status_code == 400
+    assert "no session id" in answer.text
+
+
+def test_an_unknown_key_is_refused(litellm):
+    assert litellm.call(new_session(), team="nobody").status_code == 401
+
+
+def test_a_session_has_so_many_calls(litellm):
+    session_id = new_session()
+    statuses = [litellm.call(session_id).status_code for _ in range(27)]
+    assert statuses == [200] * 25 + [429] * 2
+    assert litellm.call(new_session()).status_code == 200
+
+
+def test_its_counters_are_keyed_on_the_session_alone(litellm):
+    """Whoever knows an ID can use it up for everyone else: what the page warns of."""
+    session_id = new_session()
+    for _ in range(25):
+        litellm.call(session_id, team="support").raise_for_status()
+    assert litellm.call(session_id, team="research").status_code == 429
+
+
+def test_a_session_has_a_budget(litellm):
+    session_id = new_session()
+    spent, statuses = 0.0, []
+    while spent < 2:
+        statuses.append(litellm.call(session_id, model="dear").status_code)
+        spent = sum(row["spend"] for row in litellm.rows_of(session_id, len(statuses)))
+    assert 1 < len(statuses) < 25
+    assert set(statuses) == {200}
+    wait_until(lambda: litellm.call(session_id, model="dear").status_code == 429)
+    assert "budget" in litellm.call(session_id, model="dear").text
+    assert litellm.call(new_session(), model="dear").status_code == 200
+
+
+def test_the_parent_is_a_tag_of_the_spend(litellm):
+    parent, child = new_session(), new_session()
+    with session_scope(parent):
+        litellm.call(child).raise_for_status()
+    litellm.call(parent).raise_for_status()
+    (row,) = litellm.rows_of(child, 1)
+    assert f"x-parent-session: {parent}" in json.loads(row["request_tags"])
+    (row,) = litellm.rows_of(parent, 1)
+    assert "x-parent-session" not in row["request_tags"]
