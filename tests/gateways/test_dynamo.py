@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import string
 import sys
 from collections import Counter, defaultdict
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import pytest
 import requests
@@ -82,10 +84,9 @@ def make_tokenizer(folder) -> None:
 @contextmanager
 def dynamo(folder, *, affinity: bool = True):
     """The frontend as the page starts it, over four simulated workers; gives its URL."""
-    if sys.version_info >= (3, 11):
-        pytest.importorskip(
-            "dynamo.frontend", reason="from PyPI ai-dynamo installs on Python 3.10 alone"
-        )
+    if find_spec("dynamo") is None:
+        assert "CI" not in os.environ or sys.version_info >= (3, 11), "ai-dynamo is missing"
+        pytest.skip("ai-dynamo is missing; from PyPI it installs on Python 3.10 alone")
     make_tokenizer(folder / "model")
     environment = dict(re.findall(r"(DYN_\w+)=(\S+)", from_the_page("sh", FRONTEND)))
     environment |= {
@@ -183,7 +184,9 @@ def test_sub_agents_share_a_worker_and_are_traced_to_their_parent(tmp_path):
     with dynamo(tmp_path) as url:
         homes = converse(gateway_of_the_page(ADDRESS, url), family)
         trace = tmp_path / "trace.jsonl"
-        wait_until(lambda: len(trace.read_text().splitlines()) == TURNS * len(family))
+        wait_until(
+            lambda: trace.exists() and trace.read_text("utf-8").count("\n") == TURNS * len(family)
+        )
     for number in range(6):
         assert len(set.union(*(homes[f"sub-{number}-{sub}"] for sub in ("a", "b", "c")))) == 1
     assert len(set.union(*homes.values())) > 1

@@ -1,0 +1,329 @@
+"""nginx and HAProxy as the gateway, with the very configurations that the documentation gives."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import ssl
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+import trustme
+from running import ODD, answers, free_port, from_the_page, running, system_program, wait_until
+from support.wire import Server, response
+
+from cagent_session import Gateway, session_scope
+
+FORWARD = "https://api.openai.com/v1"
+PROVIDER_KEY = "Bearer sk-of-the-provider"
+
+
+class Provider(Server):
+    """A provider over TLS. Of a stream it sends an event, and the last when the first is there."""
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        super().__init__(
+            lambda request: None if request.path == "/v1/stream" else response(), tls=tls
+        )
+        self.first_arrived = threading.Event()
+        self.waited_in_vain = True
+
+    def handle(self, connection):
+        super().handle(connection)
+        if not self.arrived or self.arrived[-1].path != "/v1/stream":
+            return
+        chunked = b"chunked" in self.arrived[-1].body
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        head += b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Connection: close\r\n\r\n"
+        framed = chunk if chunked else bytes
+        connection.sendall(head + framed(b"data: first\n\n"))
+        self.waited_in_vain = not self.first_arrived.wait(10)
+        connection.sendall(framed(b"data: last\n\n") + framed(b""))
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+@dataclass
+class Running:
+    url: str
+    provider: Provider
+    folder: Path
+    log: Path
+
+    @contextmanager
+    def client(self, principal: str | None = "research", forward: str = FORWARD):
+        self.gateway = Gateway(self.url, forward=forward, model="gpt")
+        with requests.Session() as http:
+            self.gateway.mount(http)
+            if principal is not None:
+                http.headers["Authorization"] = f"Bearer sk-{principal}"
+            yield http
+
+    def call(
+        self,
+        http: requests.Session,
+        session_id: str | None,
+        path: str = "v1/chat/completions?x=1",
+        **options,
+    ) -> requests.Response:
+        options.setdefault("json", {"messages": []})
+        url = self.gateway.endpoint(path)
+        if session_id is None:
+            return http.post(url, timeout=30, **options)
+        with session_scope(session_id):
+            return http.post(url, timeout=30, **options)
+
+    def logged(self, count: int) -> list[dict]:
+        """The log of the calls, so many of them; it is written after the answer."""
+        lines: list[dict] = []
+
+        def written() -> bool:
+            found = self.log.read_text(encoding="utf-8").splitlines()
+            lines[:] = [json.loads(line) for line in found if line.startswith('{"time"')]
+            lines[:] = [line for line in lines if line["method"] == "POST"]
+            return len(lines) >= count
+
+        wait_until(written)
+        assert len(lines) == count
+        return lines
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    authority = trustme.CA()
+    path = tmp_path_factory.mktemp("authority") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return authority, path
+
+
+@pytest.fixture
+def provider(authority):
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority[0].issue_cert("api.openai.com").configure_cert(tls)
+    with Provider(tls) as provider:
+        yield provider
+
+
+@pytest.fixture(params=["nginx", "haproxy"])
+def proxy(request, tmp_path, authority, provider):
+    with start(request.param, tmp_path, authority, provider) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def haproxy(tmp_path, authority, provider):
+    with start("haproxy", tmp_path, authority, provider) as proxy:
+        yield proxy
+
+
+@contextmanager
+def start(name: str, folder: Path, authority, provider: Provider):
+    executable = system_program(name)
+    configuration = from_the_page(name, "X-Cagent-Forward")
+    address = f"127.0.0.1:{free_port()}"
+    for on_paper, here in {
+        "127.0.0.1:8080": address,
+        "api.openai.com:443": f"127.0.0.1:{provider.port}",
+        "/etc/ssl/certs/ca-certificates.crt": str(authority[1]),
+        "/run/haproxy/gateway.sock": str(folder / "socket"),
+    }.items():
+        configuration = configuration.replace(on_paper, here)
+    (folder / "gateway.conf").write_text(configuration, encoding="utf-8")
+    principals = {f"sk-{name}": name for name in ("research", "support")}
+    if name == "nginx":
+        lines = [f'"Bearer {key}" {name};' for key, name in principals.items()]
+        (folder / "providers.map").write_text(f'openai "{PROVIDER_KEY}";\n', encoding="utf-8")
+        command = [executable, "-p", str(folder), "-c", "gateway.conf", "-e", "error.log"]
+        command += ["-g", "daemon off; master_process off;"]
+    else:
+        lines = [f"{key} {name}" for key, name in principals.items()]
+        command = [executable, "-db", "-f", "gateway.conf"]
+    (folder / "principals.map").write_text("\n".join(lines), encoding="utf-8")
+    environment = {"OPENAI_API_KEY": PROVIDER_KEY.removeprefix("Bearer ")}
+    url = f"http://{address}"
+    with running(command, lambda: answers(url, 401), folder, environment=environment):
+        (log,) = folder.glob("audit.log" if name == "nginx" else "output-*.log")
+        yield Running(url, provider, folder, log)
+
+
+def test_a_session_is_limited_and_another_is_not(proxy):
+    with proxy.client() as http:
+        statuses = {"greedy": [], "modest": []}
+        began = time.monotonic()
+        for _ in range(75):
+            answer = proxy.call(http, "greedy")
+            statuses["greedy"].append(answer.status_code)
+            assert answer.headers.get("Retry-After") == (None if answer.ok else "1")
+        seconds = time.monotonic() - began
+        for _ in range(3):
+            statuses["modest"].append(proxy.call(http, "modest").status_code)
+    assert statuses["greedy"][:60] == [200] * 60
+    assert set(statuses["greedy"][60:]) <= {200, 429}
+    # nginx lets one more pass in every second.
+    assert statuses["greedy"][60:].count(200) <= seconds + 1
+    assert statuses["modest"] == [200] * 3
+
+    lines = proxy.logged(78)
+    for session_id, expected in statuses.items():
+        assert [line["status"] for line in lines if line["session_id"] == session_id] == expected
+    assert {
+        (line["principal"], line["forward"], line["model"], line["path"]) for line in lines
+    } == {("research", FORWARD, "gpt", "/v1/chat/completions")}
+    served = statuses["greedy"].count(200) + 3
+    assert len(proxy.provider.arrived) == served
+
+
+def test_a_session_for_every_call_does_not_help(proxy):
+    """Nor does it take anything from another principal."""
+    with proxy.client() as http:
+        began = time.monotonic()
+        statuses = [proxy.call(http, f"session-{number}").status_code for number in range(400)]
+        seconds = time.monotonic() - began
+    assert statuses[:300] == [200] * 300
+    assert set(statuses[300:]) <= {200, 429}
+    assert statuses[300:].count(200) <= 5 * (seconds + 1)
+    with proxy.client("support") as http:
+        assert proxy.call(http, "another").status_code == 200
+
+
+@pytest.mark.parametrize("session_id", [None, "", "has a space", "x" * 257, "caf\xe9"])
+def test_a_call_needs_a_session(proxy, session_id):
+    with proxy.client() as http:
+        headers = (
+            {} if session_id is None else {"X-Cagent-Session-Id": session_id.encode("latin-1")}
+        )
+        assert proxy.call(http, None, headers=headers).status_code == 400
+    assert proxy.provider.arrived == []
+    (line,) = proxy.logged(1)
+    assert line["status"] == 400
+
+
+@pytest.mark.parametrize("principal", [None, "nobody", ""])
+def test_a_call_needs_a_key(proxy, principal):
+    with proxy.client(principal) as http:
+        assert proxy.call(http, "s1").status_code == 401
+    assert proxy.provider.arrived == []
+
+
+def test_what_it_does_not_know_is_not_relayed(proxy):
+    with proxy.client(forward="https://evil.example/") as http:
+        assert proxy.call(http, 'a"b\\c').status_code == 403
+    assert proxy.provider.arrived == []
+    (line,) = proxy.logged(1)
+    assert line["session_id"] == 'a"b\\c'
+    assert line["forward"] == "https://evil.example/"
+
+
+@pytest.mark.parametrize("session_id", ["s", "has:colon", *ODD[:3]])
+def test_every_id_passes(proxy, session_id):
+    with proxy.client() as http:
+        assert proxy.call(http, session_id).status_code == 200
+    (line,) = proxy.logged(1)
+    assert line["session_id"] == session_id
+
+
+def test_the_provider_gets_its_own_key_and_no_identifier(proxy):
+    with proxy.client(forward=f"{FORWARD}/") as http:
+        with session_scope("main"):
+            assert proxy.call(http, "sub").status_code == 200
+        extra = {"X-Cagent-Parent-Session-Id": "main", "X-Cagent-Provider": "openai"}
+        assert proxy.call(http, "sub", headers=extra).status_code == 200
+    for request in proxy.provider.arrived:
+        assert request.target == "/v1/chat/completions?x=1"
+        assert request.identifiers == {}
+        assert request.get("Host") == "api.openai.com"
+        assert request.get("Authorization") == PROVIDER_KEY
+
+
+def test_a_long_prompt_passes(proxy):
+    prompt = b"x" * 2_000_000
+    with proxy.client() as http:
+        assert proxy.call(http, "s1", json=None, data=prompt).status_code == 200
+    assert proxy.provider.arrived[0].body == prompt
+
+
+def test_the_connection_to_the_provider_is_kept(proxy):
+    with proxy.client() as http:
+        for number in range(20):
+            assert proxy.call(http, f"session-{number}").status_code == 200
+    assert proxy.provider.connections == 1
+    for request in proxy.provider.arrived:
+        assert request.get("Connection") != "close"
+
+
+@pytest.mark.parametrize("framing", ["chunked", "until the connection ends"])
+def test_an_event_arrives_before_the_next_is_sent(proxy, framing):
+    with proxy.client() as http:
+        answer = proxy.call(http, "s1", "v1/stream", json={"framing": framing}, stream=True)
+        lines = answer.iter_lines(chunk_size=1)
+        assert next(lines) == b"data: first"
+        proxy.provider.first_arrived.set()
+        assert list(lines) == [b"", b"data: last", b""]
+    assert not proxy.provider.waited_in_vain
+
+
+def test_nginx_limits_a_session_of_each_principal_by_itself(tmp_path, authority, provider):
+    with start("nginx", tmp_path, authority, provider) as nginx:
+        with nginx.client("research") as http:
+            assert 429 in [nginx.call(http, "s1").status_code for _ in range(75)]
+        with nginx.client("support") as http:
+            assert nginx.call(http, "s1").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["nginx", "haproxy"])
+def test_a_provider_with_another_certificate_gets_nothing(name, tmp_path, authority, provider):
+    stranger = tmp_path / "stranger.pem"
+    trustme.CA().cert_pem.write_to_path(str(stranger))
+    with start(name, tmp_path, (None, stranger), provider) as proxy, proxy.client() as http:
+        assert proxy.call(http, "s1").status_code in (502, 503)
+    assert provider.arrived == []
+
+
+def test_haproxy_ties_a_session_to_its_principal(haproxy):
+    with haproxy.client("research") as http:
+        assert haproxy.call(http, "s1").status_code == 200
+    with haproxy.client("support") as http:
+        assert haproxy.call(http, "s1").status_code == 403
+        assert haproxy.call(http, "s2").status_code == 200
+    with haproxy.client("research") as http:
+        assert haproxy.call(http, "s2").status_code == 403
+        statuses = [haproxy.call(http, "s1").status_code for _ in range(59)]
+    assert statuses == [200] * 59  # what others tried is not counted
+
+
+@pytest.mark.parametrize("name", ["X-Cagent-Session-Id", "X-Cagent-Forward"])
+def test_haproxy_refuses_a_header_that_came_twice(haproxy, name):
+    host, _, port = haproxy.url.removeprefix("http://").partition(":")
+    headers = {"X-Cagent-Session-Id": "s1", "X-Cagent-Forward": FORWARD}
+    lines = [f"{key}: {value}" for key, value in [*headers.items(), (name, headers[name])]]
+    lines += ["Authorization: Bearer sk-research", "Host: gateway", "Connection: close"]
+    request = "\r\n".join(["GET / HTTP/1.1", *lines]).encode() + b"\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(request)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+    assert haproxy.provider.arrived == []
+
+
+def test_haproxy_shows_its_counters(haproxy):
+    with haproxy.client() as http:
+        for session_id, calls in (("s1", 3), ("s2", 1)):
+            for _ in range(calls):
+                assert haproxy.call(http, session_id).status_code == 200
+    counters = {}
+    for table in ("sessions", "principals"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(20)
+            connection.connect(str(haproxy.folder / "socket"))
+            connection.sendall(f"show table {table}\n".encode())
+            shown = connection.makefile().read()
+        for key, count in re.findall(r"key=(.*?) use=.* gpc0=(\d+) gpc0_rate\(60000\)=", shown):
+            counters[key] = int(count)
+    assert counters == {r"research\ s1": 3, r"research\ s2": 1, "research": 4}
