@@ -13,7 +13,6 @@ from . import missing
 
 try:
     from celery import Celery, Task, signals
-    from celery.backends.base import Backend
 except ImportError as error:
     raise ImportError(missing("celery", "celery")) from error
 
@@ -46,9 +45,7 @@ def carry_session(app: Celery | None = None) -> None:
         app.send_task = _stamping(app.send_task)
     signals.task_prerun.connect(_on_prerun, dispatch_uid=_on_prerun)
     signals.task_postrun.connect(_on_postrun, dispatch_uid=_on_postrun)
-    if not hasattr(Backend.mark_as_failure, "__wrapped__"):
-        # Where a worker process was lost, or over its time limit, the errbacks run elsewhere.
-        Backend.mark_as_failure = _in_session_of_the_task(Backend.mark_as_failure)
+    signals.worker_init.connect(_on_worker_init, dispatch_uid=_on_worker_init)
 
 
 def _is_carried(app: Celery) -> bool:
@@ -77,14 +74,25 @@ def _session_of(request: Any) -> received_session:
     return received_session(request.get(SESSION_ID), parent=request.get(PARENT_SESSION_ID))
 
 
-def _in_session_of_the_task(mark_as_failure: Any) -> Any:
-    @functools.wraps(mark_as_failure)
-    def in_session(self: Any, task_id: str, exc: Any, *args: Any, **options: Any) -> Any:
-        request = options.get("request")
-        if request is None or request.get("is_eager") or not _is_carried(self.app):
-            return mark_as_failure(self, task_id, exc, *args, **options)
-        with _session_of(request):
-            return mark_as_failure(self, task_id, exc, *args, **options)
+def _on_worker_init(**_: Any) -> None:
+    # Imported here, as those who only publish do without it.
+    from celery.worker.request import Request
+
+    # What ends a task without its process, which was lost, over its time limit or never asked:
+    # errbacks are called here, and retries published.
+    for name in ("on_failure", "on_timeout", "revoked"):
+        method = getattr(Request, name)
+        if not hasattr(method, "__wrapped__"):
+            setattr(Request, name, _in_session_of_the_task(method))
+
+
+def _in_session_of_the_task(method: Any) -> Any:
+    @functools.wraps(method)
+    def in_session(self: Any, *args: Any, **options: Any) -> Any:
+        if not _is_carried(self.app):
+            return method(self, *args, **options)
+        with _session_of(self.request_dict):
+            return method(self, *args, **options)
 
     return in_session
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
-import shutil
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import celery
+import celery.exceptions
+import celery.result
 import pytest
+from support.services import running
 
 from cagent_session import current_session_id, session_scope
 
@@ -18,34 +20,8 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory):
-    """A Redis of our own, without persistence."""
-    executable = shutil.which("redis-server")
-    if executable is None:
-        assert "CI" not in os.environ, "redis-server is missing"
-        pytest.skip("redis-server is missing; on Debian: apt-get install redis-server")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("redis")
-    command = [executable, "--port", str(port), "--bind", "127.0.0.1"]
-    command += ["--save", "", "--appendonly", "no", "--dir", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}/0"
-        process.terminate()
-
-
-@pytest.fixture(scope="module")
-def tasks(broker):
-    os.environ["BROKER_URL"] = broker
+def tasks(redis):
+    os.environ["BROKER_URL"] = redis
     import celery_app
 
     yield celery_app
@@ -64,33 +40,37 @@ def value_of(result, log: Path):
 
 
 @pytest.fixture(scope="module", params=["prefork", "threads"])
-def worker(request, tasks, broker, tmp_path_factory):
+def worker(request, tasks, tmp_path_factory):
     """A worker process with one child or thread, so that what one leaves behind the next finds."""
     log = tmp_path_factory.mktemp("worker") / "log"
     command = [sys.executable, "-m", "celery", "-A", "celery_app", "worker", "--loglevel=INFO"]
     command += [f"--pool={request.param}", "--concurrency=1", "--without-mingle"]
-    command += ["--without-gossip", f"--logfile={log}"]
-    with subprocess.Popen(
-        command,
-        cwd=Path(__file__).parent,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # Its warnings are Celery's affair.
-        env=os.environ | {"PYTHONWARNINGS": "default"},
-    ) as process:
-        try:
-            # The first answer says that it is ready.
-            assert value_of(tasks.see.delay(), log) is None
-            yield log
-        finally:
-            process.terminate()
-            process.wait(30)
+    command += ["--without-gossip"]
+    environment = os.environ | {"PYTHONWARNINGS": "default"}  # its warnings are Celery's affair
+    with running(command, log, cwd=Path(__file__).parent, env=environment):
+        # The first answer says that it is ready.
+        assert value_of(tasks.see.delay(), log) is None
+        yield log
 
 
 @pytest.fixture
 def value(worker):
     """What a task gave back."""
     return lambda result: value_of(result, worker)
+
+
+@pytest.fixture
+def told(tasks, worker):
+    """What the errbacks of a task have told, each of them once: Celery may call them twice."""
+
+    def lines(result, count):
+        deadline = time.monotonic() + 60
+        while len(found := tasks.app.backend.client.smembers(f"told-{result.id}")) < count:
+            assert time.monotonic() < deadline, (found, worker.read_text("utf-8"))
+            time.sleep(0.01)
+        return sorted(map(json.loads, found))
+
+    return lines
 
 
 @pytest.fixture
@@ -139,13 +119,11 @@ class TestAWorker:
         assert value(result) is None
 
     def test_chains_groups_and_chords(self, value, tasks):
-        from celery import chain, chord, group
-
         with session_scope("s1"):
-            in_a_row = chain(tasks.see.s(), tasks.see.s(), tasks.see.s()).apply_async()
-            at_once = group(tasks.see.s() for _ in range(4)).apply_async()
-            joined = chord([tasks.see.s(), tasks.see.s()], tasks.collect.s()).apply_async()
-        outside = chain(tasks.see.s(), tasks.see.s()).apply_async()
+            in_a_row = celery.chain(tasks.see.s(), tasks.see.s(), tasks.see.s()).apply_async()
+            at_once = celery.group(tasks.see.s() for _ in range(4)).apply_async()
+            joined = celery.chord([tasks.see.s(), tasks.see.s()], tasks.collect.s()).apply_async()
+        outside = celery.chain(tasks.see.s(), tasks.see.s()).apply_async()
         assert value(in_a_row) == "s1"
         assert value(in_a_row.parent) == "s1"
         assert value(at_once) == ["s1"] * 4
@@ -153,25 +131,95 @@ class TestAWorker:
         assert value(outside) is None
 
     def test_that_publishes(self, value, tasks):
-        from celery.result import AsyncResult
-
         with session_scope("s1"):
             inner = value(tasks.publish.delay(1))
-        assert value(AsyncResult(inner, app=tasks.app)) == "inner"
+        assert value(celery.result.AsyncResult(inner, app=tasks.app)) == ["inner", "s1"]
+
+    def test_carries_the_parent(self, value, tasks):
+        with session_scope("main"):
+            in_main = tasks.see_family.delay()
+            with session_scope("sub"):
+                in_a_row = (tasks.see.s() | tasks.see_family.s()).delay()
+        with session_scope("s1", parent="named"):
+            named = tasks.see_family.delay()
+        assert value(in_main) == ["main", None]
+        assert value(in_a_row) == ["sub", "main"]
+        assert value(named) == ["s1", "named"]
+        assert value(tasks.see_family.delay()) == [None, None]
 
     def test_that_leaks(self, value, tasks):
         with session_scope("s1"):
             value(tasks.leak.delay())
+            with pytest.raises(KeyError):
+                value(tasks.leak_and_fail.delay())
         # The fixture looks whether it stayed behind.
 
-    def test_a_malformed_session_in_a_message(self, value, broker):
+    def test_calls_errbacks_in_the_session_of_the_task(self, tasks, told):
+        with session_scope("main"), session_scope("s1"):
+            result = tasks.fail.apply_async(link_error=[tasks.errback.s(), tasks.errback_of.s()])
+        outside = tasks.fail.apply_async(link_error=[tasks.errback.s(), tasks.errback_of.s()])
+        assert told(result, 2) == [["KeyError", "s1", "main"], ["old", "s1", "main"]]
+        assert told(outside, 2) == [["KeyError", None, None], ["old", None, None]]
+
+    def test_calls_errbacks_of_a_chord_whose_parts_were_never_run(self, tasks, told):
+        late = tasks.see.s().set(expires=-1)
+        body = tasks.collect.s().on_error(tasks.errback_of.s())
+        with session_scope("main"), session_scope("s1"):
+            result = celery.chord([late, late], body).apply_async()
+        assert told(result, 1) == [["ChordError", "s1", "main"]]
+
+    def test_goes_on_after_a_task_that_it_does_not_know(self, value, tasks):
+        with session_scope("s1"):
+            result = tasks.app.send_task("celery_app.unheard_of")
+        with pytest.raises(celery.exceptions.NotRegistered):
+            value(result)
+
+    def test_a_malformed_session_in_a_message(self, value, redis):
         from celery import Celery
 
-        with Celery("stranger", broker=broker, backend=broker, set_as_current=False) as stranger:
-            for session_id, seen in (("not valid", None), ("s1", "s1")):
+        with Celery("stranger", broker=redis, backend=redis, set_as_current=False) as stranger:
+            for session_id, parent, seen in (
+                ("not valid", "s0", [None, None]),
+                (["s1"], None, [None, None]),
+                ("s1", "not valid", ["s1", None]),
+                ("s1", "s0", ["s1", "s0"]),
+            ):
                 headers = {"X-Cagent-Session-Id": session_id}
-                result = stranger.send_task("celery_app.see", headers=headers)
+                headers["X-Cagent-Parent-Session-Id"] = parent
+                result = stranger.send_task("celery_app.see_family", headers=headers)
                 assert value(result) == seen
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("worker", ["prefork"], indirect=True)
+class TestAProcessThatDoesNotComeBack:
+    """What has to be done for its task is done elsewhere, in the task's session."""
+
+    @pytest.mark.parametrize(
+        ("name", "error"),
+        [
+            ("hang", "TimeLimitExceeded"),
+            ("lost", "WorkerLostError"),
+            ("lost_late", "WorkerLostError"),
+        ],
+    )
+    def test_its_errbacks(self, tasks, told, name, error):
+        task = getattr(tasks, name)
+        with session_scope("main"), session_scope("s1"):
+            result = task.apply_async(link_error=[tasks.errback.s(), tasks.errback_of.s()])
+        assert told(result, 2) == [[error, "s1", "main"], ["old", "s1", "main"]]
+
+    def test_the_hook_of_its_task(self, tasks, told):
+        with session_scope("main"), session_scope("s1"):
+            result = tasks.telling.delay()
+        assert told(result, 1) == [["on_failure", "s1", "main"]]
+
+    @pytest.mark.parametrize("name", ["requeued", "retried"])
+    def test_its_task_that_is_run_again(self, value, tasks, name):
+        with session_scope("main"), session_scope("s1"):
+            result = getattr(tasks, name).delay(f"runs-{name}")
+        assert value(result) == ["s1", "main"]
+        assert tasks.app.backend.client.get(f"runs-{name}") == b"2"
 
 
 class TestEager:
