@@ -9,6 +9,7 @@ import logging
 import socket
 import threading
 import time
+import types
 from wsgiref.util import FileWrapper, setup_testing_defaults
 
 import pytest
@@ -17,7 +18,7 @@ import uvicorn
 import waitress
 import waitress.wasyncore
 
-from cagent_session import Gateway, current_session_id, session_scope
+from cagent_session import Gateway, current_session_id, parent_session_id, session_scope
 from cagent_session.integrations import asgi, wsgi
 
 FORWARD = "https://api.openai.com/v1"
@@ -87,6 +88,18 @@ class TestWSGI:
                 texts.append(session.get(url, headers=headers, timeout=10).text)
         assert texts == ["s1", "None", "s2", "None"]
 
+    def test_two_sessions_in_one_request_are_none(self, url, caplog):
+        """The server joins the headers, and what it makes of them must not be a third session."""
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+        connection.putrequest("GET", "/")
+        for session_id in ("s1", "s2"):
+            connection.putheader("X-Cagent-Session-Id", session_id)
+        with caplog.at_level(logging.WARNING, "cagent_session"):
+            connection.endheaders()
+            assert connection.getresponse().read() == b"None"
+        connection.close()
+        assert len([record for record in caplog.records if record.name == "cagent_session"]) == 1
+
     def test_nothing_stays_behind_on_the_threads(self, url):
         with requests.Session() as session:
             for _ in range(4):
@@ -100,7 +113,7 @@ def call_wsgi(app, **environ):
 
 
 class TestTheWSGIMiddleware:
-    @pytest.mark.parametrize("value", MALFORMED)
+    @pytest.mark.parametrize("value", [*MALFORMED, "s1,s2", "s1, s2", "s1,"])
     def test_malformed_values_are_ignored_with_one_warning(self, value, caplog):
         app = wsgi.SessionMiddleware(lambda environ, start: [str(current_session_id()).encode()])
         with caplog.at_level(logging.WARNING):
@@ -180,6 +193,42 @@ class TestTheWSGIMiddleware:
             seen.append((session_id, current_session_id()))
         body.close()
         assert seen == [("inner", None)] * 2
+
+    @pytest.mark.parametrize("steps", [0, 1, 2])
+    def test_a_half_read_body_is_closed_in_the_scopes_that_it_had_open(self, steps):
+        ended = []
+
+        def app(environ, start):
+            try:
+                yield b"x"
+                with session_scope("inner"):
+                    try:
+                        yield b"x"
+                    finally:
+                        ended.append((current_session_id(), parent_session_id()))
+            finally:
+                ended.append((current_session_id(), parent_session_id()))
+
+        with session_scope("of-the-server"):
+            body = call_wsgi(wsgi.SessionMiddleware(app), HTTP_X_CAGENT_SESSION_ID="s1")
+            chunks = iter(body)
+            for _ in range(steps):
+                next(chunks)
+            body.close()
+            assert current_session_id() == "of-the-server"
+        assert ended == [[], [("s1", None)], [("inner", "s1"), ("s1", None)]][steps]
+
+    def test_what_the_application_left_open_is_open_in_its_body(self):
+        def app(environ, start):
+            session_scope("inner").__enter__()
+            return body()
+
+        def body():
+            yield current_session_id()
+
+        seen = list(call_wsgi(wsgi.SessionMiddleware(app), HTTP_X_CAGENT_SESSION_ID="s1"))
+        assert seen == ["inner"]
+        assert current_session_id() is None
 
     def test_files_stay_files(self, tmp_path):
         (tmp_path / "x").write_bytes(b"content")
@@ -298,6 +347,41 @@ class TestTheASGIMiddleware:
         call_asgi(app, b"s1", type="websocket")
         call_asgi(app, b"s1", type="lifespan")
         assert seen == ["s1", None]
+
+    def test_driven_by_hand_its_session_is_not_current_between_the_steps(self):
+        """As a server may that drives the coroutines of several requests itself."""
+
+        @types.coroutine
+        def pause():
+            yield
+
+        async def app(scope, receive, send):
+            for _ in range(2):
+                scope["seen"].append(current_session_id())
+                await pause()
+                with session_scope("inner"):
+                    await pause()
+                    scope["seen"].append(current_session_id())
+
+        def scope_of(session_id):
+            return {
+                "type": "http",
+                "headers": [(b"x-cagent-session-id", session_id)],
+                "seen": [],
+            }
+
+        scopes = [scope_of(b"s1"), scope_of(b"s2")]
+        with session_scope("of-the-server"):
+            served = [asgi.SessionMiddleware(app)(scope, None, None) for scope in scopes]
+            for _ in range(4):
+                for steps in served:
+                    steps.send(None)
+                    assert current_session_id() == "of-the-server"
+            for steps in served:
+                with pytest.raises(StopIteration):
+                    steps.send(None)
+                assert current_session_id() == "of-the-server"
+        assert [scope["seen"] for scope in scopes] == [["s1", "inner"] * 2, ["s2", "inner"] * 2]
 
     def test_awaited_directly_it_leaves_nothing_behind(self):
         async def leaking(scope, receive, send):
