@@ -6,12 +6,15 @@ import joblib
 import pytest
 import requests
 from requests_futures.sessions import FuturesSession
+from support import clusters
 
 from cagent_session import (
     Gateway,
     SessionThreadPoolExecutor,
     bind_session,
     current_session_id,
+    no_session,
+    parent_session_id,
     session_scope,
 )
 
@@ -32,6 +35,10 @@ def call(url: str, task: str) -> tuple[str, str | None]:
     return task, current_session_id()
 
 
+def family(task: str) -> tuple[str, str | None, str | None]:
+    return task, current_session_id(), parent_session_id()
+
+
 def check(recording_gateway, expected: int) -> None:
     """Every request names in its path the session that it was meant for."""
     arrived = recording_gateway.requests
@@ -44,28 +51,56 @@ def check(recording_gateway, expected: int) -> None:
     assert wrong == []
 
 
-@pytest.mark.filterwarnings("default")
-def test_dask(recording_gateway):
-    """Thousands of small tasks of many sessions and of none, on two worker processes."""
+@pytest.fixture(scope="module")
+def dask():
+    """Dask, with two worker processes."""
     from distributed import Client, LocalCluster
 
-    url = recording_gateway.url
     with (
         LocalCluster(
             n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None
         ) as cluster,
         Client(cluster) as client,
     ):
+        yield client
+
+
+@pytest.mark.filterwarnings("default")
+class TestDask:
+    def test_many_sessions(self, dask, recording_gateway):
+        """Thousands of small tasks of many sessions and of none."""
+        url = recording_gateway.url
         futures = []
         for number in range(20):
             with session_scope(f"s{number}"):
                 tasks = [f"s{number}/{task}" for task in range(100)]
-                futures += client.map(bind_session(call), [url] * 100, tasks, pure=False)
-        futures += client.map(call, [url] * 100, [f"None/{task}" for task in range(100)])
-        results = client.gather(futures)
-        assert client.run(current_session_id) == dict.fromkeys(cluster.scheduler_info["workers"])
-    assert all(task.split("/")[0] == str(session_id) for task, session_id in results)
-    check(recording_gateway, 2100)
+                futures += dask.map(bind_session(call), [url] * 100, tasks, pure=False)
+        futures += dask.map(call, [url] * 100, [f"None/{task}" for task in range(100)])
+        results = dask.gather(futures)
+        assert set(dask.run(current_session_id).values()) == {None}
+        assert all(task.split("/")[0] == str(session_id) for task, session_id in results)
+        check(recording_gateway, 2100)
+
+    def test_two_sessions_never_share_one_result(self, dask):
+        """As two calls of a pure function with the same arguments do."""
+        futures = []
+        for scope in (
+            session_scope("s1"),
+            session_scope("s2"),
+            session_scope("s1"),
+            session_scope("s1", parent="main"),
+            no_session(),
+        ):
+            with scope:
+                futures.append(dask.submit(bind_session(family), "same", pure=True))
+        assert futures[0].key == futures[2].key
+        assert dask.gather(futures) == [
+            ("same", "s1", None),
+            ("same", "s2", None),
+            ("same", "s1", None),
+            ("same", "s1", "main"),
+            ("same", None, None),
+        ]
 
 
 @pytest.mark.filterwarnings("default")
@@ -80,6 +115,17 @@ def test_joblib(recording_gateway):
         joblib.Parallel()(joblib.delayed(call)(url, f"None/{task}") for task in range(20))
     check(recording_gateway, 80)
     joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [
+        ("loky", clusters.EVERYWHERE),
+        ("dask", clusters.EVERYWHERE | clusters.COROUTINES | clusters.ACTORS),
+    ],
+)
+def test_what_is_decorated_in_main(engine, expected):
+    assert clusters.run_in_main(engine) == expected
 
 
 def test_requests_futures(recording_gateway):
