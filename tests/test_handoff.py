@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import logging
 import multiprocessing
 import os
 import pickle
@@ -22,6 +23,8 @@ from cagent_session import (
     bind_session,
     current_session_id,
     no_session,
+    parent_session_id,
+    received_session,
     session_scope,
 )
 
@@ -35,6 +38,10 @@ def see(*arguments):
 def see_all(*arguments):
     yield current_session_id()
     yield from arguments
+
+
+def family():
+    return current_session_id(), parent_session_id()
 
 
 def work_then_see(number):
@@ -111,6 +118,15 @@ class TestBindSession:
         with pytest.raises((pickle.PicklingError, AttributeError)):
             pickle.dumps(bind_session(lambda: None))
 
+    def test_every_name_of_an_argument_goes_through(self):
+        def take(self, fn, args, kwargs, cls, scopes_for):
+            return self, fn, args, kwargs, cls, scopes_for
+
+        names = dict.fromkeys(inspect.signature(take).parameters, 1)
+        assert bind_session(take)(**names) == (1,) * 6
+        with SessionThreadPoolExecutor(1) as pool:
+            assert pool.submit(take, **names).result() == (1,) * 6
+
     def test_classes_can_be_bound(self):
         class Seen:
             _fn = "not ours"
@@ -130,6 +146,116 @@ class TestBindSession:
     def test_what_cannot_be_called_is_refused(self):
         with pytest.raises(TypeError, match="5 is not callable"):
             bind_session(5)
+
+
+class TestReceivedSession:
+    """What a worker goes through; the rules of one entry are tested with the family."""
+
+    @pytest.fixture
+    def warnings(self, caplog):
+        """The messages of the log since they were last asked for."""
+        caplog.set_level(logging.DEBUG)
+
+        def taken():
+            messages = [record.getMessage() for record in caplog.records]
+            caplog.clear()
+            return messages
+
+        return taken
+
+    def test_one_message_after_the_other(self, warnings):
+        seen = []
+        messages = [
+            ("s1", None),
+            ("s2", "main"),
+            (None, None),
+            (None, "not valid"),
+            ("a b", "main"),
+            ("a\r\nX: y", "not valid"),
+            ("s1", "a b"),
+            (["s1"], {}),
+            ("s2", 7),
+        ]
+        with session_scope("main"), session_scope("of-the-worker"):
+            for session_id, parent in messages:
+                with received_session(session_id, parent=parent) as entered:
+                    seen.append((*family(), len(warnings())))
+                    assert entered == current_session_id()
+                    session_scope("left-open").__enter__()
+                assert family() == ("of-the-worker", "main")
+        assert seen == [
+            ("s1", None, 0),
+            ("s2", "main", 0),
+            (None, None, 0),
+            (None, None, 0),
+            (None, None, 1),
+            (None, None, 1),
+            ("s1", None, 1),
+            (None, None, 1),
+            ("s2", None, 1),
+        ]
+        assert warnings() == []
+
+    @pytest.mark.parametrize(
+        "value", ["x" * 10_000, "a\r\n\x1b[31mX: y", "\ud800", b"s1", object()]
+    )
+    def test_a_warning_can_be_printed_whatever_arrived(self, warnings, value):
+        received_session(value)
+        (message,) = warnings()
+        assert message.isprintable()
+        assert message.isascii()
+        assert len(message) < 250
+
+    def test_a_block_that_fails_with_scopes_open(self):
+        def work():
+            session_scope("left-open").__enter__()
+            no_session().__enter__()
+            raise KeyError
+
+        with session_scope("of-the-worker"):
+            with pytest.raises(KeyError), received_session("s1"):
+                work()
+            assert current_session_id() == "of-the-worker"
+
+    def test_nested(self):
+        with received_session("s1", parent="main"), session_scope("inner"):
+            with received_session("s2"):
+                assert family() == ("s2", None)
+                session_scope("left-open").__enter__()
+            assert family() == ("inner", "s1")
+        assert current_session_id() is None
+
+    def test_ended_twice_or_out_of_order(self):
+        """As the hooks of a queue may end it, which nobody pairs."""
+        first, second = received_session("s1"), received_session("s2")
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert current_session_id() is None
+        second.__exit__(None, None, None)
+        first.__exit__(None, None, None)
+        with session_scope("next"):
+            first.__exit__(None, None, None)
+            assert current_session_id() == "next"
+
+    def test_in_many_threads_at_once(self):
+        received = received_session("s1", parent="main")
+        together = threading.Barrier(8, timeout=20)
+
+        def work(number):
+            for _ in range(20):
+                with received, session_scope(f"inner-{number}"):
+                    together.wait()
+                    assert family() == (f"inner-{number}", "s1")
+                assert current_session_id() is None
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+
+    def test_its_parent_is_carried_on(self):
+        with received_session("s1", parent="main"):
+            bound = bind_session(family)
+        assert bound() == ("s1", "main")
 
 
 class TestThreads:
@@ -241,6 +367,16 @@ class TestProcesses:
                 assert pool.submit(bind_session(see), 1).result(60) == ("a", 1)
                 assert pool.submit(see).result(60) == (None,)
             assert pool.submit(see).result(60) == (None,)
+
+    def test_the_parent_comes_along(self, start):
+        with SessionProcessPoolExecutor(1, mp_context=start) as pool:
+            with session_scope("main"), session_scope("sub"):
+                in_sub = pool.submit(family)
+            with session_scope("sub", parent="named"):
+                in_named = pool.submit(family)
+            assert in_sub.result(60) == ("sub", "main")
+            assert in_named.result(60) == ("sub", "named")
+            assert pool.submit(family).result(60) == (None, None)
 
     def test_a_process_starts_without_and_bound_with(self, start):
         with session_scope("a"):
