@@ -114,6 +114,24 @@ class TestOpenTelemetry:
         by_name = {span.name: span for span in spans.get_finished_spans()}
         assert by_name["thread"].parent.span_id == by_name["outside"].context.span_id
 
+    def test_what_a_span_is_started_with_is_kept(self, spans):
+        tracer = spans.provider.get_tracer("test")
+        with session_scope("s1"):
+            for name in ("session.id", "gen_ai.conversation.id"):
+                tracer.start_span(name, attributes={name: "mine", "other": 1}).end()
+            with session_scope("s2"), tracer.start_as_current_span("later") as span:
+                span.set_attribute("session.id", "mine")
+        found = {span.name: dict(span.attributes) for span in spans.get_finished_spans()}
+        assert found == {
+            "session.id": {"session.id": "mine", "other": 1, "gen_ai.conversation.id": "s1"},
+            "gen_ai.conversation.id": {
+                "session.id": "s1",
+                "other": 1,
+                "gen_ai.conversation.id": "mine",
+            },
+            "later": {"session.id": "mine", "gen_ai.conversation.id": "s2"},
+        }
+
     def test_next_to_the_instrumentation_of_requests(self, spans, server: Server):
         RequestsInstrumentor().instrument(tracer_provider=spans.provider)
         try:
