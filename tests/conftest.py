@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import trustme
+from support import services
 from support.transports import TRANSPORTS, Transport
 from support.wire import Server
 
@@ -23,6 +24,13 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> TLS:
     path = tmp_path_factory.mktemp("tls") / "ca.pem"
     ca.cert_pem.write_to_path(str(path))
     return TLS(context, str(path))
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Redis of the tests' own."""
+    with services.redis(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture

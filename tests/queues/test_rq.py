@@ -1,0 +1,95 @@
+"""RQ with a real Redis and real workers, and the lines of the page."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cagent_session import bind_session, session_scope
+
+pytestmark = pytest.mark.filterwarnings("default")
+NOBODY = (None, None)
+
+
+@pytest.fixture(scope="module")
+def jobs(redis):
+    os.environ["BROKER_URL"] = redis
+    import rq_jobs
+
+    yield rq_jobs
+    rq_jobs.queue.connection.close()
+    del os.environ["BROKER_URL"]
+
+
+@pytest.fixture
+def work(jobs):
+    """Runs a worker until the queue is empty; gives what the jobs gave."""
+
+    def work(enqueued, *command):
+        here = Path(__file__).parent
+        subprocess.run(
+            [sys.executable, *command],
+            check=True,
+            timeout=60,
+            cwd=here,
+            env=os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
+            stderr=subprocess.DEVNULL,
+        )
+        return [job.return_value() for job in enqueued]
+
+    return work
+
+
+@pytest.mark.parametrize("kind", ["Worker", "SimpleWorker"])
+def test_a_worker(jobs, work, kind):
+    """The last of them runs one job after the other in one process."""
+    from rq import Retry
+
+    queue = jobs.queue
+    with session_scope("main"), session_scope("s1"):
+        enqueued = [
+            queue.enqueue(jobs.read),
+            jobs.enqueue(jobs.read),
+            jobs.enqueue(jobs.leak),
+            queue.enqueue(jobs.read),
+            queue.enqueue(jobs.decorated),
+            jobs.enqueue(jobs.decorated),
+            queue.enqueue(jobs.summarize, "chapter", "s1"),
+            queue.enqueue(jobs.summarize, "chapter", "not valid"),
+            queue.enqueue(jobs.summarize, "chapter"),
+            queue.enqueue(bind_session(jobs.fail_at_first), kind, retry=Retry(max=1)),
+        ]
+    enqueued.append(jobs.enqueue(jobs.read))
+    command = ["-m", "rq.cli", "worker", "--burst", "--worker-class", f"rq.{kind}"]
+    assert work(enqueued, *command, "--url", os.environ["BROKER_URL"]) == [
+        NOBODY,
+        ("s1", "main"),
+        ("left-open", "s1"),
+        NOBODY,
+        ("job", None),
+        ("job", "s1"),
+        ("s1", None),
+        NOBODY,
+        NOBODY,
+        ("s1", "main"),
+        NOBODY,
+    ]
+
+
+def test_a_worker_that_is_started_inside_a_scope(jobs, work):
+    """What the page warns of; what is bound or received does not mind."""
+    with session_scope("s1"):
+        bound = jobs.enqueue(jobs.read)
+    bare = jobs.queue.enqueue(jobs.read)
+    received = jobs.queue.enqueue(jobs.summarize, "chapter", "s2")
+    of_nobody = jobs.queue.enqueue(jobs.summarize, "chapter")
+    assert work([bare, bound, received, of_nobody], "rq_jobs.py") == [
+        ("of-the-worker", None),
+        ("s1", None),
+        ("s2", None),
+        NOBODY,
+    ]
