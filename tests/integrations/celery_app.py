@@ -8,6 +8,7 @@ import signal
 import time
 
 import celery
+import celery.signals
 import requests
 from celery import Celery
 
@@ -22,8 +23,22 @@ from cagent_session.integrations.celery import carry_session
 
 app = Celery("celery_app", broker=os.environ["BROKER_URL"], backend=os.environ["BROKER_URL"])
 app.conf.broker_connection_retry_on_startup = True
+before_tasks = []
+
+
+@celery.signals.task_prerun.connect
+def look(**_):
+    """Called before the session of a task is entered: sees what the last one left behind."""
+    before_tasks.append(current_session_id())
+
+
 carry_session(app)
 carry_session(celery.current_app)  # a proxy of the same one
+
+
+@app.task
+def see_before_tasks():
+    return before_tasks
 
 
 @app.task

@@ -78,6 +78,7 @@ def clean(value, tasks):
     """Afterwards the worker has no session left."""
     yield
     assert [value(tasks.see.delay()) for _ in range(3)] == [None] * 3
+    assert set(value(tasks.see_before_tasks.delay())) == {None}
 
 
 @pytest.mark.usefixtures("clean")
