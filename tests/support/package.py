@@ -1,4 +1,4 @@
-"""Build what would be published, check it, and install it where nothing else is."""
+"""Build what would be published, check it, and use it where nothing else is."""
 
 from __future__ import annotations
 
@@ -8,37 +8,66 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent.parent
 
-def run(*command: str | Path) -> None:
+FILES = {
+    *(".ruff.toml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"),
+    *("pyproject.toml", "setup.cfg", "tox.ini"),
+}
+# Of the tests a part that needs a gateway, threads, docs and typing, and takes seconds.
+QUICK = ["tests/test_docs.py", "tests/test_handoff.py", "tests/test_mount.py"]
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> None:
     print("+", *command, flush=True)
-    subprocess.run([str(part) for part in command], check=True)
+    subprocess.run([str(part) for part in command], check=True, cwd=cwd)
+
+
+def new_environment(folder: Path) -> Path:
+    """Make one that is empty, and give the folder of its commands."""
+    run(sys.executable, "-m", "virtualenv", "--quiet", "--clear", folder)
+    return folder / ("Scripts" if sys.platform == "win32" else "bin")
+
+
+def check_contents(wheel: Path, source: Path) -> None:
+    package = files_in("cagent_session")
+    in_wheel = set(zipfile.ZipFile(wheel).namelist())
+    assert package <= in_wheel, package - in_wheel
+    assert not {name for name in in_wheel if name.startswith(("tests", "benchmarks", "docs"))}
+    with tarfile.open(source) as archive:
+        in_source = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = package | files_in("benchmarks", "docs", "tests") | FILES
+    assert wanted <= in_source, wanted - in_source
+
+
+def files_in(*folders: str) -> set[str]:
+    return {
+        path.relative_to(ROOT).as_posix()
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
 
 
 def main(folder: Path) -> None:
-    root = Path(__file__).parent.parent.parent
-    run(sys.executable, "-m", "build", "--outdir", folder / "dist", root)
+    run(sys.executable, "-m", "build", "--outdir", folder / "dist", ROOT)
     (wheel,) = (folder / "dist").glob("*.whl")
     (source,) = (folder / "dist").glob("*.tar.gz")
     run(sys.executable, "-m", "twine", "check", "--strict", wheel, source)
+    check_contents(wheel, source)
 
-    in_wheel = set(zipfile.ZipFile(wheel).namelist())
-    package = {
-        path.relative_to(root).as_posix()
-        for path in (root / "cagent_session").rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
-    }
-    assert package <= in_wheel, package - in_wheel
-    assert not {name for name in in_wheel if name.startswith(("tests", "benchmarks"))}
-    with tarfile.open(source) as archive:
-        in_source = {name.partition("/")[2] for name in archive.getnames()}
-    assert package | {"LICENSE", "README.md", "setup.cfg", "setup.py"} <= in_source
-
-    run(sys.executable, "-m", "virtualenv", "--clear", folder / "clean")
-    bin_folder = folder / "clean" / ("Scripts" if sys.platform == "win32" else "bin")
-    run(bin_folder / "python", "-m", "pip", "install", "--quiet", wheel)
+    commands = new_environment(folder / "wheel")
+    run(commands / "python", "-m", "pip", "install", "--quiet", wheel)
     check = "import cagent_session, sys; sys.exit('pytest' in sys.modules)"
-    run(bin_folder / "python", "-W", "error", "-c", check)
-    run(bin_folder / "cagent-session", "demo")
+    run(commands / "python", "-W", "error", "-c", check)
+    run(commands / "cagent-session", "demo")
+
+    commands = new_environment(folder / "source")
+    run(commands / "python", "-m", "pip", "install", "--quiet", f"{source}[test]")
+    with tarfile.open(source) as archive:
+        archive.extractall(folder, filter="data")
+    # Not "python -m pytest", which would look at the sources in this folder.
+    run(commands / "pytest", "-q", *QUICK, cwd=folder / source.name.removesuffix(".tar.gz"))
 
 
 if __name__ == "__main__":
