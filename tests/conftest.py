@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -9,6 +10,22 @@ import trustme
 from support import services
 from support.transports import TRANSPORTS, Transport
 from support.wire import Server
+
+import cagent_session
+
+
+def pytest_configure() -> None:
+    """A package that was installed some time ago is not to be tested in place of this one."""
+    imported = Path(cagent_session.__file__).parent
+    here = Path(__file__).parent.parent / "cagent_session"
+    if sources(imported) != sources(here):
+        raise pytest.UsageError(f"{imported} is not the same as {here}: pip install -e '.[test]'")
+
+
+def sources(package: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(package).as_posix(): path.read_bytes() for path in package.rglob("*.py")
+    }
 
 
 class TLS(NamedTuple):
