@@ -116,4 +116,4 @@ class Passing:
             self.request.reset(before)
 
 
-passing = Passing()
+passing: Passing = Passing()

@@ -13,8 +13,8 @@ from . import missing
 
 try:
     from celery import Celery, Task, signals
-except ImportError as error:
-    raise ImportError(missing("celery", "celery")) from error
+except ImportError as _error:
+    raise ImportError(missing("celery", "celery")) from _error
 
 _ATTRIBUTE = "_cagent_session_entered"
 _apps: weakref.WeakSet[Celery] = weakref.WeakSet()
@@ -27,7 +27,11 @@ def carry_session(app: Celery | None = None) -> None:
     Call it where the app is made, in the module that publishers and workers both import.
     Retries, chains, groups, chords, errbacks and tasks that are published from inside a task stay
     in the session, and keep its parent; a task that was published outside every session runs in
-    none. After each task the worker is clean again. Calling it twice is harmless. ::
+    none. After each task the worker is clean again. Calling it twice is harmless.
+
+    :param app: the app; left out, all apps of this process, those to come included.
+
+    ::
 
         app = Celery("tasks", broker="redis://...")
         carry_session(app)

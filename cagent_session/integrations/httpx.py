@@ -8,8 +8,8 @@ from ._httpx import GatewayTransport as _GatewayTransport
 
 try:
     import httpx
-except ImportError as error:
-    raise ImportError(missing("httpx", "httpx")) from error
+except ImportError as _error:
+    raise ImportError(missing("httpx", "httpx")) from _error
 
 
 class GatewayTransport(_GatewayTransport, httpx.BaseTransport, httpx.AsyncBaseTransport):

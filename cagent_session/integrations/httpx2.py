@@ -8,8 +8,8 @@ from ._httpx import GatewayTransport as _GatewayTransport
 
 try:
     import httpx2
-except ImportError as error:
-    raise ImportError(missing("httpx2", "httpx2")) from error
+except ImportError as _error:
+    raise ImportError(missing("httpx2", "httpx2")) from _error
 
 
 class GatewayTransport(_GatewayTransport, httpx2.BaseTransport, httpx2.AsyncBaseTransport):

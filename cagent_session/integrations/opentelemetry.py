@@ -8,8 +8,8 @@ from . import missing
 try:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import Span, SpanProcessor
-except ImportError as error:
-    raise ImportError(missing("opentelemetry", "otel")) from error
+except ImportError as _error:
+    raise ImportError(missing("opentelemetry", "otel")) from _error
 
 
 class SessionSpanProcessor(SpanProcessor):

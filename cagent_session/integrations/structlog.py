@@ -11,9 +11,15 @@ from ..context import current_session_id
 def add_session_id(
     logger: Any, method_name: str, event_dict: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """A processor that sets the key ``session_id``, if there is a session and no such key. ::
+    """A processor that sets the key ``session_id``, if there is a session and no such key.
 
-    structlog.configure(processors=[add_session_id, structlog.processors.JSONRenderer()])
+    :param logger: what structlog gives a processor, as the next two.
+    :param method_name: is not looked at.
+    :param event_dict: where the key is set.
+
+    ::
+
+        structlog.configure(processors=[add_session_id, structlog.processors.JSONRenderer()])
     """
     session_id = current_session_id()
     if session_id is not None:

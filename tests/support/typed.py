@@ -1,7 +1,10 @@
 """What type checkers see: mypy reads this file, nobody runs it."""
 
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import httpx
+import httpx2
 import requests
 from requests.adapters import HTTPAdapter
 from typing_extensions import assert_type
@@ -10,13 +13,22 @@ from cagent_session import (
     Gateway,
     GatewayAdapter,
     GatewayMixin,
+    GatewayPoolManager,
+    SessionRequired,
     SessionThreadPoolExecutor,
     bind_session,
     current_session_id,
+    instrument,
     no_session,
+    parent_session_id,
+    received_session,
     session_from,
     session_scope,
+    uninstrument,
 )
+from cagent_session.headers import SESSION_ID
+from cagent_session.integrations import httpx as for_httpx
+from cagent_session.integrations import httpx2 as for_httpx2
 
 
 @session_scope("s1")
@@ -84,6 +96,50 @@ def check(agent: Agent, gateway: Gateway) -> None:
     adapter: HTTPAdapter = Mixed(gateway, max_retries=3)
     send: Callable[[requests.PreparedRequest], requests.Response] = adapter.send
     del send
+
+
+def check_families() -> None:
+    with session_scope("s1", parent="s0"):
+        assert_type(parent_session_id(), str | None)
+    session_scope("s1", parent=None)  # type: ignore[arg-type]
+    session_scope("s1", "s0")  # type: ignore[call-arg]
+    with received_session(None, parent="s0") as session_id:
+        assert_type(session_id, str | None)
+    received_session(b"s1")  # type: ignore[arg-type]
+
+
+def check_gateways() -> None:
+    router = Gateway(
+        "http://router.example",
+        session_header="X-Session-ID",
+        parent_header="X-Parent-Session-ID",
+        headers={"X-Team": "a"},
+        require_session=True,
+    )
+    assert_type(dataclasses.replace(router, forward="https://provider.example", model="m"), Gateway)
+    assert_type(Gateway.from_env(forward="https://provider.example"), Gateway | None)
+    assert_type(router.endpoint("v1"), str)
+    assert_type(router.owns("http://router.example/v1"), bool)
+    assert_type(router.headers_for("http://router.example/v1"), dict[str, str])
+    router.url = ""  # type: ignore[misc]
+    Gateway("http://router.example", "https://provider.example")  # type: ignore[call-arg]
+    with instrument(router, router):
+        pass
+    instrument("http://router.example")  # type: ignore[arg-type]
+    uninstrument()
+    error: RuntimeError = SessionRequired(SESSION_ID)
+    del error
+
+
+def check_clients(gateway: Gateway) -> None:
+    transport = for_httpx.GatewayTransport(gateway)
+    httpx.Client(transport=transport)
+    httpx.AsyncClient(transport=transport)
+    httpx.AsyncClient(transport=for_httpx.AsyncGatewayTransport(None, httpx.AsyncHTTPTransport()))
+    httpx2.Client(transport=for_httpx2.GatewayTransport(gateway, httpx2.HTTPTransport()))
+    httpx2.AsyncClient(transport=for_httpx2.GatewayTransport(gateway))
+    httpx.Client(transport=for_httpx2.GatewayTransport(gateway))  # type: ignore[arg-type]
+    assert_type(GatewayPoolManager(gateway, maxsize=8).request("GET", "/").status, int)
 
 
 async def check_async() -> None:
