@@ -226,6 +226,21 @@ class TestRedirects:
             assert server.arrived[0].session_id == "s1"
             assert all(request.identifiers == {} for request in stranger.arrived)
 
+    @pytest.mark.parametrize("location", ["http:/x", "http:///x", "http:?x", "HTTP:/x"])
+    def test_a_scheme_without_a_host_leads_to_another_port(self, location: str):
+        """The client takes the host from the request, and the port that is the scheme's own."""
+        hops = []
+
+        def respond(request):
+            hops.append((request.url.port, "X-Cagent-Session-Id" in request.headers))
+            answers = httpx.Response(307, headers={"Location": location}), httpx.Response(200)
+            return answers[len(hops) - 1]
+
+        transport = GatewayTransport(transport=httpx.MockTransport(respond))
+        with httpx.Client(transport=transport, follow_redirects=True) as http, session_scope("s1"):
+            http.get("http://gateway.example:8080/1", headers=MARKED)
+        assert hops == [(8080, True), (None, False)]
+
     def test_followed_by_hand_and_by_another_transport(self):
         with Server() as stranger, Server(lambda r: redirect(302, stranger.origin)) as server:
             mounts = {server.origin: GatewayTransport()}

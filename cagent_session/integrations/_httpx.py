@@ -93,7 +93,9 @@ class Library:
             return response
         request.extensions = {**request.extensions, _WAS_BOUND: names}
         try:
-            target = request.url.join(response.headers["Location"])
+            target = self.module.URL(response.headers["Location"])
+            if not target.scheme:  # with one and without a host, it is not this origin for certain
+                target = request.url.join(target)
         except (self.module.InvalidURL, ValueError):
             target = ""  # the client refuses it, too
         if not urls.same_origin(str(request.url), str(target)):
