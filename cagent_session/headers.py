@@ -5,8 +5,10 @@ from __future__ import annotations
 import platform
 import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
 from typing import Any
+
+from urllib3._collections import HTTPHeaderDict
 
 from . import urls
 from ._version import __version__
@@ -104,6 +106,16 @@ def by_lower_name(items: Iterable[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]
             if key not in headers or not headers[key][1]:
                 headers[key] = item
     return headers
+
+
+def without(headers: Mapping[str, Any], keys: Collection[str]) -> MutableMapping[str, Any]:
+    """A copy of ``headers`` less those named in ``keys``, which are in lower case."""
+    # Only this class can have several of one name.
+    made = headers.copy() if isinstance(headers, HTTPHeaderDict) else dict(headers)
+    spellings = {*keys, *(key.encode() for key in keys)}
+    for name in [name for name in headers if name.lower() in spellings]:
+        del made[name]
+    return made
 
 
 class InvalidSessionID(ValueError):

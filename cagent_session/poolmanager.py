@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
-from urllib3._collections import HTTPHeaderDict
 from urllib3._version import __version__
 from urllib3.util import parse_url
 
@@ -17,7 +16,7 @@ from ._owners import AGENT, NOBODY, Gateways
 from ._scopes import current_lineage
 from .gate import Defaults, gate, is_bound
 from .gateway import Gateway
-from .headers import FORWARD, by_lower_name, is_identifier
+from .headers import FORWARD, by_lower_name, is_identifier, without
 
 if TYPE_CHECKING:
     # To a type checker the mixins are what they are always mixed into.
@@ -54,7 +53,10 @@ class GatewayPool(_Pool):
     ) -> Any:
         headers = self.headers if headers is None else headers
         url, headers = through_gate(self.gateways, self, url, headers, retries)
-        return super().urlopen(method, url, body, headers, retries, *args, **kwargs)
+        if args:
+            return super().urlopen(method, url, body, headers, retries, *args, **kwargs)
+        # Subclasses may take keywords alone, as a manager passes them.
+        return super().urlopen(method, url, body=body, headers=headers, retries=retries, **kwargs)
 
 
 class _GatewayManager(_Manager):
@@ -135,7 +137,7 @@ def through_gate(
         return target, headers
     if stamp.url is not url:
         target = stamp.url[len(url) - len(target) :]
-    made = _without(headers, {*stamp.headers, stamp.removed or ""})
+    made = without(headers, {*stamp.headers, stamp.removed or ""})
     made.update(stamp.headers.values())
     return target, made
 
@@ -149,40 +151,29 @@ def _after_redirects(
     however the retries were asked for. (``Retry.remove_headers_on_redirect`` would not do: behind a
     proxy that forwards, urllib3 takes the proxy for the host that a redirect leaves or does not.)
     """
-    hops = [hop.url for hop in retries.history if hop.redirect_location]
     values = {key: value for key, (_, value) in by_lower_name(headers.items()).items()}
     marker = values.get("x-cagent-forward")
     if FORWARD.lower() in retries.remove_headers_on_redirect:
         marker = FORWARD  # off by now, if it was there
     home, owner, names = None, NOBODY, frozenset[str]()
-    for hop in hops:
-        url = _normalized(pool, hop)
+    for url in _redirected(pool, retries.history):
         owner = gateways.owner(url)
         if is_bound(marker, owner):
             home = url if home is None else home
             names |= owner.session_names
     if home is None:
         return headers
-    if not urls.same_origin(home, _full_url(pool, _normalized(pool, target))):
-        return _without(headers, {key for key in values if is_identifier(key, names)})
-    if hops[-1].startswith("/"):
-        # The pool followed the redirect itself, with the headers that the last hop was stamped
+    if not urls.same_origin(home, _full_url(pool, _normalized(target, ""))):
+        return without(headers, {key for key in values if is_identifier(key, names)})
+    if retries.history[-1].url.startswith("/"):
+        # The pool follows the redirect itself, with the headers that the last hop was stamped
         # with. What its owner set goes, and whoever owns this one sets its own.
         own: set[tuple[str, str | None]] = set()
         if owner is not NOBODY:
             own = {(name.lower(), value) for name, value in [*owner.marks.values(), AGENT]}
             own |= set(itertools.product(owner.session_names, current_lineage()))
-        return _without(headers, {key for key in values if (key, values[key]) in own})
+        return without(headers, {key for key in values if (key, values[key]) in own})
     return headers
-
-
-def _without(headers: _Headers, keys: Collection[str]) -> MutableMapping[str, str]:
-    # Only this class can have several of one name.
-    made = headers.copy() if isinstance(headers, HTTPHeaderDict) else dict(headers)
-    spellings = {*keys, *(key.encode() for key in keys)}
-    for name in [name for name in headers if name.lower() in spellings]:
-        del made[name]
-    return made
 
 
 def _full_url(pool: HTTPConnectionPool, target: str) -> str:
@@ -200,10 +191,26 @@ def _base_url(scheme: str, host: str, port: int | None) -> str:
     return base if port in (None, urls.DEFAULT_PORTS[scheme]) else f"{base}:{port}"
 
 
-def _normalized(pool: HTTPConnectionPool, url: str) -> str:
-    """``url`` as urllib3 reads it, the target of a pool or what a manager was given."""
+def _redirected(pool: HTTPConnectionPool, history: Any) -> list[str]:
+    """The URLs that were answered by a redirect, as urllib3 reads them.
+
+    What a pool writes down, for a redirect that it follows or an answer that it does not accept,
+    is a path: on the host that the manager's next entry names, or on that of the pool in hand.
+    """
+    base = _base_url(pool.scheme, pool.host, pool.port)
+    found = []
+    for hop in reversed(history):
+        url = _normalized(hop.url, base)
+        base = parse_url(url)._replace(path=None, query=None).url
+        if hop.redirect_location:
+            found.append(url)
+    return found[::-1]
+
+
+def _normalized(url: str, base: str) -> str:
+    """``url`` as urllib3 reads it, which may be a path at ``base``."""
     if url.startswith("/") and not url.startswith("//"):
-        return _full_url(pool, url)
+        return base + url
     parsed = parse_url(url)
     return parsed._replace(scheme=parsed.scheme or "http", auth=None, fragment=None).url
 

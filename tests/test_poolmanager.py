@@ -192,6 +192,44 @@ class TestPools:
         assert [request.session_id for request in server.arrived] == ["s1", "s1"]
 
 
+class TestARedirectThatIsRetriedFirst:
+    """Its history has two entries for one hop, the pool's own with a path alone."""
+
+    @pytest.mark.parametrize("through", ["nothing", "a proxy"])
+    @pytest.mark.parametrize("marking", ["gateway", "call"])
+    def test_leaves_the_identifiers_behind(self, server: Server, marking: str, through: str):
+        with Server() as stranger, Proxy() as proxy:
+            away = redirect(302, f"{stranger.origin}/there")
+            answers = iter([away, redirect(307, f"{stranger.origin}/there")])
+            server.respond = lambda request: next(answers)
+            gateway = Gateway(server.origin, forward=FORWARD) if marking == "gateway" else None
+            retries = Retry(5, status_forcelist=[302], backoff_factor=0)
+            if through == "nothing":
+                http = GatewayPoolManager(gateway, retries=retries)
+            else:
+                http = GatewayProxyManager(proxy.origin, gateway, retries=retries)
+            with http, session_scope("s1"):
+                http.request("GET", f"{server.origin}/here", headers=MARKERS)
+            assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+            assert [request.identifiers for request in stranger.arrived] == [{}]
+
+
+def test_a_pool_class_that_takes_keywords(server: Server):
+    """Its urlopen is called the way that the manager, or whoever has the pool, calls it."""
+
+    class Patient(urllib3.HTTPConnectionPool):
+        def urlopen(self, method, url, **options):
+            options.setdefault("timeout", 5)
+            return super().urlopen(method, url, **options)
+
+    http = GatewayPoolManager(Gateway(server.origin, forward=FORWARD))
+    http.pool_classes_by_scheme = {"http": Patient}
+    with http, session_scope("s1"):
+        http.request("GET", server.origin)
+        http.connection_from_url(server.origin).request("GET", "/")
+    assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
+
 SPELLINGS = [
     "http://127.0.0.1:{port}/p/./x",
     "http://127.0.0.1:{port}/q/../p/x",
