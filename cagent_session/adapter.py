@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from requests import PreparedRequest, Response, Session
@@ -13,7 +15,7 @@ from . import urls
 from ._owners import Gateways, Owner
 from ._sent_headers import SentHeaders, sent
 from .gate import Defaults, Stamp, gate, passing
-from .headers import PREFIX, by_lower_name, lower
+from .headers import PREFIX, by_lower_name, without
 
 if TYPE_CHECKING:
     # To a type checker the mixin is the adapter that it is always mixed into.
@@ -120,29 +122,38 @@ class Passage:
     """A request on its way through the gate: sent as it is, or as a stamped copy if it is bound."""
 
     def __init__(self, gateways: Gateways, request: PreparedRequest, stream: bool) -> None:
-        if isinstance(request.headers, SentHeaders):
-            request.headers = request.headers.of(request)
-        headers: Any = request.headers
         url = request.url or ""
         owner = gateways.owner(url)
+        if isinstance(request.headers, SentHeaders):
+            request.headers = request.headers.of(request, owner)
+        headers: Any = request.headers
         by_name = _by_lower_name(headers)
         stamp = gate(url, owner, by_name, _DEFAULTS)
         self._outgoing = request
-        self._sent_headers: Any = None
+        self._afterwards: Callable[[Any], SentHeaders] | None = None
         if stamp is None:
             if isinstance(headers, SentHeaders) and headers.has_identifiers:
-                self._send_copy(request, url, headers.plain(), headers)
+                self._send_copy(request, url, headers.plain(), headers.sent_again)
             return
         if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
             # A compressor holds server-sent events back until its block is full.
             stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
-        stamped, names = _stamped(headers, by_name, stamp), owner.session_names
-        self._send_copy(request, stamp.url, stamped, sent(stamped, stamp.url, names))
-        if PREFIX in "\n".join(by_name) or not names.isdisjoint(by_name):
-            request.headers = sent(headers, url, names, request)  # type: ignore[assignment]
+        afterwards = functools.partial(sent, url=stamp.url, owner=owner, before=headers)
+        self._send_copy(request, stamp.url, _stamped(headers, by_name, stamp), afterwards)
+        if PREFIX in "\n".join(by_name) or not owner.session_names.isdisjoint(by_name):
+            whose: PreparedRequest | None = request
+            if isinstance(headers, SentHeaders) and headers.has_identifiers:
+                whose = request if headers.are_of(request) else None  # put back into a copy
+            request.headers = sent(headers, url, owner, headers, whose)  # type: ignore[assignment]
 
-    def _send_copy(self, request: PreparedRequest, url: str, headers: Any, then: Any) -> None:
-        """Send a copy of ``request`` with ``headers``, which has ``then`` as its own afterwards.
+    def _send_copy(
+        self,
+        request: PreparedRequest,
+        url: str,
+        headers: Any,
+        afterwards: Callable[[Any], SentHeaders],
+    ) -> None:
+        """Send a copy of ``request`` with ``headers``, to which ``afterwards`` is then done.
 
         Not earlier: urllib3 copies them, too, on their way, and is to get all of them.
         """
@@ -152,7 +163,7 @@ class Passage:
         vars(self._outgoing).update(vars(request))
         self._outgoing.url = url
         self._outgoing.headers = headers
-        self._sent_headers = then
+        self._afterwards = afterwards
 
     def __enter__(self) -> PreparedRequest:
         self._before = passing.request.set(self._outgoing) if passing.is_watched else None
@@ -161,8 +172,10 @@ class Passage:
     def __exit__(self, *exc_info: object) -> None:
         if self._before is not None:
             passing.request.reset(self._before)
-        if self._sent_headers is not None:
-            self._outgoing.headers = self._sent_headers
+        if self._afterwards is not None:
+            # An adapter below may have replaced them.
+            headers = self._afterwards(self._outgoing.headers)
+            self._outgoing.headers = headers  # type: ignore[assignment]
 
 
 def _by_lower_name(headers: Any) -> dict[str, tuple[Any, Any]]:
@@ -180,9 +193,6 @@ def _stamped(headers: Any, by_name: dict[str, tuple[Any, Any]], stamp: Stamp) ->
         if stamp.removed is not None:
             made._store.pop(stamp.removed, None)
         return made
-    kept = {
-        name: value
-        for name, value in headers.items()
-        if lower(name) not in stamp.headers and lower(name) != stamp.removed
-    }
-    return kept | dict(stamp.headers.values())
+    made = without(headers, {*stamp.headers, stamp.removed or ""})
+    made.update(stamp.headers.values())
+    return made

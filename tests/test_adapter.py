@@ -18,6 +18,7 @@ from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
 from requests.structures import CaseInsensitiveDict
 from support.wire import Proxy, Server, redirect, response
+from urllib3._collections import HTTPHeaderDict
 from urllib3.util import Retry
 
 from cagent_session import (
@@ -157,6 +158,32 @@ class TestPreparedRequests:
             http.send(prepared)
         assert server.arrived[0].session_id == "s1"
         assert prepared.headers == {"x-cagent-forward": FORWARD, "user-agent": "python-mine"}
+
+    def test_a_header_that_is_there_twice(self, http, server: Server):
+        headers = HTTPHeaderDict([("X-A", "1"), ("X-A", "2"), *MARKED.items()])
+        prepared = requests.Request("GET", server.origin).prepare()
+        prepared.headers = headers
+        with session_scope("s1"):
+            http.send(prepared)
+        assert server.arrived[0].all("X-A") == ["1", "2"]
+        assert server.arrived[0].session_id == "s1"
+
+    @pytest.mark.parametrize("replace", [True, False])
+    def test_response_request_has_what_an_adapter_below_has_set(self, server: Server, replace):
+        class Signing(HTTPAdapter):
+            def send(self, request, *args, **options):
+                if replace:
+                    request.headers = CaseInsensitiveDict(request.headers)
+                request.headers["X-Signature"] = "1"
+                return super().send(request, *args, **options)
+
+        class Ours(GatewayMixin, Signing):
+            pass
+
+        with client(Ours(Gateway(server.origin, forward=FORWARD))) as http, session_scope("s1"):
+            sent = http.get(server.origin).request
+        assert sent.headers["X-Signature"] == "1"
+        assert "X-Cagent-Forward" not in sent.copy().headers
 
     def test_responses_can_be_pickled(self, http, server: Server):
         with session_scope("s1"):

@@ -226,6 +226,67 @@ class TestWhoCopies:
             http.get(f"{server.origin}/p/1", headers=headers)
             assert [request.session_id for request in server.arrived] == ["mine", "mine"]
 
+    @pytest.mark.parametrize("follow", ["by hand", "client"])
+    def test_a_session_header_of_the_gateways_own_after_a_hop_to_another_path(
+        self, http, stranger: Server, follow
+    ):
+        """The second hop, which no gateway owns, has to know that name, too."""
+
+        def respond(request):
+            return redirect(307, "/else" if request.path == "/p/1" else f"{stranger.origin}/")
+
+        with Server(respond) as server:
+            gateway = Gateway(f"{server.origin}/p", forward=FORWARD, session_header="X-Session-ID")
+            http.mount("http://", GatewayAdapter(gateway))
+            headers = gateway_headers(FORWARD) | {"X-Session-ID": "s1"}
+            with session_scope("s1"):
+                url = f"{server.origin}/p/1"
+                if follow == "by hand":
+                    answer = http.get(url, allow_redirects=False)
+                    list(http.resolve_redirects(answer, answer.request))
+                else:
+                    http.get(url, headers=headers)
+            assert [request.get("X-Session-ID") for request in server.arrived] == ["s1", "s1"]
+
+    def test_a_copy_whose_url_is_changed_after_it_was_sent(self, http, stranger: Server):
+        """Identifiers that were put back into a copy are no more its own than they were before."""
+        with Server() as server:
+            http.mount("http://", GatewayAdapter())
+            with session_scope("s1"):
+                twin = http.get(server.origin, headers=MARKERS).request.copy()
+                http.send(twin)
+                twin.url = stranger.origin
+                http.send(twin)
+            assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
+
+@pytest.mark.parametrize("again", ["copy", "resolve_redirects"])
+def test_a_copy_gets_the_marks_of_the_gateway_it_goes_to(http, again):
+    """Two providers behind one host: the key of one is not for the other."""
+
+    def respond(request):
+        return redirect(307, "/b") if request.path == "/a" else response()
+
+    with Server(respond) as server, Server() as stranger:
+        for name in ("a", "b"):
+            forward = f"https://{name}.example"
+            gateway = Gateway(f"{server.origin}/{name}", forward=forward, headers={"X-Key": name})
+            gateway.mount(http)
+        sent = http.get(f"{server.origin}/a", allow_redirects=False)
+        if again == "copy":
+            twin = sent.request.copy()
+            twin.url = f"{server.origin}/b"
+            http.send(twin)
+        else:
+            list(http.resolve_redirects(sent, sent.request))
+        arrived = server.arrived[-1]
+        assert (arrived.path, arrived.get("X-Cagent-Forward")) == ("/b", "https://b.example")
+        assert arrived.get("X-Key") == "b"
+        twin = sent.request.copy()
+        twin.url = stranger.origin
+        http.send(twin)
+        assert stranger.arrived[0].get("X-Key") is None
+
 
 def _with_headers(sent: requests.PreparedRequest, headers) -> requests.PreparedRequest:
     made = requests.Request(sent.method, sent.url).prepare()
