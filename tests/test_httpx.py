@@ -226,7 +226,10 @@ class TestRedirects:
             assert server.arrived[0].session_id == "s1"
             assert all(request.identifiers == {} for request in stranger.arrived)
 
-    @pytest.mark.parametrize("location", ["http:/x", "http:///x", "http:?x", "HTTP:/x"])
+    @pytest.mark.parametrize(
+        "location",
+        ["http:/x", "http:///x", "http:?x", "HTTP:/x", "http:////gateway.example:8080/x"],
+    )
     def test_a_scheme_without_a_host_leads_to_another_port(self, location: str):
         """The client takes the host from the request, and the port that is the scheme's own."""
         hops = []

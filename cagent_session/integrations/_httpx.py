@@ -94,8 +94,10 @@ class Library:
         request.extensions = {**request.extensions, _WAS_BOUND: names}
         try:
             target = self.module.URL(response.headers["Location"])
-            if not target.scheme:  # with one and without a host, it is not this origin for certain
+            if not target.scheme:
                 target = request.url.join(target)
+            elif not target.host:
+                target = ""  # the client goes to this host, at the port of that scheme
         except (self.module.InvalidURL, ValueError):
             target = ""  # the client refuses it, too
         if not urls.same_origin(str(request.url), str(target)):
