@@ -121,8 +121,9 @@ def _requests_seam(original: Any) -> Any:
                 request.headers = headers.plain()
             return pass_on(request, *args, **options)
         stream = args[0] if args else options.get("stream", False)
-        with adapter.Passage(gateways, request, stream) as outgoing:
-            return pass_on(outgoing, *args, **options)
+        return adapter.through_gate(
+            gateways, request, stream, lambda outgoing: pass_on(outgoing, *args, **options)
+        )
 
     return send
 

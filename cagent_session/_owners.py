@@ -32,6 +32,11 @@ class Owner:
         return {}
 
     @cached_property
+    def session_key(self) -> str:
+        """The session header's name in lower case."""
+        return self.session_header.lower()
+
+    @cached_property
     def session_names(self) -> frozenset[str]:
         """The names, in lower case, of the identifiers besides all ``X-Cagent-*``."""
         return frozenset(

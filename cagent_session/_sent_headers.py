@@ -133,8 +133,17 @@ class SentDict(SentHeaders, dict):  # type: ignore[type-arg]
     _plain = dict
 
 
+_USUAL = {CaseInsensitiveDict, SentCaseInsensitiveDict}
+
+
+def is_usual(headers: object) -> bool:
+    """Whether ``headers`` are of the kind that requests makes."""
+    # An abstract base class takes its time to say it of a subclass.
+    return type(headers) in _USUAL or isinstance(headers, CaseInsensitiveDict)
+
+
 def sent(
-    headers: Mapping[str, str | bytes],
+    headers: Any,
     url: str,
     owner: Owner,
     before: object,
@@ -147,7 +156,7 @@ def sent(
     :param request: whose they are, if it is the caller's own and not a copy that we have sent.
     """
     made: SentHeaders
-    if isinstance(headers, CaseInsensitiveDict):
+    if is_usual(headers):
         made = SentCaseInsensitiveDict.__new__(SentCaseInsensitiveDict)
         made._store = headers._store  # shared, so it stays one
     else:

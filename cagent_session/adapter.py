@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from requests.utils import default_headers
 
 from . import urls
 from ._owners import Gateways, Owner
-from ._sent_headers import SentHeaders, sent
+from ._sent_headers import SentHeaders, is_usual, sent
 from .gate import Defaults, Stamp, gate, passing
 from .headers import PREFIX, by_lower_name, without
 
@@ -68,10 +67,14 @@ class GatewayMixin(_Adapter):
 
         The session is the one that is current in the calling thread, now.
         """
-        with Passage(self._gateways, request, stream) as outgoing:
-            return super().send(
+        return through_gate(
+            self._gateways,
+            request,
+            stream,
+            lambda outgoing: super(GatewayMixin, self).send(
                 outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
-            )
+            ),
+        )
 
 
 class GatewayAdapter(GatewayMixin, HTTPAdapter):
@@ -118,76 +121,83 @@ def mount(session: Session, gateway: Owner, adapter: GatewayMixin) -> None:
             session.mount(origin + gateway.path, adapter)
 
 
-class Passage:
-    """A request on its way through the gate: sent as it is, or as a stamped copy if it is bound."""
-
-    def __init__(self, gateways: Gateways, request: PreparedRequest, stream: bool) -> None:
-        url = request.url or ""
-        owner = gateways.owner(url)
-        if isinstance(request.headers, SentHeaders):
-            request.headers = request.headers.of(request, owner)
-        headers: Any = request.headers
-        by_name = _by_lower_name(headers)
-        stamp = gate(url, owner, by_name, _DEFAULTS)
-        self._outgoing = request
-        self._afterwards: Callable[[Any], SentHeaders] | None = None
-        if stamp is None:
-            if isinstance(headers, SentHeaders) and headers.has_identifiers:
-                self._send_copy(request, url, headers.plain(), headers.sent_again)
-            return
-        if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
-            # A compressor holds server-sent events back until its block is full.
-            stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
-        afterwards = functools.partial(sent, url=stamp.url, owner=owner, before=headers)
-        self._send_copy(request, stamp.url, _stamped(headers, by_name, stamp), afterwards)
-        if PREFIX in "\n".join(by_name) or not owner.session_names.isdisjoint(by_name):
-            whose: PreparedRequest | None = request
-            if isinstance(headers, SentHeaders) and headers.has_identifiers:
-                whose = request if headers.are_of(request) else None  # put back into a copy
-            request.headers = sent(headers, url, owner, headers, whose)  # type: ignore[assignment]
-
-    def _send_copy(
-        self,
-        request: PreparedRequest,
-        url: str,
-        headers: Any,
-        afterwards: Callable[[Any], SentHeaders],
-    ) -> None:
-        """Send a copy of ``request`` with ``headers``, to which ``afterwards`` is then done.
-
-        Not earlier: urllib3 copies them, too, on their way, and is to get all of them.
-        """
-        # All but the URL and the headers is shared, as it would be without us.
-        # PreparedRequest.copy() copies the cookie jar, too, which takes longer than all the rest.
-        self._outgoing = object.__new__(type(request))
-        vars(self._outgoing).update(vars(request))
-        self._outgoing.url = url
-        self._outgoing.headers = headers
-        self._afterwards = afterwards
-
-    def __enter__(self) -> PreparedRequest:
-        self._before = passing.request.set(self._outgoing) if passing.is_watched else None
-        return self._outgoing
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._before is not None:
-            passing.request.reset(self._before)
-        if self._afterwards is not None:
-            # An adapter below may have replaced them.
-            headers = self._afterwards(self._outgoing.headers)
-            self._outgoing.headers = headers  # type: ignore[assignment]
+def through_gate(
+    gateways: Gateways,
+    request: PreparedRequest,
+    stream: bool,
+    pass_on: Callable[[PreparedRequest], Response],
+) -> Response:
+    """``pass_on`` a request as it is, or a stamped copy of it if it is gateway-bound."""
+    url = request.url or ""
+    owner = gateways.owner(url)
+    if isinstance(request.headers, SentHeaders):
+        request.headers = request.headers.of(request, owner)
+    headers: Any = request.headers
+    by_name, names = _by_lower_name(headers)
+    stamp = gate(url, owner, by_name, _DEFAULTS)
+    if stamp is None:
+        if isinstance(headers, SentHeaders) and headers.has_identifiers:
+            plain = _copy(request, url, headers.plain())
+            return _pass_on(plain, pass_on, headers.sent_again)
+        return _pass_on(request, pass_on)
+    if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
+        # A compressor holds server-sent events back until its block is full.
+        stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
+    outgoing = _copy(request, stamp.url, _stamped(headers, by_name, stamp))
+    if PREFIX in names or not owner.session_names.isdisjoint(by_name):
+        whose: PreparedRequest | None = request
+        if isinstance(headers, SentHeaders) and headers.has_identifiers:
+            whose = request if headers.are_of(request) else None  # put back into a copy
+        request.headers = sent(headers, url, owner, headers, whose)  # type: ignore[assignment]
+    return _pass_on(outgoing, pass_on, lambda made: sent(made, stamp.url, owner, headers))
 
 
-def _by_lower_name(headers: Any) -> dict[str, tuple[Any, Any]]:
-    if isinstance(headers, CaseInsensitiveDict) and bytes not in map(type, headers._store):
+def _copy(request: PreparedRequest, url: str, headers: Any) -> PreparedRequest:
+    """``request`` with another URL and headers. All else is shared, as it would be without us."""
+    # PreparedRequest.copy() copies the cookie jar, too, which takes longer than all the rest.
+    outgoing: PreparedRequest = object.__new__(type(request))
+    vars(outgoing).update(vars(request))
+    outgoing.url = url
+    outgoing.headers = headers
+    return outgoing
+
+
+def _pass_on(
+    outgoing: PreparedRequest,
+    pass_on: Callable[[PreparedRequest], Response],
+    then: Callable[[Any], SentHeaders] | None = None,
+) -> Response:
+    """``pass_on(outgoing)``, which gets what ``then`` makes of its headers afterwards.
+
+    Not earlier: urllib3 copies them on their way, and is to get all of them. An adapter below may
+    have replaced them.
+    """
+    before = passing.request.set(outgoing) if passing.is_watched else None
+    try:
+        return pass_on(outgoing)
+    finally:
+        if before is not None:
+            passing.request.reset(before)
+        if then is not None:
+            outgoing.headers = then(outgoing.headers)  # type: ignore[assignment]
+
+
+def _by_lower_name(headers: Any) -> tuple[dict[str, tuple[Any, Any]], str]:
+    """The headers by their names in lower case, and the names alone, one per line."""
+    if is_usual(headers):
         # All that it has in public is slower than the rest of the gate.
-        return headers._store
-    return by_lower_name(headers.items())
+        store = headers._store
+        try:
+            return store, "\n".join(store)
+        except TypeError:
+            pass  # a name in bytes
+    by_name = by_lower_name(headers.items())
+    return by_name, "\n".join(by_name)
 
 
 def _stamped(headers: Any, by_name: dict[str, tuple[Any, Any]], stamp: Stamp) -> Any:
     """``headers`` as they are to be sent."""
-    if isinstance(headers, CaseInsensitiveDict) and by_name is headers._store:
+    if is_usual(headers) and by_name is headers._store:
         made: Any = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
         made._store = {**by_name, **stamp.headers}
         if stamp.removed is not None:

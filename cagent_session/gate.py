@@ -67,24 +67,27 @@ def gate(url: Any, owner: Owner, headers: Headers, defaults: Defaults) -> Stamp 
             why = "no gateway owns it" if marker is None else "its X-Cagent-Forward is empty"
             _log.debug("not gateway-bound, as %s: %s", why, urls.bare(str(url)))
         return None
-    stamped = owner.marks.copy()
-    if stamped and not stamped.keys().isdisjoint(headers):
-        for key in stamped.keys() & headers.keys():
-            if headers[key][-1] not in defaults.get(key, ()):
-                del stamped[key]
-    agent = headers.get("user-agent", _MISSING)
-    if agent[-1] in defaults.get("user-agent", ()):
+    marks = owner.marks
+    if marks.keys().isdisjoint(headers):
+        stamped = marks.copy()
+    else:
+        stamped = {
+            key: mark
+            for key, mark in marks.items()
+            if key not in headers or headers[key][-1] in defaults.get(key, ())
+        }
+    if headers.get("user-agent", _MISSING)[-1] in defaults.get("user-agent", ()):
         stamped.setdefault("user-agent", AGENT)
     lineage = current_lineage()
     session_id, parent, removed = lineage[0], lineage[1], None
     if session_id is not None:
-        stamped[owner.session_header.lower()] = (owner.session_header, session_id)
+        stamped[owner.session_key] = (owner.session_header, session_id)
         if owner.parent_header is not None:
             if parent is None:
                 removed = owner.parent_header.lower()
             else:
                 stamped[owner.parent_header.lower()] = (owner.parent_header, parent)
-    elif owner.require_session and not headers.get(owner.session_header.lower(), _MISSING)[-1]:
+    elif owner.require_session and not headers.get(owner.session_key, _MISSING)[-1]:
         raise SessionRequired(
             f"no session is in scope for a request to {urls.bare(str(url))}, and its gateway "
             "requires one: send it inside session_scope(...) or a function decorated with "
