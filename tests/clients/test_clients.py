@@ -28,8 +28,6 @@ from cagent_session import (
 from cagent_session.integrations import httpx as for_httpx
 from cagent_session.integrations import httpx2 as for_httpx2
 
-pytestmark = pytest.mark.filterwarnings("default")
-
 FORWARD = "https://api.openai.com/v1"
 MESSAGES = [{"role": "user", "content": "one two three"}]
 

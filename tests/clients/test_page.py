@@ -1,0 +1,78 @@
+"""The page docs/clients.md, section by section, as it stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import configure_http_backend
+
+from cagent_session import uninstrument
+from cagent_session.testing import RecordingGateway
+
+PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
+
+OPENAI = "https://api.openai.com/v1"
+ANTHROPIC = "https://api.anthropic.com"
+MISTRAL = "https://api.mistral.ai"
+#: Where the gateway is to relay the calls of each section.
+FORWARDS = {
+    "Several providers or models over one client": [
+        OPENAI,
+        f"{MISTRAL}/v1",
+        ANTHROPIC,
+        ANTHROPIC,
+    ],
+    "What a call is for": [OPENAI, OPENAI],
+    "openai": [OPENAI, OPENAI, OPENAI],
+    "anthropic": [ANTHROPIC],
+    "mistralai": [MISTRAL, MISTRAL],
+    "google-genai": ["https://generativelanguage.googleapis.com"],
+    "groq": ["https://api.groq.com"],
+    "ollama": ["http://ollama.example:11434"],
+    "boto3 for Amazon Bedrock": ["https://bedrock-runtime.us-east-1.amazonaws.com"],
+    "aiohttp": [OPENAI],
+    "httpx": [OPENAI],
+    "urllib3 and OpenAPI-generated clients": [OPENAI],
+    "huggingface_hub before 1.0": ["https://router.huggingface.co/v1"],
+    "Other sessions and other adapters of requests": [OPENAI, OPENAI],
+}
+
+
+def sections() -> Iterator[tuple[str, list[str]]]:
+    first, *parts = re.split(r"^## (.*)$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    snippet = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    for title, text in zip(["", *parts[::2]], [first, *parts[1::2]], strict=True):
+        yield title, snippet.findall(text)
+
+
+@pytest.fixture
+def arrived() -> Iterator[dict[str, list]]:
+    """What arrives of each section, when they are run in order and in one module."""
+    namespace: dict = {"__name__": "page"}
+    arrived = {}
+    with RecordingGateway() as gateway:
+        for title, snippets in sections():
+            for number, snippet in enumerate(snippets, 1):
+                code = snippet.replace("https://gateway.example", gateway.url)
+                exec(compile(code, f"{title}, snippet {number}", "exec"), namespace)
+            arrived[title] = gateway.requests
+            gateway.clear()
+    yield arrived
+    uninstrument()
+    configure_http_backend()
+
+
+def test_each_call_is_relayed_to_its_provider_in_its_session(arrived):
+    forwards = {title: [each.forward for each in calls] for title, calls in arrived.items()}
+    assert forwards == {"": []} | FORWARDS
+    for calls in arrived.values():
+        for call in calls:
+            assert call.session_id == "session-1"
+    purposes = [
+        (call.headers["X-Cagent-GeneratingTitle"], call.headers["X-Cagent-Compacting"])
+        for call in arrived["What a call is for"]
+    ]
+    assert purposes == [("1", None), (None, "1")]
