@@ -57,7 +57,9 @@ class Call:
 
 
 class Model(Server):
-    """Answers ``/v1/chat/completions`` and ``/v1/responses`` as OpenAI does, streamed or not.
+    """Answers as OpenAI does, and as Gemini, streamed or not.
+
+    That is ``/v1/chat/completions``, ``/v1/responses`` and ``/v1/models/...:generateContent``.
 
     A prompt says whose work it is, and what to do; of several the last one counts::
 
@@ -92,7 +94,7 @@ def _call(arrived: Arrived) -> Call:
     task = _api(arrived)(asked)
     return Call(
         path=arrived.path,
-        streamed=asked.get("stream") is True,
+        streamed=_is_streamed(arrived, asked),
         wants_usage=task.wants_usage,
         session_id=arrived.session_id,
         parent=arrived.get(PARENT_HEADER),
@@ -109,7 +111,7 @@ def _answer(arrived: Arrived) -> bytes:
     except Exception as error:
         # What no SDK tries again.
         return response(400, json.dumps({"error": {"message": repr(error)}}).encode())
-    if asked.get("stream") is not True:
+    if not _is_streamed(arrived, asked):
         return response(200, whole)
     head = (
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -119,7 +121,13 @@ def _answer(arrived: Arrived) -> bytes:
 
 
 def _api(arrived: Arrived) -> type[_Task]:
+    if ":" in arrived.path:
+        return _Content
     return _Response if arrived.path.endswith("/responses") else _ChatCompletion
+
+
+def _is_streamed(arrived: Arrived, asked: dict[str, Any]) -> bool:
+    return asked.get("stream") is True or arrived.path.endswith(":streamGenerateContent")
 
 
 class _Task:
@@ -310,6 +318,34 @@ class _Response(_Task):
                 "total_tokens": 2,
             },
         }
+
+
+class _Content(_Task):
+    def __init__(self, asked: dict[str, Any]) -> None:
+        tools = [
+            {"name": each["name"], "parameters": each["parameters_json_schema"]}
+            for tool in asked.get("tools", ())
+            for each in tool["functionDeclarations"]
+        ]
+        super().__init__(asked | {"tools": tools})
+
+    def turns(self, asked: dict[str, Any]) -> Iterator[tuple[str, str]]:
+        for content in asked["contents"]:
+            role = "assistant" if content["role"] == "model" else content["role"]
+            yield role, _text(content["parts"])
+
+    def whole(self) -> dict[str, Any]:
+        parts = [
+            {"functionCall": {"name": name, "args": json.loads(arguments)}}
+            for _, name, arguments in self.tool_calls
+        ]
+        content = {"role": "model", "parts": parts or [{"text": self.text}]}
+        usage = {"promptTokenCount": 1, "candidatesTokenCount": 1, "totalTokenCount": 2}
+        candidate = {"content": content, "finishReason": "STOP"}
+        return {"candidates": [candidate], "usageMetadata": usage}
+
+    def events(self) -> Iterator[bytes]:
+        yield _event(self.whole())
 
 
 def _text(content: Any) -> str:
