@@ -12,11 +12,12 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, HTTPClientError
 from support.wire import Server, redirect, response
 
 from cagent_session import (
     Gateway,
+    SessionRequired,
     SessionThreadPoolExecutor,
     instrument,
     session_from,
@@ -73,8 +74,18 @@ def server():
 
 
 @pytest.fixture
-def gateway(server):
-    return Gateway(server.origin, forward=FORWARD, parent_header=PARENT_HEADER)
+def require_session():
+    return False
+
+
+@pytest.fixture
+def gateway(server, require_session):
+    return Gateway(
+        server.origin,
+        forward=FORWARD,
+        parent_header=PARENT_HEADER,
+        require_session=require_session,
+    )
 
 
 @pytest.fixture(params=["instrument", "by hand"])
@@ -175,6 +186,18 @@ def test_retries(client, server):
     with session_scope("s1"):
         converse(client)
     assert [each.session_id for each in server.arrived] == ["s1"] * 3
+
+
+@pytest.mark.parametrize(
+    ("client", "error"),
+    [("instrument", HTTPClientError), ("by hand", SessionRequired)],
+    indirect=["client"],
+)
+@pytest.mark.parametrize("require_session", [True])
+def test_what_it_makes_of_a_refusal(client, error, server):
+    with pytest.raises(error, match="no session is in scope"):
+        converse(client)
+    assert server.arrived == []
 
 
 def test_no_redirect_is_followed(client, server):

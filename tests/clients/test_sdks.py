@@ -18,6 +18,7 @@ from mistralai.client import Mistral
 
 from cagent_session import (
     Gateway,
+    SessionRequired,
     gateway_headers,
     instrument,
     session_from,
@@ -36,6 +37,8 @@ def asking(session_id):
 
 class Sdk:
     """Wired by hand to a gateway, or its own clients, which may have to be told the URL."""
+
+    headers_of_a_call = "extra_headers"
 
     def __init__(self, gateway=None, url=None):
         self.gateway, self.url = gateway, url
@@ -110,6 +113,7 @@ class Anthropic(OpenAI):
 
 class Mistralai(Sdk):
     forward, path, variable = "https://api.mistral.ai", "", None
+    headers_of_a_call = "http_headers"
 
     def blocking(self):
         if self.gateway is None:
@@ -124,8 +128,9 @@ class Mistralai(Sdk):
 
     asynchronous = blocking
 
-    def ask(self, client, session_id):
-        return client.chat.complete(**asking(session_id)).choices[0].message.content
+    def ask(self, client, session_id, **options):
+        answer = client.chat.complete(**asking(session_id), **options)
+        return answer.choices[0].message.content
 
     def stream(self, client, session_id):
         for part in client.chat.stream(**asking(session_id)):
@@ -277,6 +282,27 @@ def test_the_client_class_of_the_sdk_keeps_its_defaults(make):
         assert client._client.follow_redirects
 
 
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (OpenAI, None),
+        (Anthropic, anthropic.APIConnectionError),
+        (Mistralai, None),
+        (Groq, groq.APIConnectionError),
+        (Ollama, None),
+    ],
+)
+def test_what_an_sdk_makes_of_a_refusal(make, error, recording_gateway):
+    """It is raised as it is, or taken for a connection that failed."""
+    gateway = Gateway(recording_gateway.url, forward=make.forward, require_session=True)
+    sdk = make(gateway)
+    with pytest.raises(error or SessionRequired) as caught:
+        sdk.ask(sdk.blocking(), "s1")
+    refusal = caught.value.__cause__ if error else caught.value
+    assert isinstance(refusal, SessionRequired)
+    assert recording_gateway.requests == []
+
+
 class TestOneClient:
     """The marks of each provider and model, as headers of its SDK."""
 
@@ -321,12 +347,12 @@ class TestWhatACallIsFor:
             for each in recording_gateway.requests
         ]
 
-    @pytest.mark.parametrize("make", [OpenAI, Anthropic, Groq])
+    @pytest.mark.parametrize("make", [OpenAI, Anthropic, Mistralai, Groq])
     def test_by_the_headers_of_one_call(self, mark, make, recording_gateway):
         sdk = make(Gateway(recording_gateway.url, forward=make.forward))
         client = sdk.blocking()
         with session_scope("s1"):
-            sdk.ask(client, "s1", extra_headers={mark: "1"})
+            sdk.ask(client, "s1", **{sdk.headers_of_a_call: {mark: "1"}})
             sdk.ask(client, "s1")
         assert self.purposes(recording_gateway) == [{mark}, set()]
 

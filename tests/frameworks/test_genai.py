@@ -12,6 +12,7 @@ from google import genai
 from mock_model import bill, prompt, question, sub_prompt
 
 from cagent_session import instrument, session_from, session_scope
+from cagent_session.headers import COMPACTING, GENERATING_TITLE
 from cagent_session.integrations.httpx2 import GatewayTransport
 
 MODEL = "gemini-2.5-flash"
@@ -70,6 +71,14 @@ class TestBlocking:
         assert texts == ["done for s1", "done for s2"]
         assert model.count == bill("s1", "s2")
         assert any(call.streamed for call in model.calls)
+
+    @pytest.mark.parametrize("mark", [GENERATING_TITLE, COMPACTING])
+    def test_what_a_call_is_for(self, mark, client, model):
+        ask = {"model": MODEL, "contents": question("s1")}
+        with session_scope("s1"):
+            client.models.generate_content(config={"http_options": {"headers": {mark: "1"}}}, **ask)
+            client.models.generate_content(**ask)
+        assert [each.get(mark) for each in model.arrived] == ["1", None]
 
     def test_a_lazy_stream_takes_the_session_of_whoever_iterates(self, client, model):
         with session_scope("s1"):
