@@ -54,7 +54,7 @@ class SessionMiddleware:
             chunks = self.app(environ, start_response)
         # Servers send a file, or a list of one chunk, faster if they see that it is one.
         file_wrapper = environ.get("wsgi.file_wrapper")
-        if isinstance(chunks, list | tuple) or (
+        if type(chunks) in (list, tuple) or (
             isinstance(file_wrapper, type) and isinstance(chunks, file_wrapper)
         ):
             return chunks

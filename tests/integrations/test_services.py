@@ -176,6 +176,20 @@ class TestTheWSGIMiddleware:
         body.close()
         assert closed == ["s1"]
 
+    @pytest.mark.parametrize("kind", [list, tuple])
+    def test_a_list_that_does_something_of_its_own(self, kind):
+        seen = []
+
+        class Chunks(kind):
+            def close(self):
+                seen.append(current_session_id())
+
+        app = wsgi.SessionMiddleware(lambda environ, start: Chunks([b"x"]))
+        body = call_wsgi(app, HTTP_X_CAGENT_SESSION_ID="s1")
+        assert list(body) == [b"x"]
+        body.close()
+        assert seen == ["s1"]
+
     def test_an_iterator_without_close(self):
         body = call_wsgi(wsgi.SessionMiddleware(lambda environ, start: iter([b"x"])))
         assert list(body) == [b"x"]
