@@ -123,8 +123,8 @@ class session_scope(_Scope[str]):
         session_id = self._session_id if self._session_id is not None else str(uuid.uuid4())
         if self._parent is not None:
             outside = _from(self._parent, outside) or (self._parent, *NOBODY)
-        elif session_id in outside:
-            return _from(session_id, outside)
+        elif known := _from(session_id, outside):
+            return known
         return session_id, *outside[:_ANCESTORS]
 
     def __repr__(self) -> str:
@@ -238,8 +238,12 @@ def _in_scope(scope: _Scope[Any], args: Any, kwargs: Any) -> OpenScopes:
 
 
 def _from(session_id: str, lineage: Lineage) -> Lineage:
-    """The part of ``lineage`` that begins with ``session_id``; empty, if that is not in it."""
-    return lineage[lineage.index(session_id) :] if session_id in lineage else ()
+    """The part of ``lineage`` that begins with ``session_id``; empty, if that is not in it.
+
+    The last one of a lineage is there as a parent alone; it may have one that is forgotten.
+    """
+    known = lineage[:-1]
+    return lineage[known.index(session_id) :] if session_id in known else ()
 
 
 def _decorate(fn: _Decorated, scopes_for: Callable[..., OpenScopes]) -> _Decorated:

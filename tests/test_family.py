@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import pickle
 import threading
@@ -75,6 +76,19 @@ class TestInference:
     def test_fresh_sessions_are_children_too(self):
         with session_scope("main"), session_scope():
             assert parent_session_id() == "main"
+
+    def test_ancestors_are_known_to_a_limit(self):
+        """As far as they are, they keep their parents; beyond, it is a session like any other."""
+        with contextlib.ExitStack() as opened:
+            for number in range(40):
+                opened.enter_context(session_scope(f"s{number}"))
+            parents = []
+            for number in range(40):
+                with session_scope(f"s{number}"):
+                    parents.append(parent_session_id())
+        forgotten = parents.count("s39")
+        assert 0 < forgotten < 10
+        assert parents == ["s39"] * forgotten + [f"s{n}" for n in range(forgotten - 1, 39)]
 
     def test_a_long_chain(self):
         def deeper(depth: int) -> None:
