@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
+import os
 import threading
 import types
 from collections.abc import Callable
@@ -27,8 +29,18 @@ from .integrations._httpx import Library, library_of
 
 _IS_SEAM = "_cagent_session_seam"
 
+_log = logging.getLogger("cagent_session")
 _in_force: Gateways | None = None
 _changing = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _changing
+    _changing = threading.RLock()  # another thread may have held it when this process was forked
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class Instrumentation:
@@ -100,10 +112,20 @@ def _patch(owner: Any, name: str, seam: Callable[..., Any], *arguments: Any) -> 
     On top of OpenTelemetry's, for example, it would keep that one from being taken off.
     """
     holder, attribute, method = owner, name, vars(owner)[name]
-    if getattr(method, _IS_SEAM, False):  # ours, or a wrapper that shows what it wraps
+    if getattr(method, _IS_SEAM, False) is True:  # ours, or a wrapper that shows what it wraps
         return
     while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
         holder, attribute, method = method, "__wrapped__", method.__wrapped__
+    if getattr(method, "__globals__", None) is not owner.__init__.__globals__:
+        _log.warning(
+            "%s.%s is not the library's own, but %r: when that is taken back, instrument() has to "
+            "be called again",
+            owner.__name__,
+            name,
+            method,
+        )
+    if not hasattr(type(method), "__get__"):  # a mock, which is not called with self
+        return
     patched = functools.wraps(method)(seam(method, *arguments))
     setattr(patched, _IS_SEAM, True)
     setattr(holder, attribute, patched)
@@ -114,7 +136,7 @@ def _requests_seam(original: Any) -> Any:
         # Bound, and not called with self: a wrapper of another library may tell by it.
         pass_on = original.__get__(self, type(self))
         gateways = _in_force
-        if gateways is None or passing.request.get() is request:
+        if gateways is None or passing.has(request):
             headers = request.headers
             if isinstance(headers, SentHeaders) and headers.are_of(request):
                 # What the caller marked while the gate was here leaves as if it had never been.
@@ -139,29 +161,27 @@ def _urllib3_seam(original: Any) -> Any:
         *args: Any,
         **options: Any,
     ) -> Any:
-        pass_on = original.__get__(self, type(self))
-        gateways = _in_force
-        if gateways is not None and not _has_decided(self, body):
+        urlopen = original.__get__(self, type(self))
+        gateways, request = _in_force, passing.request.get()
+        if isinstance(request, PreparedRequest) and request.body is body:
+            # A transport above has decided, for this pool and its retries.
+            with passing.on(self):
+                return poolmanager.pass_on(
+                    urlopen, method, url, body, headers, retries, *args, **options
+                )
+        if not (gateways is None or request is self or isinstance(self, poolmanager.GatewayPool)):
             headers = self.headers if headers is None else headers
             url, headers = poolmanager.through_gate(gateways, self, url, headers, retries)
-        return pass_on(method, url, body, headers, retries, *args, **options)
+        return poolmanager.pass_on(urlopen, method, url, body, headers, retries, *args, **options)
 
     return urlopen
-
-
-def _has_decided(pool: Any, body: Any) -> bool:
-    """Whether a transport above has decided about the request that ``pool`` is to send."""
-    request = passing.request.get()
-    return isinstance(pool, poolmanager.GatewayPool) or (
-        isinstance(request, PreparedRequest) and request.body is body
-    )
 
 
 def _httpx_seam(original: Any, library: Library) -> Any:
     def handle_request(self: Any, request: Any) -> Any:
         pass_on = original.__get__(self, type(self))
         gateways = _in_force
-        if gateways is None or passing.request.get() is request:
+        if gateways is None or passing.has(request) or not library.knows(request):
             return pass_on(request)
         outgoing, names = library.through_gate(gateways, request)
         with passing.on(outgoing):
@@ -175,7 +195,7 @@ def _async_httpx_seam(original: Any, library: Library) -> Any:
     async def handle_async_request(self: Any, request: Any) -> Any:
         pass_on = original.__get__(self, type(self))
         gateways = _in_force
-        if gateways is None or passing.request.get() is request:
+        if gateways is None or passing.has(request) or not library.knows(request):
             return await pass_on(request)
         outgoing, names = library.through_gate(gateways, request)
         with passing.on(outgoing):

@@ -109,6 +109,15 @@ class Passing:
     is_watched = False
     request: ContextVar[Any] = ContextVar("cagent_session_passing", default=None)
 
+    def has(self, request: Any) -> bool:
+        """Whether it is ``request``, or has been copied into it by a transport in between."""
+        passed = self.request.get()
+        return passed is not None and (
+            passed is request
+            or (request.method, request.url)
+            == (getattr(passed, "method", None), getattr(passed, "url", None))
+        )
+
     @contextlib.contextmanager
     def on(self, request: object) -> Iterator[None]:
         """Say that ``request`` is next, for the time of a ``with`` block."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
@@ -53,10 +53,7 @@ class GatewayPool(_Pool):
     ) -> Any:
         headers = self.headers if headers is None else headers
         url, headers = through_gate(self.gateways, self, url, headers, retries)
-        if args:
-            return super().urlopen(method, url, body, headers, retries, *args, **kwargs)
-        # Subclasses may take keywords alone, as a manager passes them.
-        return super().urlopen(method, url, body=body, headers=headers, retries=retries, **kwargs)
+        return pass_on(super().urlopen, method, url, body, headers, retries, *args, **kwargs)
 
 
 class _GatewayManager(_Manager):
@@ -121,6 +118,22 @@ class GatewayProxyManager(_GatewayManager, ProxyManager):
         self, proxy_url: str, gateway: Gateway | None = None, **proxy_manager_kwargs: Any
     ) -> None:
         super().__init__(proxy_url, gateway=gateway, **proxy_manager_kwargs)
+
+
+def pass_on(
+    urlopen: Callable[..., Any],
+    method: str,
+    url: str,
+    body: Any,
+    headers: Any,
+    retries: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Call ``urlopen`` as managers do: a subclass or a wrapper may take keywords alone."""
+    if args:
+        return urlopen(method, url, body, headers, retries, *args, **kwargs)
+    return urlopen(method, url, body=body, headers=headers, retries=retries, **kwargs)
 
 
 def through_gate(

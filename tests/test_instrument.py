@@ -8,8 +8,11 @@ import functools
 import io
 import itertools
 import logging
+import os
+import signal
 import threading
 import time
+import unittest.mock
 
 import httpx
 import httpx2
@@ -30,8 +33,10 @@ from urllib3.util import Retry
 from cagent_session import (
     Gateway,
     GatewayAdapter,
+    GatewayMixin,
     GatewayPoolManager,
     SessionRequired,
+    _instrument,
     gateway_headers,
     instrument,
     no_session,
@@ -247,6 +252,59 @@ class TestWhatIsMountedDecidesFirst:
                 get(f"{server.origin}/x")
         assert [request.identifiers for request in server.arrived] == [{}] * 6
 
+    def test_that_is_copied_on_its_way(self, server: Server, gateway: Gateway, other: Gateway):
+        """A transport that rebuilds requests belongs inside ours, where it changes nothing."""
+
+        class Signing(HTTPAdapter):
+            def send(self, request, *args, **options):
+                return super().send(request.copy(), *args, **options)
+
+        class Ours(GatewayMixin, Signing):
+            pass
+
+        class Rebuilding(httpx.HTTPTransport):
+            def handle_request(self, request):
+                copied = httpx.Request(
+                    request.method, request.url, headers=request.headers, stream=request.stream
+                )
+                return super().handle_request(copied)
+
+        router = Gateway(server.origin, session_header="X-Session-ID")
+        instrument(other)
+        with session_scope("s1"):
+            for mine in (router, None):
+                with requests.Session() as http:
+                    http.mount("http://", Ours(mine))
+                    http.get(f"{server.origin}/x", timeout=20)
+                transport = for_httpx.GatewayTransport(mine, Rebuilding())
+                with httpx.Client(transport=transport) as http:
+                    http.get(f"{server.origin}/x")
+        assert [request.identifiers for request in server.arrived] == [{}] * 4
+        assert [request.get("X-Session-ID") for request in server.arrived] == [
+            *("s1", "s1"),
+            *(None, None),
+        ]
+
+    def test_but_not_about_a_request_that_a_retry_makes(self, server: Server, gateway: Gateway):
+        """Neither of the two has a body, which tells nothing."""
+        manager = urllib3.PoolManager()
+
+        class Refreshing(Retry):
+            def increment(self, *args, **options):
+                manager.request("GET", f"{server.origin}/p/token")
+                return super().increment(*args, **options)
+
+        answers = iter([response(503)])
+        with Server(lambda request: next(answers, response())) as elsewhere, manager:
+            instrument(gateway)
+            with requests.Session() as http, session_scope("s1"):
+                http.mount(
+                    "http://", HTTPAdapter(max_retries=Refreshing(2, status_forcelist=[503]))
+                )
+                http.get(elsewhere.origin, timeout=20)
+            assert [request.identifiers for request in elsewhere.arrived] == [{}, {}]
+        assert [request.session_id for request in server.arrived] == ["s1"]
+
     def test_but_not_about_what_is_sent_on_the_way(self, server: Server, gateway: Gateway):
         """A body that makes requests of its own while it is read."""
         instrument(gateway)
@@ -357,6 +415,29 @@ class TestSwitching:
 INSTRUMENTORS = [RequestsInstrumentor, URLLib3Instrumentor, HTTPXClientInstrumentor]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_while_another_thread_switches():
+    begun, ended = threading.Event(), threading.Event()
+
+    def switch():
+        with _instrument._changing:
+            begun.set()
+            ended.wait(20)
+
+    thread = threading.Thread(target=switch)
+    thread.start()
+    begun.wait(20)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)  # ends it if it hangs
+        uninstrument()
+        os._exit(0)
+    ended.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 class TestNextToOpenTelemetry:
     @pytest.fixture
     def spans(self):
@@ -416,13 +497,62 @@ class TestNextToTestDoubles:
             requests.get(server.origin, timeout=5)
         assert [request.session_id for request in server.arrived] == ["s1"]
 
-    def test_a_wrapper_that_shows_nothing_of_what_it_wraps(self, server: Server, monkeypatch):
+    def test_a_wrapper_that_shows_nothing_of_what_it_wraps(
+        self, server: Server, monkeypatch, caplog
+    ):
+        """Whoever puts the original back takes ours away, so that is said."""
         original = HTTPAdapter.send
         monkeypatch.setattr(HTTPAdapter, "send", lambda self, *a, **k: original(self, *a, **k))
-        instrument(Gateway(server.origin, forward=FORWARD))
+        gateway = Gateway(server.origin, forward=FORWARD)
+        instrument(gateway)
         with session_scope("s1"):
             requests.get(server.origin, timeout=5)
         assert server.arrived[0].session_id == "s1"
+        (record,) = [each for each in caplog.records if each.levelname == "WARNING"]
+        assert record.name == "cagent_session"
+        assert "HTTPAdapter.send is not the library's own" in record.getMessage()
+        assert "instrument() has to be called again" in record.getMessage()
+        monkeypatch.undo()
+        instrument(gateway)
+        with session_scope("s2"):
+            requests.get(server.origin, timeout=5)
+        assert server.arrived[1].session_id == "s2"
+        assert len([each for each in caplog.records if each.levelname == "WARNING"]) == 1
+
+    def test_a_mock_is_not_taken_for_ours(self, server: Server):
+        with unittest.mock.patch.object(httpx.HTTPTransport, "handle_request") as mocked:
+            mocked.return_value = httpx.Response(200)
+            instrument(Gateway(server.origin, forward=FORWARD))
+            assert httpx.get(server.origin).status_code == 200
+        instrument(Gateway(server.origin, forward=FORWARD))
+        with session_scope("s1"):
+            httpx.get(server.origin)
+        assert server.arrived[0].session_id == "s1"
+
+    def test_a_wrapper_that_takes_keywords(self, server: Server, monkeypatch):
+        original = urllib3.HTTPConnectionPool.urlopen
+
+        def urlopen(self, method, url, **options):
+            return original(self, method, url, **options)
+
+        monkeypatch.setattr(urllib3.HTTPConnectionPool, "urlopen", urlopen)
+        instrument(Gateway(server.origin, forward=FORWARD))
+        with urllib3.PoolManager() as http, session_scope("s1"):
+            http.request("GET", server.origin)
+        assert server.arrived[0].session_id == "s1"
+
+    def test_a_request_of_no_library(self, server: Server):
+        """What the plain transport sends goes on as it is."""
+
+        class Request:
+            def __init__(self, request: httpx.Request):
+                vars(self).update(vars(request))
+
+        instrument(Gateway(server.origin, forward=FORWARD))
+        with httpx.HTTPTransport() as transport, session_scope("s1"):
+            sent = Request(httpx.Request("GET", server.origin))
+            transport.handle_request(sent).read()
+        assert server.arrived[0].identifiers == {}
 
 
 class TestWhatOnlyOneLibraryHas:

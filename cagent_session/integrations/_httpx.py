@@ -40,13 +40,17 @@ class Library:
         example = vars(module.Headers([("X-A", "b")]))
         self._is_known = example == {"_list": [(b"X-A", b"x-a", b"b")], "_encoding": None}
 
+    def knows(self, request: object) -> bool:
+        """Whether ``request`` is one of the library's own."""
+        return isinstance(request, self._request_class)
+
     def through_gate(self, gateways: Gateways, request: Any) -> tuple[Any, frozenset[str] | None]:
         """What to send in place of ``request``, which is itself if it is not bound.
 
         Then the names of its identifiers besides all ``X-Cagent-*``, or ``None`` if it has never
         been bound.
         """
-        if not isinstance(request, self._request_class):
+        if not self.knows(request):
             raise TypeError(
                 f"this transport is for clients of {self.module.__name__}, not of "
                 f"{type(request).__module__.partition('.')[0]}"
