@@ -143,9 +143,12 @@ def _requests_seam(original: Any) -> Any:
                 request.headers = headers.plain()
             return pass_on(request, *args, **options)
         stream = args[0] if args else options.get("stream", False)
-        return adapter.through_gate(
-            gateways, request, stream, lambda outgoing: pass_on(outgoing, *args, **options)
-        )
+        outgoing, has_been_sent = adapter.through_gate(gateways, request, stream)
+        try:
+            return pass_on(outgoing, *args, **options)
+        finally:
+            if has_been_sent is not None:
+                has_been_sent()
 
     return send
 

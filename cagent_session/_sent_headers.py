@@ -9,7 +9,7 @@ where they were sent; they are put back when the copy is sent to the same origin
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from requests import PreparedRequest
@@ -39,28 +39,62 @@ else:
 class SentHeaders(_Base):
     """What :class:`SentCaseInsensitiveDict` and :class:`SentDict` share.
 
-    ``_url`` is where the identifiers in here were sent to; it is ``None`` in a copy, in which
-    what there is has been set since. ``_names`` are theirs in lower case, besides all
-    ``X-Cagent-*``; ``_marks`` is what a gateway may have set. ``_request`` is whose they are.
+    Until :meth:`were_sent` has been called they are like any other headers.
     """
 
-    _plain: Callable[..., Any]
-    _url: str | None = None
-    _names: frozenset[str] = frozenset()
-    _marks: Mapping[str, _Item] = {}
+    _plain: Any
+    _url: str | None = None  # that the identifiers in here were sent to
+    _owner: Owner = NOBODY  # of that URL
+    _request: weakref.ref[PreparedRequest] | None = None  # whose identifiers they are
     _left: _Left | None = None
-    _request: weakref.ref[PreparedRequest] | None = None
+    # Of the hops before: which names are identifiers, in lower case, besides all X-Cagent-*, and
+    # what gateways may have set.
+    _earlier_names: frozenset[str] = frozenset()
+    _earlier_marks: Mapping[str, _Item] = {}
 
-    def copy(self) -> SentHeaders:
+    def were_sent(
+        self, url: str, owner: Owner, before: object, request: PreparedRequest | None = None
+    ) -> None:
+        """From now on, copies leave the identifiers behind.
+
+        :param owner: who owns ``url``.
+        :param before: the headers that the request had before it passed the gate.
+        :param request: whose they are, if it is the caller's own and not a copy that we have sent.
+        """
+        self._owner = owner
+        if request is not None:
+            self._request = weakref.ref(request)
+        if isinstance(before, SentHeaders):
+            self._earlier_names, self._earlier_marks = before._names(), before._marks()
+            self._left = before._left
+        self._url = url
+
+    def were_sent_by(self, request: PreparedRequest) -> None:
+        """These are what ``request`` had on it, which was sent to where they do not belong."""
+        assert self._url is not None
+        made = request.headers = sent(request.headers)
+        made.were_sent(self._url, NOBODY, self)
+
+    def _names(self) -> frozenset[str]:
+        return self._owner.session_names | self._earlier_names
+
+    def _marks(self) -> Mapping[str, _Item]:
+        # What the caller has set is the caller's, even if a gateway would have set the same.
+        return {**self._earlier_marks, **({} if self._request else self._owner.marks)}
+
+    def copy(self) -> Any:
         if self._url is None:
+            if self._left is None:
+                return self._plain.copy(self)
             return self._another(self.items(), left=self._left)
         kept: list[_Item] = []
         left = _Left(self._url, [], [])
+        names, marks = self._names(), self._marks()
         for item in self.items():
             key = lower(item[0])
-            if self._marks.get(key) == item:
+            if marks.get(key) == item:
                 left.marks.append(item)
-            elif is_identifier(key, self._names):
+            elif is_identifier(key, names):
                 left.identifiers.append(item)
             else:
                 kept.append(item)
@@ -108,20 +142,16 @@ class SentHeaders(_Base):
             marks = [mark for mark in marks if owner.marks.get(mark[0].lower()) == mark]
         return self._another([*marks, *left.identifiers, *self.items()], url=left.url)
 
-    def sent_again(self, headers: Any) -> SentHeaders:
-        """``headers``, which were sent in place of these to where they do not belong."""
-        assert self._url is not None
-        return sent(headers, self._url, NOBODY, self)
-
     def _another(
         self, items: Iterable[_Item], url: str | None = None, left: _Left | None = None
     ) -> SentHeaders:
         headers = type(self)(items)
-        vars(headers).update(_url=url, _names=self._names, _marks=self._marks, _left=left)
+        headers._url, headers._left = url, left
+        headers._earlier_names, headers._earlier_marks = self._names(), self._marks()
         return headers
 
 
-class SentCaseInsensitiveDict(SentHeaders, CaseInsensitiveDict):  # type: ignore[misc,type-arg]
+class SentCaseInsensitiveDict(SentHeaders, CaseInsensitiveDict):  # type: ignore[type-arg]
     """The usual kind."""
 
     _plain = CaseInsensitiveDict
@@ -142,33 +172,10 @@ def is_usual(headers: object) -> bool:
     return type(headers) in _USUAL or isinstance(headers, CaseInsensitiveDict)
 
 
-def sent(
-    headers: Any,
-    url: str,
-    owner: Owner,
-    before: object,
-    request: PreparedRequest | None = None,
-) -> SentHeaders:
-    """``headers``, which were sent to the gateway at ``url``.
-
-    :param owner: who owns ``url``.
-    :param before: what the request had before it passed the gate.
-    :param request: whose they are, if it is the caller's own and not a copy that we have sent.
-    """
-    made: SentHeaders
+def sent(headers: Any) -> Any:
+    """``headers`` in the class that leaves identifiers behind."""
     if is_usual(headers):
         made = SentCaseInsensitiveDict.__new__(SentCaseInsensitiveDict)
         made._store = headers._store  # shared, so it stays one
-    else:
-        made = SentDict(headers.items())
-    made._url = url
-    made._names = owner.session_names
-    if request is None:
-        made._marks = owner.marks
-    else:
-        made._request = weakref.ref(request)
-    if isinstance(before, SentHeaders):
-        made._names |= before._names
-        made._marks = {**before._marks, **made._marks}
-        made._left = before._left
-    return made
+        return made
+    return SentDict(headers.items())

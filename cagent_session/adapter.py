@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from requests import PreparedRequest, Response, Session
 from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 
 from . import urls
 from ._owners import Gateways, Owner
-from ._sent_headers import SentHeaders, is_usual, sent
+from ._sent_headers import SentCaseInsensitiveDict, SentHeaders, is_usual, sent
 from .gate import Defaults, Stamp, gate, passing
 from .headers import PREFIX, by_lower_name, without
 
@@ -67,14 +67,14 @@ class GatewayMixin(_Adapter):
 
         The session is the one that is current in the calling thread, now.
         """
-        return through_gate(
-            self._gateways,
-            request,
-            stream,
-            lambda outgoing: super(GatewayMixin, self).send(
+        outgoing, has_been_sent = through_gate(self._gateways, request, stream)
+        try:
+            return super().send(
                 outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
-            ),
-        )
+            )
+        finally:
+            if has_been_sent is not None:
+                has_been_sent()
 
 
 class GatewayAdapter(GatewayMixin, HTTPAdapter):
@@ -122,24 +122,24 @@ def mount(session: Session, gateway: Owner, adapter: GatewayMixin) -> None:
 
 
 def through_gate(
-    gateways: Gateways,
-    request: PreparedRequest,
-    stream: bool,
-    pass_on: Callable[[PreparedRequest], Response],
-) -> Response:
-    """``pass_on`` a request as it is, or a stamped copy of it if it is gateway-bound."""
+    gateways: Gateways, request: PreparedRequest, stream: bool
+) -> tuple[PreparedRequest, Callable[[], None] | None]:
+    """What to send in place of ``request``: itself, or a stamped copy of it if it is bound.
+
+    Then what to do, if anything, once it has been sent, well or not.
+    """
     url = request.url or ""
     owner = gateways.owner(url)
     if isinstance(request.headers, SentHeaders):
-        request.headers = request.headers.of(request, owner)
+        request.headers = request.headers.of(request, owner)  # type: ignore[assignment]
     headers: Any = request.headers
     by_name, names = _by_lower_name(headers)
     stamp = gate(url, owner, by_name, _DEFAULTS)
     if stamp is None:
         if isinstance(headers, SentHeaders) and headers.has_identifiers:
-            plain = _copy(request, url, headers.plain())
-            return _pass_on(plain, pass_on, headers.sent_again)
-        return _pass_on(request, pass_on)
+            request = _copy(request, url, headers.plain())
+            return request, _watched(request, partial(headers.were_sent_by, request))
+        return request, _watched(request) if passing.is_watched else None
     if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
         # A compressor holds server-sent events back until its block is full.
         stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
@@ -148,38 +148,43 @@ def through_gate(
         whose: PreparedRequest | None = request
         if isinstance(headers, SentHeaders) and headers.has_identifiers:
             whose = request if headers.are_of(request) else None  # put back into a copy
-        request.headers = sent(headers, url, owner, headers, whose)  # type: ignore[assignment]
-    return _pass_on(outgoing, pass_on, lambda made: sent(made, stamp.url, owner, headers))
+        made = sent(headers)
+        made.were_sent(url, owner, headers, whose)
+        request.headers = made
+
+    def has_been_sent() -> None:
+        # Not earlier: urllib3 copies them on their way, and is to get all of them. An adapter
+        # below may have replaced them.
+        made = outgoing.headers = sent(outgoing.headers)
+        made.were_sent(stamp.url, owner, headers)
+
+    return outgoing, _watched(outgoing, has_been_sent) if passing.is_watched else has_been_sent
+
+
+def _watched(
+    outgoing: PreparedRequest, then: Callable[[], None] | None = None
+) -> Callable[[], None] | None:
+    """``then``, after the time in which ``outgoing`` is being passed on."""
+    if not passing.is_watched:
+        return then
+    before = passing.request.set(outgoing)
+
+    def end() -> None:
+        passing.request.reset(before)
+        if then is not None:
+            then()
+
+    return end
 
 
 def _copy(request: PreparedRequest, url: str, headers: Any) -> PreparedRequest:
     """``request`` with another URL and headers. All else is shared, as it would be without us."""
     # PreparedRequest.copy() copies the cookie jar, too, which takes longer than all the rest.
     outgoing: PreparedRequest = object.__new__(type(request))
-    vars(outgoing).update(vars(request))
+    outgoing.__dict__.update(request.__dict__)
     outgoing.url = url
     outgoing.headers = headers
     return outgoing
-
-
-def _pass_on(
-    outgoing: PreparedRequest,
-    pass_on: Callable[[PreparedRequest], Response],
-    then: Callable[[Any], SentHeaders] | None = None,
-) -> Response:
-    """``pass_on(outgoing)``, which gets what ``then`` makes of its headers afterwards.
-
-    Not earlier: urllib3 copies them on their way, and is to get all of them. An adapter below may
-    have replaced them.
-    """
-    before = passing.request.set(outgoing) if passing.is_watched else None
-    try:
-        return pass_on(outgoing)
-    finally:
-        if before is not None:
-            passing.request.reset(before)
-        if then is not None:
-            outgoing.headers = then(outgoing.headers)  # type: ignore[assignment]
 
 
 def _by_lower_name(headers: Any) -> tuple[dict[str, tuple[Any, Any]], str]:
@@ -197,12 +202,12 @@ def _by_lower_name(headers: Any) -> tuple[dict[str, tuple[Any, Any]], str]:
 
 def _stamped(headers: Any, by_name: dict[str, tuple[Any, Any]], stamp: Stamp) -> Any:
     """``headers`` as they are to be sent."""
-    if is_usual(headers) and by_name is headers._store:
-        made: Any = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
+    if by_name is getattr(headers, "_store", None):
+        made: Any = SentCaseInsensitiveDict.__new__(SentCaseInsensitiveDict)
         made._store = {**by_name, **stamp.headers}
         if stamp.removed is not None:
             made._store.pop(stamp.removed, None)
         return made
-    made = without(headers, {*stamp.headers, stamp.removed or ""})
-    made.update(stamp.headers.values())
-    return made
+    others = without(headers, {*stamp.headers, stamp.removed or ""})
+    others.update(stamp.headers.values())
+    return others

@@ -68,7 +68,7 @@ def gate(url: Any, owner: Owner, headers: Headers, defaults: Defaults) -> Stamp 
             _log.debug("not gateway-bound, as %s: %s", why, urls.bare(str(url)))
         return None
     marks = owner.marks
-    if marks.keys().isdisjoint(headers):
+    if marks.keys().isdisjoint(headers.keys()):
         stamped = marks.copy()
     else:
         stamped = {
