@@ -98,8 +98,12 @@ def is_identifier(key: str, names: frozenset[str]) -> bool:
 def by_lower_name(items: Iterable[tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     """Headers by their names. Of one name several count as the first value that is not empty."""
     items = list(items)
-    headers: dict[str, tuple[Any, Any]] = {item[0].lower(): item for item in items}
-    if len(headers) < len(items) or bytes in map(type, headers):
+    headers: dict[str, tuple[Any, Any]]
+    try:
+        headers = {str.lower(item[0]): item for item in items}
+    except TypeError:
+        headers = {}  # a name is bytes
+    if len(headers) < len(items):
         headers = {}
         for item in items:
             key = lower(item[0])

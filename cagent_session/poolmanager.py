@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
+from urllib3._collections import HTTPHeaderDict
 from urllib3._version import __version__
 from urllib3.util import parse_url
 
 from . import urls
 from ._owners import AGENT, NOBODY, Gateways
 from ._scopes import current_lineage
-from .gate import Defaults, gate, is_bound
+from .gate import Defaults, Stamp, gate, is_bound
 from .gateway import Gateway
 from .headers import FORWARD, by_lower_name, is_identifier, without
 
@@ -150,9 +151,20 @@ def through_gate(
         return target, headers
     if stamp.url is not url:
         target = stamp.url[len(url) - len(target) :]
-    made = without(headers, {*stamp.headers, stamp.removed or ""})
-    made.update(stamp.headers.values())
-    return target, made
+    return target, _stamped(headers, by_name, stamp)
+
+
+def _stamped(
+    headers: _Headers, by_name: dict[str, tuple[Any, Any]], stamp: Stamp
+) -> MutableMapping[str, str]:
+    if isinstance(headers, HTTPHeaderDict) or len(by_name) < len(headers):
+        # There can be several of one name.
+        made = without(headers, {*stamp.headers, stamp.removed or ""})
+        made.update(stamp.headers.values())
+        return made
+    items = {**by_name, **stamp.headers}
+    items.pop(stamp.removed or "", None)
+    return dict(items.values())
 
 
 def _after_redirects(
