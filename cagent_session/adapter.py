@@ -34,7 +34,8 @@ _DEFAULTS: Defaults = {
 class GatewayMixin(_Adapter):
     """What :class:`GatewayAdapter` does, for any other ``HTTPAdapter`` subclass.
 
-    :param gateway: the :class:`Gateway` whose URLs are to be marked; see :class:`GatewayAdapter`.
+    :param gateway: the one whose URLs are to be marked; see :class:`GatewayAdapter`.
+    :type gateway: Gateway | None
     :param adapter_kwargs: what the class that it is mixed into takes.
 
     ::
@@ -83,6 +84,7 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
     :param gateway: requests to the URLs of this :class:`Gateway` are marked as gateway-bound, and
         stamped with the session in scope. Without a gateway nothing is marked, and only those
         requests are stamped that carry the marker ``X-Cagent-Forward`` already.
+    :type gateway: Gateway | None
     :param adapter_kwargs: what ``requests``' ``HTTPAdapter`` takes.
 
     All other requests leave as they would through ``HTTPAdapter``. The caller's request is

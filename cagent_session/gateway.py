@@ -136,13 +136,13 @@ class Gateway(Owner):
 
         The query of the gateway's URL is not in it; the transport adds that.
 
+        :param path: such as ``v1/chat/completions``, with a slash before it or without.
         :raises ValueError: for a ``path`` that is a URL of its own, has a fragment, spaces,
             control characters, dot segments or invalid escapes.
 
-        >>> Gateway("https://gateway.example/prefix", forward="https://api.openai.com/v1").endpoint(
-        ...     "v1/chat/completions"
-        ... )
-        'https://gateway.example/prefix/v1/chat/completions'
+        >>> gateway = Gateway("https://router.example/team", session_header="X-Session-ID")
+        >>> gateway.endpoint("v1/chat/completions")
+        'https://router.example/team/v1/chat/completions'
         """
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
             raise ValueError("endpoint takes a path below the gateway's URL, not a URL")
@@ -155,6 +155,8 @@ class Gateway(Owner):
 
         What could be read in two ways is not owned: a URL that is not clean http(s), or has user
         info, and, for a gateway with a path, one with a dot segment in any spelling.
+
+        :param url: a full URL; its query does not matter.
         """
         if not urls.is_printable(url):
             return False
@@ -178,6 +180,7 @@ class Gateway(Owner):
         A session can have many gateways, siblings and nested ones, mounted in any order; a request
         belongs to the one with the longest path.
 
+        :param session: a ``requests.Session``.
         :param adapter_kwargs: what ``requests``' ``HTTPAdapter`` takes, such as ``max_retries``.
         :returns: the adapter.
         :raises ValueError: if another gateway with the same origin and path is on the session.
@@ -195,14 +198,17 @@ class Gateway(Owner):
         """The headers that a request to ``url`` gets right now; none if it is not the gateway's.
 
         For clients that let nobody plug in a transport. The query of the gateway's URL is the
-        caller's to add, and a ``User-Agent`` of this package is not among them. ::
+        caller's to add, and a ``User-Agent`` of this package is not among them.
+
+        :param url: where the request goes.
+        :raises SessionRequired: if the gateway requires a session, and there is none.
+
+        ::
 
             def add(request, **kwargs):
                 request.headers.update(gateway.headers_for(request.url))
 
             bedrock.meta.events.register("before-send.bedrock-runtime", add)
-
-        :raises SessionRequired: if the gateway requires a session, and there is none.
         """
         stamp = gate(url, self, {}, {}) if self.owns(url) else None
         return {} if stamp is None else dict(stamp.headers.values())

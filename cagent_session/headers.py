@@ -13,14 +13,32 @@ from urllib3._collections import HTTPHeaderDict
 from . import urls
 from ._version import __version__
 
+__all__ = [
+    "COMPACTING",
+    "FORWARD",
+    "GENERATING_TITLE",
+    "MODEL",
+    "MODEL_NAME",
+    "PARENT_SESSION_ID",
+    "PROVIDER",
+    "SESSION_ID",
+]
+
+#: The provider's base URL; what makes a request gateway-bound.
 FORWARD = "X-Cagent-Forward"
+#: The session, for a gateway that has no name of its own for it.
 SESSION_ID = "X-Cagent-Session-Id"
+#: The session's parent, for a gateway that wants it: ``parent_header=PARENT_SESSION_ID``.
 PARENT_SESSION_ID = "X-Cagent-Parent-Session-Id"
+#: The provider's name.
 PROVIDER = "X-Cagent-Provider"
+#: The model's ID.
 MODEL = "X-Cagent-Model"
+#: The model's name in the agent's configuration.
 MODEL_NAME = "X-Cagent-Model-Name"
-#: What a call is for; docker-agent sends "1" with those that have no user behind them.
+#: What a call is for: docker-agent sends ``1`` with those that make up a session's title.
 GENERATING_TITLE = "X-Cagent-GeneratingTitle"
+#: The same for the calls that compact a session's history.
 COMPACTING = "X-Cagent-Compacting"
 
 MAX_LENGTH = 256  # of a session ID

@@ -1,0 +1,44 @@
+"""How Sphinx makes a site of these pages: tox -e docs."""
+
+from __future__ import annotations
+
+from pygments.lexers.special import TextLexer
+from sphinx.application import Sphinx
+
+import cagent_session
+
+project = "cagent-session"
+author = "The cagent-session developers"
+release = version = cagent_session.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+myst_heading_anchors = 3
+
+toc_object_entries_show_parents = "hide"
+
+html_theme = "furo"
+html_title = f"cagent-session {release}"
+html_copy_source = False
+html_show_copyright = False
+html_show_sphinx = False
+
+python_maximum_signature_line_length = 88
+autodoc_preserve_defaults = True
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+
+nitpicky = True
+# The site is built without a network, so other projects' names lead nowhere.
+nitpick_ignore_regex = [
+    ("py:.*", r"(celery|collections|concurrent|email|httpx2?|requests|urllib3)\..*"),
+    # Type variables.
+    ("py:class", r"(cagent_session\.\w+\.|~)?_[A-Z]\w*"),
+    # What a respond= gives back, which the text next to it says.
+    ("py:class", r"Given"),
+    # What instrument() gives: a context manager that nobody has to name.
+    ("py:class", r"cagent_session\._instrument\.Instrumentation"),
+]
+
+
+def setup(app: Sphinx) -> None:
+    app.add_lexer("haproxy", TextLexer)  # Pygments knows nginx' configuration, but not this one
