@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import gc
 import importlib
+import importlib.util
 import inspect
+import logging
+import os
 import pkgutil
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.public import public_names
 
 import cagent_session
+from cagent_session import uninstrument
 from cagent_session.testing import RecordingGateway
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The code on the other page is for test_comparison.py.
+TUTORIALS = [page for page in PAGES if page.name != "comparison.md"]
+
+# Pages that need more than the extra "test" has, and the environment of tox that has all of it.
+ELSEWHERE = {"clients.md": "clients", "frameworks.md": "frameworks"}
 
 
 def snippets(page: Path) -> list[str]:
@@ -25,16 +40,30 @@ def snippets(page: Path) -> list[str]:
     )
 
 
+def imports(page: Path) -> set[str]:
+    """The top-level modules that the snippets of a page import."""
+    names = set()
+    for snippet in snippets(page):
+        for node in ast.walk(ast.parse(snippet)):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(str(node.module).partition(".")[0])
+    return names
+
+
 # A page leaves its clients open, as readers may; they are collected here, not in a later test.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "default::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
 def test_the_snippets_of_a_page_run(page: Path, monkeypatch, request):
     """In order, in one module, with the gateway's address in place of the one on paper."""
-    if page.name == "clients.md":
-        pytest.importorskip("openai", reason="the SDKs are installed in tox -e clients")
     if page.name == "frameworks.md":
         pytest.skip("its sections are run by tests/frameworks, each where its framework is")
+    environment = ELSEWHERE.get(page.name)
+    missing = [name for name in imports(page) if importlib.util.find_spec(name) is None]
+    if environment and missing and os.environ.get("TOX_ENV_NAME") != environment:
+        pytest.skip(f"needs {', '.join(missing)}: tox -e {environment}")
     with RecordingGateway() as gateway:
         monkeypatch.setenv("DOCKER_AGENT_MODELS_GATEWAY", gateway.url)
         run_snippets(page, gateway.url, request)
@@ -43,10 +72,22 @@ def test_the_snippets_of_a_page_run(page: Path, monkeypatch, request):
         assert arrived.session_id is not None
 
 
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """Undo what pages do to the process: log levels and handlers, instrument()."""
+    loggers = [logging.getLogger(), logging.getLogger("cagent_session")]
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    uninstrument()
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
 def run_snippets(page: Path, url: str, request: pytest.FixtureRequest) -> None:
     namespace: dict = {"__name__": "page"}
     for number, snippet in enumerate(snippets(page), 1):
-        code = snippet.replace("https://gateway.example", url)
+        code = re.sub(r"https://gateway\.example|http://127\.0\.0\.1:8080", url, snippet)
         before = set(namespace)
         exec(compile(code, f"{page.name}, snippet {number}", "exec"), namespace)
         for name in sorted(namespace.keys() - before):
@@ -59,22 +100,89 @@ def run_snippets(page: Path, url: str, request: pytest.FixtureRequest) -> None:
                 namespace[name](**fixtures)
 
 
+def test_the_first_example_runs_against_the_gateway_of_the_command_line():
+    """Pasted as it stands, with the address that the page starts the gateway at."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^    cagent-session (gateway --port \d+)$", readme, re.MULTILINE)
+    port = command.rpartition(" ")[2]
+    example = snippets(ROOT / "README.md")[0]
+    assert f'"http://127.0.0.1:{port}"' in example
+    arguments = [sys.executable, "-m", "cagent_session", "gateway", "--port", "0"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as gateway:
+        try:
+            address = re.search(r"http://127\.0\.0\.1:\d+", gateway.stdout.readline())[0]
+            exec(example.replace(f"http://127.0.0.1:{port}", address), {})
+            lines = [gateway.stdout.readline() for _ in range(2)]
+        finally:
+            gateway.terminate()
+    assert [line.count("session=session-1") for line in lines] == [1, 1]
+
+
+def test_every_page_is_named_in_the_readme_and_in_the_site():
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`docs/(\w+)\.md`", readme)) == pages - {"changelog"}
+    site = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\w+$", site, re.MULTILINE)) == pages
+    # On a package index, a link to a file leads nowhere.
+    assert not re.findall(r"\]\((?!https?://)", readme)
+    for name in re.findall(r"`([A-Z]+\.md)`", readme):
+        assert (ROOT / name).exists()
+
+
 def test_the_links_between_the_pages():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def test_the_examples_in_docstrings():
-    for module in pkgutil.iter_modules(cagent_session.__path__, "cagent_session."):
+    for module in pkgutil.walk_packages(cagent_session.__path__, "cagent_session."):
         if not module.name.endswith("__main__"):
             doctest.testmod(importlib.import_module(module.name), raise_on_error=True)
 
 
-def test_public_names_are_documented():
-    for name in cagent_session.__all__:
-        if name != "__version__":
-            assert inspect.getdoc(getattr(cagent_session, name))
+PUBLIC = dict(public_names())
+
+# A directive of autodoc: the name, its signature if that is not the code's, the members shown.
+DIRECTIVE = re.compile(
+    r"^\.\. auto(?:class|data|exception|function):: ([\w.]+)(\(.*\))?\n"
+    r"(?:   :members:(.*)\n)?",
+    re.MULTILINE,
+)
+REFERENCE = {
+    name: (signature, members)
+    for name, signature, members in DIRECTIVE.findall(
+        (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    )
+}
+
+
+def test_the_reference_has_all_public_names_and_no_others():
+    assert REFERENCE.keys() == PUBLIC.keys()
     with pytest.raises(AttributeError):
         cagent_session.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_parameter_is_documented(name):
+    value = PUBLIC[name]
+    signature, members = REFERENCE[name]
+    if isinstance(value, str):  # the name of a header
+        return
+    assert inspect.getdoc(value)
+    called = value.__init__ if inspect.isclass(value) else value
+    made_in = getattr(called, "__module__", None) or ""
+    # What another library's class takes is documented there.
+    if signature != "()" and made_in.startswith("cagent_session"):
+        assert_documented(value)
+    for member in filter(None, members.split(",")):
+        assert_documented(getattr(value, member.strip()))
+
+
+def assert_documented(function: Any) -> None:
+    for parameter in inspect.signature(function).parameters:
+        if parameter != "self":
+            text = inspect.getdoc(function)
+            assert f":param {parameter}:" in text or f"``{parameter}``" in text, function
