@@ -13,14 +13,17 @@ from .headers import check_name, check_session_id
 from .testing import _foreground
 
 _DOCUMENTATION = """\
-documentation, in the source distribution:
+The documentation travels in the source distribution, and tox -e docs makes a site of it:
   README.md                first steps, and what is sent when
   docs/context.md          sessions in threads, generators, coroutines and processes
-  docs/clients.md          SDKs and other clients
-  docs/integrations.md     logging, tracing, web services, queues
-  docs/gateways.md         gateways that exist
+  docs/clients.md          the SDKs of the providers, and other clients
+  docs/frameworks.md       what agents are built on
+  docs/integrations.md     logging, tracing, web services, queues and clusters
+  docs/gateways.md         gateways and routers that exist
   docs/testing.md          how to test an agent
   docs/troubleshooting.md  why a header is missing
+  docs/comparison.md       other ways, and what each loses or leaks
+  docs/reference.md        every public name, and what a version number promises
   docs/security.md         what is guaranteed
   docs/performance.md      what it costs
   docs/design.md           how it is built

@@ -208,5 +208,7 @@ def test_help_names_the_pages(capsys):
     assert caught.value.code == 0
     root = Path(__file__).parent.parent
     named = re.findall(r"\S+\.md", capsys.readouterr().out)
-    pages = ["README.md", *(f"docs/{page.name}" for page in (root / "docs").glob("*.md"))]
-    assert sorted(named) == sorted(pages)
+    pages = {f"docs/{page.name}" for page in (root / "docs").glob("*.md")}
+    # These two make the README and the changelog pages of the site.
+    pages -= {"docs/index.md", "docs/changelog.md"}
+    assert sorted(named) == sorted({"README.md", *pages})
