@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,15 @@ import cagent_session
 
 
 def pytest_configure() -> None:
-    """A package that was installed some time ago is not to be tested in place of this one."""
+    # A package that was installed some time ago is not to be tested in place of this one.
     imported = Path(cagent_session.__file__).parent
     here = Path(__file__).parent.parent / "cagent_session"
     # An installed copy may have more, from a folder "build" that is older than the checkout.
     if not sources(here).items() <= sources(imported).items():
         raise pytest.UsageError(f"{imported} is not the same as {here}: pip install -e '.[test]'")
+    # A shell has Ctrl-C ignored by what it starts in the background, and so by what tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def sources(package: Path) -> dict[str, bytes]:
