@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         run=lambda options: _foreground.main(options.port, options.requests_per_minute)
     )
 
-    command = commands.add_parser("probe", help="send one GET through a gateway, show both ways")
+    command = commands.add_parser("probe", help="send one GET through a gateway, and report")
     command.add_argument("url", type=_gateway, metavar="URL", help="what to GET at the gateway")
     command.add_argument(
         "--forward",
