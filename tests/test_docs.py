@@ -27,11 +27,9 @@ from cagent_session.testing import RecordingGateway
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# The code on the other page is for test_comparison.py.
-TUTORIALS = [page for page in PAGES if page.name != "comparison.md"]
-
-# Pages that need more than the extra "test" has, and the environment of tox that has all of it.
-ELSEWHERE = {"clients.md": "clients", "frameworks.md": "frameworks"}
+# The code on these is run by test_comparison.py and by tests/frameworks, section by section.
+ELSEWHERE = {"comparison.md", "frameworks.md"}
+TUTORIALS = [page for page in PAGES if page.name not in ELSEWHERE]
 
 
 def snippets(page: Path) -> list[str]:
@@ -58,12 +56,10 @@ def imports(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
 def test_the_snippets_of_a_page_run(page: Path, monkeypatch, request):
     """In order, in one module, with the gateway's address in place of the one on paper."""
-    if page.name == "frameworks.md":
-        pytest.skip("its sections are run by tests/frameworks, each where its framework is")
-    environment = ELSEWHERE.get(page.name)
-    missing = [name for name in imports(page) if importlib.util.find_spec(name) is None]
-    if environment and missing and os.environ.get("TOX_ENV_NAME") != environment:
-        pytest.skip(f"needs {', '.join(missing)}: tox -e {environment}")
+    if page.name == "clients.md" and os.environ.get("TOX_ENV_NAME") != "clients":
+        missing = [name for name in imports(page) if importlib.util.find_spec(name) is None]
+        if missing:
+            pytest.skip(f"needs {', '.join(sorted(missing))}: tox -e clients")
     with RecordingGateway() as gateway:
         monkeypatch.setenv("DOCKER_AGENT_MODELS_GATEWAY", gateway.url)
         run_snippets(page, gateway.url, request)
