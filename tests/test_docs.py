@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import doctest
 import gc
 import importlib
-import importlib.util
 import inspect
 import logging
-import os
 import pkgutil
 import re
 import subprocess
@@ -27,8 +24,8 @@ from cagent_session.testing import RecordingGateway
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# The code on these is run by test_comparison.py and by tests/frameworks, section by section.
-ELSEWHERE = {"comparison.md", "frameworks.md"}
+# The code on these is run by tests/clients, test_comparison.py and tests/frameworks.
+ELSEWHERE = {"clients.md", "comparison.md", "frameworks.md"}
 TUTORIALS = [page for page in PAGES if page.name not in ELSEWHERE]
 
 
@@ -38,28 +35,12 @@ def snippets(page: Path) -> list[str]:
     )
 
 
-def imports(page: Path) -> set[str]:
-    """The top-level modules that the snippets of a page import."""
-    names = set()
-    for snippet in snippets(page):
-        for node in ast.walk(ast.parse(snippet)):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                names.add(str(node.module).partition(".")[0])
-    return names
-
-
 # A page leaves its clients open, as readers may; they are collected here, not in a later test.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "default::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
 def test_the_snippets_of_a_page_run(page: Path, monkeypatch, request):
     """In order, in one module, with the gateway's address in place of the one on paper."""
-    if page.name == "clients.md" and os.environ.get("TOX_ENV_NAME") != "clients":
-        missing = [name for name in imports(page) if importlib.util.find_spec(name) is None]
-        if missing:
-            pytest.skip(f"needs {', '.join(sorted(missing))}: tox -e clients")
     with RecordingGateway() as gateway:
         monkeypatch.setenv("DOCKER_AGENT_MODELS_GATEWAY", gateway.url)
         run_snippets(page, gateway.url, request)
