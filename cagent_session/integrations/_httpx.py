@@ -64,7 +64,7 @@ class Library:
         found = [item for item in items if item[1] in looked_at]
         callers = {looked_at[item[1]]: item for item in found}
         if "x-cagent-forward" in callers and not callers["x-cagent-forward"][2]:
-            # Of several the first that is not empty counts.
+            # Of several one that is not empty counts.
             callers |= {
                 looked_at[item[1]]: item for item in found if item[1] == _MARKER and item[2]
             }
@@ -74,7 +74,8 @@ class Library:
             return request, names
         sent = items.copy()
         for item in found:
-            if looked_at[item[1]] in stamp.headers or looked_at[item[1]] == stamp.removed:
+            key = looked_at[item[1]]
+            if key in stamp.headers or key == stamp.removed:
                 sent.remove(item)
         encoded = owner.encoded
         for key, header in stamp.headers.items():
