@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-ROUNDS = 21
-ROUND_SECONDS = 0.02
+#: Less than 1 for a quick look: fewer and shorter rounds, smaller counts.
+scale = 1.0
+
+#: Seconds per call, in each round.
+Times: TypeAlias = list[float]
+
+
+@dataclass(frozen=True)
+class Within:
+    """A case that needs the process in some state: entered before it is timed, left after it."""
+
+    state: Callable[[], AbstractContextManager[object]]
+    call: Callable[[], object]
+
+
+Case: TypeAlias = Callable[[], object] | Within
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a script has found, for the block of that name in docs/performance.md."""
+
+    name: str
+    head: list[str]
+    rows: list[list[str]]
+    #: what the chart shows of it
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = (self.head, ["---"] * len(self.head), *self.rows)
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def measure(
-    cases: dict[str, Callable[[], object]], *, rounds: int = ROUNDS, seconds: float = ROUND_SECONDS
-) -> dict[str, list[float]]:
-    """Seconds per call of each case, in each round. In a round every case has its turn.
+    cases: Mapping[str, Case], *, rounds: int = 41, seconds: float = 0.02
+) -> dict[str, Times]:
+    """The times of each case. In a round every case has its turn.
 
     So a slow moment of the machine hits all of them, and a ratio within a round means something
     even if the rounds differ.
     """
+    seconds *= scale
     loops = {name: _calibrate(case, seconds) for name, case in cases.items()}
-    times: dict[str, list[float]] = {name: [] for name in cases}
+    times: dict[str, Times] = {name: [] for name in cases}
     enabled = gc.isenabled()
     gc.disable()
     try:
-        for _ in range(rounds):
+        for _ in range(scaled(rounds)):
             for name, case in cases.items():
                 times[name].append(_time(case, loops[name]))
             gc.collect()
@@ -34,27 +68,70 @@ def measure(
     return times
 
 
-def median(times: list[float]) -> float:
+def scaled(count: int) -> int:
+    return max(2, round(count * scale))
+
+
+def median(times: Times) -> float:
     return statistics.median(times)
 
 
-def ratio(times: dict[str, list[float]], case: str, to: str, less: str | None = None) -> float:
-    """The median over the rounds of ``case / to``, both less what ``less`` takes."""
-    base = times[less] if less is not None else [0.0] * len(times[case])
-    rows = zip(times[case], times[to], base, strict=True)
-    return statistics.median((a - c) / (b - c) for a, b, c in rows)
+def added(times: Times, to: Times) -> Times:
+    """What ``times`` are above ``to``, round by round."""
+    return [a - b for a, b in zip(times, to, strict=True)]
 
 
-def _calibrate(case: Callable[[], object], seconds: float) -> int:
+def ratio(times: Times, to: Times) -> float:
+    """The median over the rounds of ``times / to``."""
+    return statistics.median(a / b for a, b in zip(times, to, strict=True))
+
+
+def table_of_added(
+    name: str, unit: str, of_unit: Times, of_cases: Mapping[str, Times], aims: Mapping[str, float]
+) -> Table:
+    """What each case adds to a request, next to what ``unit`` does."""
+    rows, figures = [], {}
+    for case, times in of_cases.items():
+        multiple = ratio(times, of_unit)
+        aim = at_most(aims[case], multiple) if case in aims else ""
+        rows.append([case, microseconds(median(times)), f"{multiple:.2f} x", aim])
+        figures[case] = median(times) * 1e6
+    return Table(name, ["case", "added", f"to {unit}", "aim"], rows, figures)
+
+
+def microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:.2f} µs"
+
+
+def at_most(aim: float, value: float, form: str = "{:.2f} x") -> str:
+    """A cell that says what was aimed for, and whether ``value`` misses it."""
+    return f"≤ {form.format(aim)}{', missed' if value > aim else ''}"
+
+
+def at_least(aim: float, value: float) -> str:
+    """The same for a share that should be high."""
+    return f"≥ {aim:.2f}{', missed' if value < aim else ''}"
+
+
+def show(tables: Iterable[Table]) -> None:
+    for table in tables:
+        print(f"\n### {table.name}\n\n{table}", flush=True)
+
+
+def _calibrate(case: Case, seconds: float) -> int:
     loops = 1
     while _time(case, loops) * loops < seconds / 2:
         loops *= 2
     return loops
 
 
-def _time(case: Callable[[], object], loops: int) -> float:
+def _time(case: Case, loops: int) -> float:
+    state, call = contextlib.nullcontext, case
+    if isinstance(case, Within):
+        state, call = case.state, case.call
     repeat = range(loops)
-    begin = time.perf_counter()
-    for _ in repeat:
-        case()
-    return (time.perf_counter() - begin) / loops
+    with state():
+        begin = time.perf_counter()
+        for _ in repeat:
+            call()
+        return (time.perf_counter() - begin) / loops

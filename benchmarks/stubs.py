@@ -1,0 +1,149 @@
+"""What the scripts share: a gateway, requests to it, and HTTP libraries without a network."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import httpx
+import httpx2
+import requests
+import urllib3
+from opentelemetry import baggage, context
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import HTTPConnectionPool
+
+from cagent_session import Gateway, current_session_id, gateway_headers, instrument, uninstrument
+from cagent_session.gate import passing
+
+FORWARD = "https://api.openai.com/v1"
+GATEWAY = Gateway(
+    "https://gateway.example/prefix",
+    forward=FORWARD,
+    provider="openai",
+    model="gpt-4o-mini",
+    model_name="main",
+)
+OWNED = GATEWAY.endpoint("v1/chat/completions")
+ELSEWHERE = "https://api.example/v1/chat/completions"
+PROMPT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello!"}]}
+#: What a caller sends who marks requests by hand.
+MARKS = gateway_headers(FORWARD, provider="openai", model="gpt-4o-mini", model_name="main")
+
+SESSION_ID = "X-Cagent-Session-Id"
+
+TRACER_PROVIDER = TracerProvider()
+
+
+class CopyIdiom(HTTPAdapter):
+    """Copies the whole request with requests' own method."""
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        request = request.copy()
+        request.headers[SESSION_ID] = current_session_id()
+        return super().send(request, **options)
+
+
+@contextlib.contextmanager
+def no_adapters() -> Iterator[None]:
+    """``HTTPAdapter.send`` answers at once."""
+    answer = requests.Response()
+    answer.status_code = 200
+    answer._content = b""
+    answer.raw = urllib3.HTTPResponse()
+
+    def send(self: HTTPAdapter, request: requests.PreparedRequest, **options: Any) -> Any:
+        self.add_headers(request, **options)
+        return answer
+
+    with mock.patch.object(HTTPAdapter, "send", send):
+        yield
+
+
+@contextlib.contextmanager
+def no_pools() -> Iterator[None]:
+    """``HTTPConnectionPool.urlopen`` answers at once."""
+    answer = urllib3.HTTPResponse(status=200)
+
+    # OpenTelemetry looks for the names of its parameters.
+    def urlopen(self: Any, method: str, url: str, body: Any = None, *args: Any, **kw: Any) -> Any:
+        return answer
+
+    with mock.patch.object(HTTPConnectionPool, "urlopen", urlopen):
+        yield
+
+
+@contextlib.contextmanager
+def no_transports(library: Any) -> Iterator[None]:
+    """``HTTPTransport.handle_request`` of httpx or httpx2 answers at once."""
+    answer = library.Response(200)
+
+    def handle_request(self: Any, request: Any) -> Any:
+        return answer
+
+    with mock.patch.object(library.HTTPTransport, "handle_request", handle_request):
+        yield
+
+
+def prepare(url: str, headers: dict[str, str] | None = None) -> requests.PreparedRequest:
+    """A request of requests; one for each case, as it is not the same after it was sent."""
+    return requests.Session().prepare_request(
+        requests.Request("POST", url, json=PROMPT, headers=headers)
+    )
+
+
+def sender(adapter: HTTPAdapter, request: requests.PreparedRequest) -> Callable[[], object]:
+    """Sends ``request``, with the headers that it has now, through a session with ``adapter``."""
+    http = requests.Session()
+    http.mount("https://", adapter)
+    headers = request.headers
+    options = {"proxies": {}, "verify": True, "stream": False, "cert": None}
+
+    def send() -> object:
+        request.headers = headers
+        return http.send(request, allow_redirects=False, **options)
+
+    return send
+
+
+@contextlib.contextmanager
+def instrumented(*gateways: Gateway, then_off: bool = False) -> Iterator[None]:
+    """``instrument(*gateways)``, and afterwards the classes as they were before it."""
+    with contextlib.ExitStack() as stack:
+        for owner, name in (
+            (HTTPAdapter, "send"),
+            (HTTPConnectionPool, "urlopen"),
+            *((module.HTTPTransport, "handle_request") for module in (httpx, httpx2)),
+            *((module.AsyncHTTPTransport, "handle_async_request") for module in (httpx, httpx2)),
+            (passing, "is_watched"),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, getattr(owner, name)))
+        instrument(*gateways)
+        if then_off:
+            uninstrument()
+        yield
+        uninstrument()
+
+
+@contextlib.contextmanager
+def traced(instrumentor: type[BaseInstrumentor]) -> Iterator[None]:
+    """With OpenTelemetry's instrumentation in place, and the session in its baggage."""
+    instrumentor().instrument(tracer_provider=TRACER_PROVIDER)
+    try:
+        with in_baggage():
+            yield
+    finally:
+        instrumentor().uninstrument()
+
+
+@contextlib.contextmanager
+def in_baggage() -> Iterator[None]:
+    token = context.attach(baggage.set_baggage("session.id", "session-1"))
+    try:
+        yield
+    finally:
+        context.detach(token)
