@@ -49,6 +49,7 @@ def tables() -> Iterator[Table]:
 
 def compare(library: Any, gateway_transport: Any, traced_transport: Any) -> Table:
     inner = library.HTTPTransport()
+    client = library.Client(transport=inner)
 
     class CopyIdiom(library.BaseTransport):
         """Makes another request with the library's own class."""
@@ -74,7 +75,7 @@ def compare(library: Any, gateway_transport: Any, traced_transport: Any) -> Tabl
     def handler(
         transport: Any, url: str = OWNED, marks: dict[str, str] | None = None
     ) -> Callable[[], object]:
-        request = library.Client().build_request("POST", url, json=PROMPT, headers=marks)
+        request = client.build_request("POST", url, json=PROMPT, headers=marks)
         headers = request.headers
 
         def handle() -> object:

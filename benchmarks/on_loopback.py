@@ -50,8 +50,8 @@ TRANSPORT, INSTRUMENT, OPENTELEMETRY = "transport", "`instrument(gateway)`", "Op
 
 def tables() -> Iterator[Table]:
     rows, figures = [], {}
-    with a_server() as url, session_scope(SESSION):
-        for library, cases in clients(url).items():
+    with a_server() as url, contextlib.ExitStack() as opened, session_scope(SESSION):
+        for library, cases in clients(url, opened).items():
             times = measure(cases, rounds=301, seconds=0.01)
             plain = times.pop("plain")
             shares = {case: ratio(plain, times[case]) for case in times}
@@ -75,7 +75,7 @@ def a_server() -> Iterator[str]:
             server.terminate()
 
 
-def clients(url: str) -> dict[str, dict[str, Case]]:
+def clients(url: str, opened: contextlib.ExitStack) -> dict[str, dict[str, Case]]:
     """For each library, what sends one request. All but OpenTelemetry's send the same bytes.
 
     The requests are made beforehand: setting so many headers by hand takes the libraries longer
@@ -87,16 +87,18 @@ def clients(url: str) -> dict[str, dict[str, Case]]:
     told |= {SESSION_ID: SESSION, "User-Agent": USER_AGENT}
 
     def with_requests(adapter: requests.adapters.HTTPAdapter, headers: dict[str, str]) -> Any:
-        http = requests.Session()
+        http = opened.enter_context(requests.Session())
         http.trust_env = False
         http.mount("http://", adapter)
         request = http.prepare_request(requests.Request("POST", url, headers, data=BODY))
         return lambda: http.send(request)
 
     def with_urllib3(http: urllib3.PoolManager, headers: dict[str, str]) -> Any:
+        opened.enter_context(http)
         return lambda: http.request("POST", url, body=BODY, headers=headers)
 
     def with_httpx(http: Any, headers: dict[str, str]) -> Any:
+        opened.enter_context(http)
         request = http.build_request("POST", url, content=BODY, headers=headers)
         return lambda: http.send(request)
 

@@ -1,0 +1,87 @@
+"""That each benchmark runs, and that the page shows what they find; never how long it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from support.wire import Server
+
+from cagent_session import session_scope
+
+for needed in ("httpx", "httpx2", "structlog", "opentelemetry.instrumentation.httpx"):
+    pytest.importorskip(needed, reason="tox -e py312 and its like have all that is compared with")
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(
+    path.stem
+    for path in (ROOT / "benchmarks").glob("*.py")
+    if "\ndef tables(" in path.read_text(encoding="utf-8")
+)
+PAGE = ROOT / "docs" / "performance.md"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scripts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        patch.setattr(importlib.import_module("harness"), "scale", 0.001)
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(scripts):
+    """What the scripts have found, by the tables' names."""
+    return {
+        table.name: table
+        for script in SCRIPTS
+        for table in importlib.import_module(script).tables()
+    }
+
+
+def first_cells(lines: list[str]) -> list[str]:
+    return [re.sub(r"[\d,]+", "#", line.split(" | ")[0]) for line in lines]
+
+
+def test_the_page_shows_the_tables_that_the_scripts_make(found):
+    blocks = re.findall(
+        r"<!-- table: (\w+) -->\n\n(.*?)\n\n<!-- end -->", PAGE.read_text(), re.DOTALL
+    )
+    shown = {name: block.splitlines() for name, block in blocks}
+    assert shown.keys() - {"versions"} == found.keys()
+    for name, table in found.items():
+        made = str(table).splitlines()
+        assert shown[name][0] == made[0]
+        assert first_cells(shown[name]) == first_cells(made)
+        assert len({line.count(" | ") for line in made}) == 1
+
+
+def test_the_page_and_its_chart_are_written_from_the_tables(found, tmp_path):
+    pytest.importorskip("matplotlib", reason="tox -e bench has it")
+    run = importlib.import_module("run")
+    tables = found | {"versions": run.versions()}
+    page = tmp_path / "performance.md"
+    page.write_text(PAGE.read_text())
+    run.write(tables, tmp_path)
+    written = page.read_text()
+    assert all(str(table) in written for table in tables.values())
+    run.write(tables, tmp_path)
+    assert page.read_text() == written
+    assert "<svg" in (tmp_path / "performance.svg").read_text()
+
+
+def test_end_to_end_all_but_opentelemetry_send_the_same_bytes():
+    loopback = importlib.import_module("on_loopback")
+    with Server() as server, contextlib.ExitStack() as opened, session_scope(loopback.SESSION):
+        for cases in loopback.clients(server.origin, opened).values():
+            del cases[loopback.OPENTELEMETRY]
+            server.arrived.clear()
+            for case in cases.values():
+                inside = case.state() if hasattr(case, "state") else contextlib.nullcontext()
+                with inside:
+                    getattr(case, "call", case)()
+            plain, *others = (sorted(each.raw.lower().splitlines()) for each in server.arrived)
+            assert others == [plain, plain]
