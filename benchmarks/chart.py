@@ -57,7 +57,7 @@ def end_to_end(axes: Axes, table: Table) -> None:
         axes.bar_label(bars, fmt="%.0f %%", padding=3)
     axes.axvline(100, color="black", linewidth=0.8)
     axes.set_xlim(0, 120)
-    axes.set_title("Throughput end to end, plain client = 100 %")
+    axes.set_title("Requests a client can send, plain = 100 %")
     tidy(axes)
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 #: Less than 1 for a quick look: fewer and shorter rounds, smaller counts.
 scale = 1.0
 
-#: Seconds per call, in each round.
+#: Seconds of this process per call, in each round.
 Times: TypeAlias = list[float]
 
 
@@ -50,7 +50,7 @@ def measure(
     """The times of each case. In a round every case has its turn.
 
     So a slow moment of the machine hits all of them, and a ratio within a round means something
-    even if the rounds differ.
+    even if the rounds differ. The clock is the processor's, which stands still while others run.
     """
     seconds *= scale
     loops = {name: _calibrate(case, seconds) for name, case in cases.items()}
@@ -131,7 +131,7 @@ def _time(case: Case, loops: int) -> float:
         state, call = case.state, case.call
     repeat = range(loops)
     with state():
-        begin = time.perf_counter()
+        begin = time.process_time()
         for _ in repeat:
             call()
-        return (time.perf_counter() - begin) / loops
+        return (time.process_time() - begin) / loops
