@@ -58,9 +58,11 @@ def measure(
     enabled = gc.isenabled()
     gc.disable()
     try:
+        order = list(cases)
         for _ in range(scaled(rounds)):
-            for name, case in cases.items():
-                times[name].append(_time(case, loops[name]))
+            for name in order:
+                times[name].append(_time(cases[name], loops[name]))
+            order.append(order.pop(0))  # nobody is always the one after the collector
             gc.collect()
     finally:
         if enabled:
