@@ -38,7 +38,12 @@ BARS = {
 
 def draw(tables: Mapping[str, Table], to: Path) -> None:
     # The same figures make the same file.
-    style = {"svg.hashsalt": "cagent-session", "svg.fonttype": "none", "font.size": 9}
+    style = {
+        "svg.hashsalt": "cagent-session",
+        "svg.fonttype": "none",
+        "font.size": 9,
+        "axes.titlesize": 9,
+    }
     with mpl.rc_context(style):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
@@ -55,7 +60,7 @@ def end_to_end(axes: Axes, table: Table) -> None:
         shares = [table.figures[f"{library}, {case}"] * 100 for library in LIBRARIES]
         bars = axes.barh([row + offset for row in range(len(LIBRARIES))], shares, 0.26, color=color)
         axes.bar_label(bars, fmt="%.0f %%", padding=3)
-    axes.axvline(100, color="black", linewidth=0.8)
+    axes.axvline(100, color=OTHERS, linewidth=0.8, zorder=0)
     axes.set_xlim(0, 120)
     axes.set_title("Requests a client can send, plain = 100 %")
     tidy(axes)
@@ -71,7 +76,7 @@ def added(axes: Axes, tables: Mapping[str, Table]) -> None:
         axes.bar_label(bars, fmt="%.1f µs", padding=3)
     axes.set_xscale("log")
     axes.set_xlim(0.1, 1000)
-    axes.set_title("Added to one request, the network stubbed out (log scale)")
+    axes.set_title("Added to one request, without a network (log scale)")
     tidy(axes)
 
 
@@ -79,3 +84,4 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xticks([])
+    axes.set_xticks([], minor=True)
