@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -122,7 +123,8 @@ def instrumented(*gateways: Gateway, then_off: bool = False) -> Iterator[None]:
             (passing, "is_watched"),
         ):
             stack.enter_context(mock.patch.object(owner, name, getattr(owner, name)))
-        instrument(*gateways)
+        with mock.patch.object(logging.getLogger("cagent_session"), "disabled", True):
+            instrument(*gateways)  # which warns of the stubs
         if then_off:
             uninstrument()
         yield
