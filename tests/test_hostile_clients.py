@@ -64,6 +64,17 @@ class TestHostileClients:
             (400, HEAD + b"X-Cagent-Parent-Session-Id: a b\r\n\r\n"),
             (400, HEAD + b"X-Cagent-Parent-Session-Id: a\r\n" * 2 + b"\r\n"),
             (400, HEAD + b"X-Cagent-Forward: a\r\nX-Cagent-Forward: b\r\n\r\n"),
+            (400, HEAD + b"Content-Length:\r\n\r\nGET / HTTP/1.1\r\n\r\n"),
+            (400, CHUNKED + b"0x2\r\nok\r\n0\r\n\r\n"),
+            (400, HEAD + b"no colon\r\nX-Cagent-Session-Id: s1\r\n\r\n"),
+            (400, HEAD + b"Content-Length : 18\r\n\r\nGET / HTTP/1.1\r\n\r\n"),
+            (400, HEAD + b" X-Cagent-Session-Id: s1\r\n\r\n"),
+            (400, HEAD + b"X: y\r\n folded\r\n\r\n"),
+            (400, HEAD + b": y\r\n\r\n"),
+            (400, HEAD + b"X: y\rX-Cagent-Session-Id: s1\r\n\r\n"),
+            (400, HEAD + b"X: \0\r\n\r\n"),
+            (400, HEAD + b"X-Cagent-Session-Id: the-end-is-miss"),
+            (400, HEAD + b"X-Cagent-Session-Id: s1\r\n"),
         ],
     )
     def test_get_a_4xx(self, recording_gateway, answered: int, data: bytes):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import sys
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, TypeAlias
+from io import BufferedIOBase
+from typing import Any, TypeAlias, cast
 
 from ..headers import FORWARD, MODEL, PROVIDER, InvalidSessionID, check_session_id
 from ._answers import error, json_object
@@ -21,6 +23,8 @@ LINGER = 5  # seconds
 
 _Answering: TypeAlias = Callable[[RecordedRequest], Answer]
 
+_is_header = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n").fullmatch
+
 
 class _Refused(Exception):
     """A request that is answered with an error, after which the connection is closed."""
@@ -28,6 +32,22 @@ class _Refused(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class _Head:
+    """The lines of a head, and whether each is a header.
+
+    http.server leaves out what it cannot read, with all headers that follow.
+    """
+
+    def __init__(self, stream: BufferedIOBase) -> None:
+        self._stream = stream
+        self.is_clear = True
+
+    def readline(self, size: int) -> bytes:
+        line = self._stream.readline(size)
+        self.is_clear = self.is_clear and _is_header(line) is not None
+        return line
 
 
 class Server(ThreadingHTTPServer):
@@ -93,7 +113,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.command = self.requestline = ""
             self.send_error(400, "the request line is empty")
             return False
-        return super().parse_request()
+        stream, head = self.rfile, _Head(self.rfile)
+        self.rfile = cast(BufferedIOBase, head)
+        try:
+            is_read = super().parse_request()
+        finally:
+            self.rfile = stream
+        if is_read and not head.is_clear:
+            self.send_error(400, "a header is malformed, or the last one is missing its end")
+            return False
+        return is_read
 
     def log_message(self, *args: Any) -> None:
         """The audit log is the log."""
@@ -165,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             if length is not None or encoding.lower() != "chunked":
                 raise _Refused(400, "the length of the body is not clear")
             return self._read_chunks()
-        return self._read_exactly(self._number(length or "0", 10), MAX_BODY)
+        return self._read_exactly(0 if length is None else self._number(length, 10), MAX_BODY)
 
     def _read_chunks(self) -> bytes:
         body = bytearray()
@@ -186,12 +215,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self._number(line.decode("latin-1").partition(";")[0].strip(), 16)
 
     def _number(self, digits: str, base: int) -> int:
-        if not (digits.isascii() and digits.isalnum() and len(digits) <= 16):
+        if not re.fullmatch("[0-9]{1,16}" if base == 10 else "[0-9A-Fa-f]{1,16}", digits):
             raise _Refused(400, "the length of the body is not a number")
-        try:
-            return int(digits, base)
-        except ValueError:
-            raise _Refused(400, "the length of the body is not a number") from None
+        return int(digits, base)
 
     def _read_exactly(self, size: int, limit: int) -> bytes:
         if size > limit:
