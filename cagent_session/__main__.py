@@ -32,11 +32,14 @@ The documentation travels in the source distribution, and tox -e docs makes a si
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; gives back the exit status."""
+    parser = _parser()
     try:
-        options = _parser().parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(map(_shown, unknown))}")
     except SystemExit as ended:
         # --help and --version have printed what may not have been written yet.
-        raise SystemExit(show("") or ended.code) from None
+        raise SystemExit(ended.code or show("")) from None
     except OSError as error:
         raise SystemExit(unwritable(error)) from None  # argparse of Python 3.10
     try:
@@ -72,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         run=lambda options: _foreground.main(options.port, options.requests_per_minute)
     )
 
-    command = commands.add_parser("probe", help="send one GET through a gateway, and report")
+    command = commands.add_parser(
+        "probe",
+        help="send one GET through a gateway, and report",
+        allow_abbrev=False,  # what an ambiguous option was given would be in the error
+    )
     command.add_argument("url", type=_gateway, metavar="URL", help="what to GET at the gateway")
     command.add_argument(
         "--forward",
@@ -96,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     return parser
+
+
+def _shown(argument: str) -> str:
+    """An argument that nobody knows: its name, as the rest may be a secret."""
+    name = re.match(r"--[\w-]+|-\w", argument, re.ASCII)
+    return name[0] if name else "..."
 
 
 def _checked(check: Callable[[str], object]) -> Callable[[str], str]:

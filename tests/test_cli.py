@@ -64,6 +64,20 @@ class TestBadArguments:
                 )
                 for header in ("\xe9: b", "x: \u20ac", "x y: 1", "x: a\x7f", "x: \udc80")
             ),
+            *(
+                (
+                    ["probe", "https://g.example", "--forward", FORWARD, *more],
+                    f"unrecognized arguments: {shown}",
+                )
+                for more, shown in (
+                    (["-H", "Authorization: Bearer hunter2"], "-H ..."),
+                    (["-HAuthorization: Bearer hunter2"], "-H"),
+                    (["--key=hunter2"], "--key"),
+                    (["--he=A: hunter2"], "--he"),
+                    (["https://g.example/?key=hunter2"], "..."),
+                    (["two\nlines of hunter2"], "..."),
+                )
+            ),
         ],
     )
     def test_are_one_line_and_status_2(self, capsys, arguments, says):
@@ -184,6 +198,15 @@ class TestOutput:
             _, err = process.communicate(timeout=20)
         assert err == b"cagent-session: cannot write: No space left on device\n"
         assert process.returncode == 1
+
+    def test_that_is_not_needed(self, unbuffered):
+        with (
+            Path("/dev/full").open("wb") as full,
+            command("nonsense", stdout=full, unbuffered=unbuffered) as process,
+        ):
+            _, err = process.communicate(timeout=20)
+        assert err.splitlines()[-1].startswith(b"cagent-session: error: ")
+        assert process.returncode == 2
 
 
 def test_ctrl_c_is_no_traceback(capsys, monkeypatch: pytest.MonkeyPatch):
