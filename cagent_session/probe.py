@@ -220,8 +220,13 @@ def _reason(failure: BaseException) -> str:
     """The innermost cause: the outer ones are long, and show the whole URL."""
     if isinstance(failure, requests.Timeout):
         return f"timed out after {TIMEOUT} s"
-    while failure.__context__ is not None:
-        failure = failure.__context__
-    if type(failure) is OSError and not failure.strerror:
-        return printable(str(failure))  # requests misses a file of certificates
-    return getattr(failure, "strerror", None) or type(failure).__name__
+    where = "by the proxy: " if isinstance(failure, requests.exceptions.ProxyError) else ""
+    cause = failure
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    if type(cause) is OSError and not cause.strerror:
+        return where + printable(str(cause))  # requests misses a file of certificates
+    strerror = getattr(cause, "strerror", None)
+    if strerror:
+        return f"{where}{strerror}"
+    return ", ".join(dict.fromkeys([type(failure).__name__, type(cause).__name__]))

@@ -63,7 +63,9 @@ class TestProbe:
     def test_an_answer_that_is_none(self, capsys):
         with Server(lambda request: b"nonsense\r\n\r\n") as server:
             assert probe(server.origin, "--forward", FORWARD) == 1
-        assert capsys.readouterr().err.count("\n") == 1
+        err = capsys.readouterr().err
+        assert err.endswith(": ConnectionError, BadStatusLine\n")
+        assert err.count("\n") == 1
 
     def test_a_time_out(self, capsys, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("cagent_session.probe.TIMEOUT", 0.05)
@@ -184,6 +186,15 @@ class TestBody:
         with Server(respond) as server:
             assert probe(server.origin, "--forward", FORWARD) == 0
 
+    def test_that_cannot_be_decoded(self, capsys):
+        def respond(request):
+            return response(body=b"odd", headers={"Content-Encoding": "gzip"})
+
+        with Server(respond) as server:
+            assert probe(server.origin, "--forward", FORWARD) == 1
+        err = capsys.readouterr().err
+        assert err == "cagent-session: the answer is not complete: ContentDecodingError, error\n"
+
     def test_that_breaks_off(self, capsys):
         broken = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n"
 
@@ -222,6 +233,8 @@ class TestNoAnswer:
         [
             ("REQUESTS_CA_BUNDLE", "/nonexistent", "invalid path: /nonexistent"),
             ("HTTPS_PROXY", "http://127.0.0.1:9999999", "no answer from https://gateway.example: "),
+            ("HTTPS_PROXY", "http://u:pw@127.0.0.1:9", "example: by the proxy: Connection refused"),
+            ("HTTPS_PROXY", "nonsense://u:pw@proxy.example", "ProxySchemeUnknown"),
         ],
     )
     def test_an_environment_that_is_wrong(self, capsys, monkeypatch, variable, value, says):
@@ -230,6 +243,7 @@ class TestNoAnswer:
         out, err = capsys.readouterr()
         assert out == ""
         assert says in err
+        assert "pw" not in err
         assert err.count("\n") == 1
 
     def test_ctrl_c(self):
