@@ -94,6 +94,16 @@ class TestRecords:
             assert call(recording, "s1") == 200
             assert recording.sessions["s1"].requests == 1
 
+    def test_a_call_that_is_being_answered_is_forgotten_too(self, recording_gateway):
+        def respond(request):
+            recording_gateway.clear()
+            return {"usage": {"prompt_tokens": 3}}
+
+        recording_gateway.respond = respond
+        assert call(recording_gateway, "s1") == 200
+        assert (recording_gateway.requests, recording_gateway.audit_log) == ([], [])
+        assert recording_gateway.sessions == {}
+
 
 class TestAnswers:
     def test_chat_completions(self, recording_gateway, agent):

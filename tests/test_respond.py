@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -90,6 +91,17 @@ class TestRespond:
             assert says in err
         assert [entry["status"] for entry in recording_gateway.audit_log] == [500, 500]
         assert recording_gateway.sessions == {}
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="notes are newer")
+    def test_an_exception_with_a_note_is_answered_with_both(self, recording_gateway):
+        def respond(request):
+            error = LookupError("no such tool")
+            error.add_note("of the weather")
+            raise error
+
+        recording_gateway.respond = respond
+        message = requests.get(recording_gateway.url, timeout=5).json()["error"]["message"]
+        assert message == "respond failed: LookupError: no such tool\nof the weather"
 
     @pytest.mark.parametrize(
         ("usage", "tokens"),

@@ -137,13 +137,14 @@ class RecordingGateway:
     def clear(self) -> None:
         """Forget all requests, with their bills and what the limits have counted."""
         with self._lock:
-            self._requests.clear()
-            self._audit_log.clear()
+            # New ones: what is being answered now is to end up in the old.
+            self._requests, self._audit_log = [], []
             self._served_at.clear()
 
     def _answer(self, request: RecordedRequest) -> Answer:
         with self._lock:
             self._requests.append(request)
+            audit_log = self._audit_log
             retry_after = self._seconds_to_wait(request.session_id)
         answer = self._unlimited_answer(request) if retry_after is None else _limited(retry_after)
         entry = {
@@ -160,7 +161,7 @@ class RecordingGateway:
             "completion_tokens": answer.completion_tokens,
         }
         with self._lock:
-            self._audit_log.append(entry)
+            audit_log.append(entry)
             told = entry.copy()
         try:
             if self._on_call is not None:
@@ -200,5 +201,5 @@ def _limited(retry_after: int) -> Answer:
 def _failed(what: str, failure: BaseException) -> Answer:
     with contextlib.suppress(OSError, ValueError):  # a stderr that is closed
         traceback.print_exception(failure, file=sys.stderr)
-    reason = traceback.format_exception_only(failure)[-1].strip()
+    reason = "".join(traceback.format_exception_only(failure)).strip()
     return error(500, f"{what} failed: {reason}", "api_error")
