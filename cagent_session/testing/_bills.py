@@ -49,10 +49,8 @@ def with_descendants(session_id: str, parents: Mapping[str, str]) -> list[str]:
     children = defaultdict(list)
     for child, parent in parents.items():
         children[parent].append(child)
-    family, known = [session_id], {session_id}
+    family = [session_id]
     for member in family:
-        for child in children[member]:
-            if child not in known:
-                known.add(child)
-                family.append(child)
+        # Each has one parent, so a circle can only close where it began.
+        family += [child for child in children[member] if child != session_id]
     return family
