@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -49,12 +50,14 @@ class TestHostileClients:
             (413, HEAD + b"Content-Length: 99999999999\r\n\r\n"),
             (400, HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab"),
             (400, HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-            (400, HEAD + b"Transfer-Encoding: gzip\r\n\r\n"),
+            (400, HEAD + b"Transfer-Encoding: gzip\r\n\r\n0\r\n\r\n"),
             (400, CHUNKED + b"xyz\r\n"),
             (400, CHUNKED + b"-fffff\r\n"),
             (413, CHUNKED + b"fffffffff\r\n"),
             (400, CHUNKED + b"3\r\nabcdef\r\n"),
+            (400, CHUNKED + b"3\r\nabcde0\r\n\r\n"),
             (400, CHUNKED + b"3\r\nab"),
+            (400, CHUNKED + b"2;" + b"x" * 1022 + b"ok\r\n0\r\n\r\n"),
             (400, CHUNKED),
             (431, CHUNKED + b"0\r\n" + b"X: y\r\n" * 200),
             (400, HEAD + b"X-Cagent-Session-Id: a b\r\n\r\n"),
@@ -101,9 +104,19 @@ class TestHostileClients:
         assert requests.get(recording_gateway.url, timeout=5).status_code == 200
         assert capfd.readouterr() == ("", "")
 
+    def test_that_send_on_when_they_are_refused_see_the_answer(self, recording_gateway):
+        address = ("127.0.0.1", urlsplit(recording_gateway.url).port)
+        with socket.create_connection(address, timeout=5) as connection:
+            connection.sendall(HEAD + b"Content-Length: 99999999999\r\n\r\n")
+            for _ in range(5):
+                time.sleep(0.02)
+                connection.sendall(b"x" * 100_000)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+
     def test_trailers_are_read_and_forgotten(self, recording_gateway):
         body = b"3\r\nabc\r\n0\r\nX-Trailer: x\r\n\r\n"
-        head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = b"POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n"
         assert talk(recording_gateway.url, head + body).startswith(b"HTTP/1.1 200")
         assert recording_gateway.requests[0].body == b"abc"
 
@@ -111,8 +124,8 @@ class TestHostileClients:
         body = b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok"
         assert b"100 Continue" in talk(recording_gateway.url, body)
         prompt = json.dumps(PROMPT | {"stream": True}).encode()
-        head = b"POST /v1/messages HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(prompt)
-        answer = talk(recording_gateway.url, head + prompt)
+        head = b"POST /v1/messages HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: %d\r\n\r\n"
+        answer = talk(recording_gateway.url, head % len(prompt) + prompt)
         assert b"Transfer-Encoding" not in answer
         assert b"Connection: close" in answer
         assert answer.endswith(b'{"type": "message_stop"}\n\n')

@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
@@ -112,6 +113,7 @@ class TestAnswers:
         assert answer["model"] == "gpt-x"
         assert answer["choices"][0]["message"]["content"] == recording_gateway.reply
         assert answer["choices"][0]["index"] == 0
+        assert answer["choices"][0]["finish_reason"] == "stop"
         assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
 
     @pytest.mark.parametrize("with_usage", [True, False])
@@ -139,6 +141,7 @@ class TestAnswers:
         answer = agent.post(recording_gateway.url + "/v1/messages", json=prompt).json()
         assert answer["type"] == "message"
         assert answer["content"] == [{"type": "text", "text": recording_gateway.reply}]
+        assert answer["stop_reason"] == "end_turn"
         assert answer["usage"] == {"input_tokens": 7, "output_tokens": 5}
 
     def test_messages_streamed(self, recording_gateway, agent):
@@ -153,6 +156,7 @@ class TestAnswers:
         assert {event["index"] for event in events if "index" in event} == {0}
         assert events[0]["message"]["usage"] == {"input_tokens": 5, "output_tokens": 0}
         assert events[-2]["usage"] == {"output_tokens": 5}
+        assert events[-2]["delta"]["stop_reason"] == "end_turn"
 
     def test_everything_else_is_echoed(self, recording_gateway, agent):
         for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS"):
@@ -166,6 +170,12 @@ class TestAnswers:
                 "forward": FORWARD,
             }
         assert agent.head(recording_gateway.url).text == ""
+
+    def test_what_is_only_like_an_endpoint_is_echoed(self, recording_gateway, agent):
+        for path in ("/v1/threads/1/messages", "/chat/completions", "/v1/messages/batches"):
+            answer = agent.post(recording_gateway.url + path, json=PROMPT | {"model": 5})
+            assert answer.json()["path"] == path
+        assert {request.model for request in recording_gateway.requests} == {None}
 
     def test_another_reply(self):
         with RecordingGateway(reply="No.") as recording:
@@ -201,7 +211,7 @@ class TestLimit:
         with RecordingGateway(requests_per_minute=1) as recording:
             headers = {"X-Cagent-Session-Id": "a"}
             seen = []
-            for step in (0, 58.5, 59.5, 60):
+            for step in (0, 58.75, 59.5, 60):
                 now = 1000.0 + step
                 answer = requests.get(recording.url, headers=headers, timeout=5)
                 seen.append((answer.status_code, answer.headers.get("Retry-After")))
@@ -228,6 +238,21 @@ class TestLife:
         connection.close()
         with pytest.raises(OSError):  # noqa: PT011 - which one depends on the system
             socket.create_connection(("127.0.0.1", urlsplit(recording.url).port), timeout=5)
+
+    def test_waits_for_the_answer_that_is_being_made(self):
+        asked, may_end = threading.Event(), threading.Event()
+
+        def respond(request):
+            asked.set()
+            return {"waited": may_end.wait(5)}
+
+        with ThreadPoolExecutor() as pool:
+            with RecordingGateway(respond=respond) as recording:
+                calling = pool.submit(call, recording, "s1")
+                assert asked.wait(5)
+                threading.Timer(0.1, may_end.set).start()
+            assert [entry["status"] for entry in recording.audit_log] == [200]
+            assert isinstance(calling.exception(), requests.ConnectionError)
 
     def test_leaving_it_twice_is_harmless(self):
         recording = RecordingGateway()

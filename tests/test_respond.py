@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import threading
@@ -50,6 +51,7 @@ class TestRespond:
             for _ in range(2):  # the connection is fit for another request
                 answer = http.get(recording_gateway.url, timeout=5)
                 assert (answer.status_code, answer.text) == (status, body)
+                assert ("Content-Length" in answer.headers) == (body != "")
             assert http.head(recording_gateway.url, timeout=5).status_code == status
         assert recording_gateway.audit_log[0]["status"] == status
 
@@ -91,6 +93,18 @@ class TestRespond:
             assert says in err
         assert [entry["status"] for entry in recording_gateway.audit_log] == [500, 500]
         assert recording_gateway.sessions == {}
+
+    @pytest.mark.parametrize("problem", [OSError, ValueError])
+    def test_an_exception_that_cannot_be_shown_is_answered(
+        self, recording_gateway, monkeypatch, problem
+    ):
+        class Unwritable(io.StringIO):
+            def write(self, text):
+                raise problem
+
+        recording_gateway.respond = lambda request: {}["tool"]
+        monkeypatch.setattr("sys.stderr", Unwritable())
+        assert call(recording_gateway, "s1") == 500
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="notes are newer")
     def test_an_exception_with_a_note_is_answered_with_both(self, recording_gateway):
@@ -151,15 +165,16 @@ class TestOnCall:
             assert call(recording, "s1") == 200
         assert recording.audit_log[0]["status"] == 200
 
-    def test_an_exception_in_on_call_is_shown_and_answered(self, capsys):
+    @pytest.mark.parametrize("failure", [LookupError, KeyboardInterrupt])
+    def test_an_exception_in_on_call_is_shown_and_answered(self, capsys, failure):
         seen = []
 
         def on_call(entry):
-            raise LookupError("where is the ledger?")
+            raise failure("where is the ledger?")
 
         with RecordingGateway(on_call=on_call, respond=seen.append) as recording:
             assert call(recording, "s1") == 500
-        assert "LookupError: where is the ledger?" in capsys.readouterr().err
+        assert f"{failure.__name__}: where is the ledger?" in capsys.readouterr().err
         assert len(seen) == 1
         assert recording.audit_log[0]["status"] == 500
         (entry,) = recording.audit_log
