@@ -21,7 +21,7 @@ SHOWN_BODY = 8192  # bytes
 SECRET = 6  # characters
 
 _has_secret_value = re.compile(r"auth|cookie|key|secret|token", re.IGNORECASE).search
-_HAVE_URLS = {"location", "content-location", FORWARD.lower()}
+_HAVE_URLS = {"location", "content-location", "link", "refresh", FORWARD.lower()}
 
 
 def main(url: str, forward: str, session_id: str | None, headers: list[tuple[str, str]]) -> int:

@@ -64,6 +64,26 @@ def test_secrets_of_the_forward_url_are_masked(capsys, recording_gateway):
     assert "hunter2" not in out
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("Refresh", "0; url=https://u:pw@g.example/?code=pw", "0; url=https://***@g.example/?..."),
+        ("Link", "<https://u:pw@g.example/?code=pw>; rel=next", "<https://***@g.example/?..."),
+        ("Content-Location", "/answers?code=pw#pw", "/answers?..."),
+        ("X-Secret-Name", "pw", "***"),
+        ("X-Api-Key", "pw", "***"),
+        ("X-Token", "pw", "***"),
+        ("Set-Cookie", "pw", "***"),
+        ("WWW-Authenticate", "pw", "***"),
+        ("X-Session", "not-secret", "not-secret"),
+    ],
+)
+def test_secrets_of_the_gateway_are_masked(capsys, name, value, shown):
+    with Server(lambda request: response(headers={name: value})) as server:
+        assert probe(server.origin, "--forward", FORWARD) == 0
+    assert f"< {name}: {shown}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("secret", ["hunter/2", 'hunter"2', "hunter-\xfc"])
 def test_secrets_in_another_spelling_are_masked(capsys, recording_gateway, secret):
     recording_gateway.respond = lambda request: {"saw": secret}
