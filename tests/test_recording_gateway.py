@@ -136,6 +136,12 @@ class TestAnswers:
         assert recording_gateway.sessions["s1"].completion_tokens == 5
         assert recording_gateway.requests[0].json == prompt
 
+    def test_a_prompt_that_names_no_model(self, recording_gateway, agent):
+        prompt = {"messages": PROMPT["messages"]}
+        answer = agent.post(recording_gateway.url + "/v1/chat/completions", json=prompt).json()
+        assert isinstance(answer["model"], str)
+        assert recording_gateway.requests[0].model is None
+
     def test_messages(self, recording_gateway, agent):
         prompt = PROMPT | {"system": "a b"}
         answer = agent.post(recording_gateway.url + "/v1/messages", json=prompt).json()
