@@ -128,6 +128,8 @@ class TestInvalidIDs:
             ("a\x00", r"has '\x00'"),
             ("é", r"has '\xe9' at position 0"),
             ("a\u202e", r"has '\u202e' at position 1"),
+            ("~ ", "has ' ' at position 1"),
+            ("x" * 255 + " ", "has ' ' at position 255"),
             ("x" * 257, "has 257 characters, 256 at most"),
         ],
     )
