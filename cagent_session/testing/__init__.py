@@ -135,7 +135,7 @@ class RecordingGateway:
         return total(sessions.get(member) for member in with_descendants(session_id, parents))
 
     def clear(self) -> None:
-        """Forget all requests, with their bills and what the limits have counted."""
+        """Forget all requests so far, with their bills and what the limits have counted."""
         with self._lock:
             # New ones: what is being answered now is to end up in the old.
             self._requests, self._audit_log = [], []
