@@ -124,7 +124,12 @@ class TestGateway:
             headers = {"X-Cagent-Session-Id": "sub", "X-Cagent-Parent-Session-Id": "main"}
             requests.get(recording.url, headers=headers, timeout=5)
             requests.post(recording.url, json={"model": "two\nlines"}, timeout=5)
-        first, second = capsys.readouterr().out.splitlines()
+            recording.reply = "No."
+            prompt = {"messages": ["one two"]}
+            requests.post(f"{recording.url}/v1/messages", json=prompt, timeout=5)
+        first, second, third = capsys.readouterr().out.splitlines()
+        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d  200  ", first)
+        assert third.endswith("  tokens=2+1")
         assert first.endswith("session=sub  GET /  forward=-  model=-  tokens=0+0  parent=main")
         assert second.endswith("  model=two?lines  tokens=0+0")
 

@@ -104,7 +104,9 @@ class TestLastLine:
         arguments = ["--forward", FORWARD, "--session-id", "session-1"]
         header = "X-Cagent-Session-Id: session-1"
         assert probe(recording_gateway.url, *arguments, "--header", header) == 0
-        assert last_line(capsys) == "stamped with session session-1; answered 200 OK"
+        *_, body, last = capsys.readouterr().out.splitlines()
+        assert '"session_id": "session-1"' in body
+        assert last == "stamped with session session-1; answered 200 OK"
 
     @pytest.mark.parametrize("more", [[], ["--header", "X-Cagent-Session-Id: s1"]])
     def test_opted_out(self, capsys, recording_gateway, more):
@@ -138,6 +140,14 @@ class TestLastLine:
         assert "hunter" not in out
         assert len(server.arrived) == 1
 
+    @pytest.mark.parametrize(
+        ("status", "leads"), [(201, False), (300, True), (399, True), (400, False)]
+    )
+    def test_a_location_leads_somewhere_with_a_redirect_alone(self, capsys, status, leads):
+        with Server(lambda request: redirect(status, "https://g.example/")) as server:
+            assert probe(server.origin, "--forward", FORWARD) == int(status >= 400)
+        assert ("which leads to https://g.example/" in last_line(capsys)) == leads
+
     def test_an_error_status(self, capsys):
         with Server(lambda request: response(404)) as server:
             assert probe(server.origin, "--forward", FORWARD, "--session-id", "s1") == 1
@@ -169,6 +179,11 @@ class TestBody:
         out = capsys.readouterr().out
         assert ("\n" + "x" * 8192 + "\n") in out
         assert ("(cut off after 8192 bytes)" in out) == (size > 8192)
+
+    def test_keeps_its_lines(self, capsys):
+        with Server(lambda request: response(body=b"a\r\nb\nc\rd")) as server:
+            assert probe(server.origin, "--forward", FORWARD) == 0
+        assert "\na\nb\nc?d\n" in capsys.readouterr().out
 
     @pytest.mark.parametrize("status", ["200 OK", "302 Found\r\nLocation: /"])
     def test_a_huge_one_is_not_read(self, capsys, status):

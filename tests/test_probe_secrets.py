@@ -48,6 +48,43 @@ def test_a_secret_at_the_cut_is_masked(capsys, shift):
     assert "hu" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("part", ["h", "hunt", "hunter"])
+def test_a_secret_where_the_answer_breaks_off_is_masked(capsys, part):
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nyou said " + part.encode()
+
+    class Breaking(Server):
+        def handle(self, connection):
+            connection.recv(65536)
+            connection.sendall(answer)
+
+    with Breaking() as server:
+        assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: hunter2") == 1
+    assert "\nyou said \n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("value", "shown"), [("hunter", "***"), ("hunte", "hunte")])
+def test_what_is_too_short_is_masked_in_its_own_header_alone(capsys, value, shown):
+    with Server(lambda request: response(body=value.encode())) as server:
+        assert probe(server.origin, "--forward", FORWARD, "--header", f"X-Any: {value}") == 0
+    out = capsys.readouterr().out
+    assert "> X-Any: ***\n" in out
+    assert f"\n{shown}\n" in out
+
+
+@pytest.mark.parametrize("said", ["Bearer hunter2", "hunter2"])
+def test_the_words_of_a_secret_are_masked(capsys, said):
+    with Server(lambda request: response(body=said.encode())) as server:
+        assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: Bearer hunter2") == 0
+    assert "\n***\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("said", ["hunter%2f2", "hunter/2", "hunter%2F2"])
+def test_secrets_of_the_query_are_masked_in_every_spelling(capsys, said):
+    with Server(lambda request: response(body=said.encode())) as server:
+        assert probe(f"{server.origin}/?key=hunter%2f2", "--forward", FORWARD) == 0
+    assert "\n***\n" in capsys.readouterr().out
+
+
 def test_secrets_of_the_environment_are_masked(capsys, monkeypatch, tmp_path, recording_gateway):
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password hunter2")
