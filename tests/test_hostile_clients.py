@@ -114,6 +114,11 @@ class TestHostileClients:
             connection.shutdown(socket.SHUT_WR)
             assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
+    def test_that_ask_for_a_head_get_nothing_more(self, recording_gateway):
+        answer = talk(recording_gateway.url, b"HEAD / HTTP/1.1\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"\r\n\r\n")
+
     def test_trailers_are_read_and_forgotten(self, recording_gateway):
         body = b"3\r\nabc\r\n0\r\nX-Trailer: x\r\n\r\n"
         head = b"POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n"

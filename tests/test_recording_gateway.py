@@ -44,6 +44,11 @@ class TestRecords:
         assert request.provider == "openai"
         assert request.model is None
 
+    def test_the_model_of_the_header_comes_before_that_of_the_body(self, recording_gateway):
+        headers = {"X-Cagent-Model": "of-the-header"}
+        requests.post(recording_gateway.url, json=PROMPT, headers=headers, timeout=5)
+        assert recording_gateway.requests[0].model == "of-the-header"
+
     def test_the_bill(self, recording_gateway, agent):
         url = recording_gateway.url + "/v1/chat/completions"
         for session_id, times in (("s1", 2), ("s2", 1)):
