@@ -102,6 +102,11 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
 
 def mount(session: Session, gateway: Owner, adapter: GatewayMixin) -> None:
     """Mount ``adapter`` on ``session`` for ``gateway``, next to the gateways that are there."""
+    if not isinstance(session, Session):
+        raise TypeError(
+            f"mount takes a requests.Session, not {type(session).__name__}: for httpx there is "
+            "GatewayTransport, for urllib3 GatewayPoolManager"
+        )
     mounted = [(gateway, adapter)]
     for other in session.adapters.values():
         if not isinstance(other, GatewayMixin) or other.gateway is None:

@@ -197,7 +197,7 @@ class _SessionOfArgument:
         self._name = name
         self._parameter, _, path = name.partition(".")
         self._attribute = attrgetter(path) if path else None
-        called = getattr(fn, "__qualname__", type(fn).__qualname__)
+        self._called = called = getattr(fn, "__qualname__", type(fn).__qualname__)
         try:
             parameters = inspect.signature(fn).parameters
         except ValueError:
@@ -228,8 +228,7 @@ class _SessionOfArgument:
         if self._by_name and self._parameter in kwargs:
             return kwargs[self._parameter]
         if self._is_required:
-            # Raises the TypeError that says what is missing.
-            inspect.signature(self._fn).bind(*args, **kwargs)
+            raise TypeError(f"{self._called}() missing the argument {self._parameter!r}")
         return self._default
 
 
@@ -238,11 +237,8 @@ def _in_scope(scope: _Scope[Any], args: Any, kwargs: Any) -> OpenScopes:
 
 
 def _from(session_id: str, lineage: Lineage) -> Lineage:
-    """The part of ``lineage`` that begins with ``session_id``; empty, if that is not in it.
-
-    The last one of a lineage is there as a parent alone; it may have one that is forgotten.
-    """
-    known = lineage[:-1]
+    """The part of ``lineage`` that begins with ``session_id``; empty, if that is not in it."""
+    known = lineage[:-1]  # the last one is there as a parent alone; its own may be forgotten
     return lineage[known.index(session_id) :] if session_id in known else ()
 
 

@@ -84,7 +84,12 @@ class Gateway(Owner):
 
     def __post_init__(self) -> None:
         urls.check("gateway URL", self.url)
-        object.__setattr__(self, "headers", MappingProxyType(dict(self.headers or {})))
+        try:
+            headers = dict(self.headers or {})
+        except (TypeError, ValueError):
+            kind = type(self.headers).__name__
+            raise TypeError(f"headers must be a dict of names and values, not a {kind}") from None
+        object.__setattr__(self, "headers", MappingProxyType(headers))
         check_session_header(self.session_header)
         if self.parent_header is not None:
             check_parent_header(self.parent_header, self.session_header)
@@ -158,6 +163,8 @@ class Gateway(Owner):
 
         :param url: a full URL; its query does not matter.
         """
+        if not isinstance(url, str):
+            raise TypeError(f"a URL must be a str, not {type(url).__name__}: give str(url)")
         if not urls.is_printable(url):
             return False
         base = self._base

@@ -14,7 +14,7 @@ import requests
 from . import Gateway, session_scope
 from ._console import fail, printable, show
 from .headers import FORWARD, SESSION_ID
-from .urls import bare
+from .urls import bare, masked
 
 TIMEOUT = 30  # seconds, for all of it
 SHOWN_BODY = 8192  # bytes
@@ -30,7 +30,7 @@ def main(url: str, forward: str, session_id: str | None, headers: list[tuple[str
     exchange.wait()
     response, problem = exchange.response, exchange.problem
     if response is None:
-        return fail(f"no answer from {_without_values(url)}: {problem}")
+        return fail(f"no answer from {masked(url)}: {problem}")
     report = _Report(exchange, response, [url, forward])
     could_not_write = show("\n".join([*report.lines(), ""]))
     if could_not_write:
@@ -122,7 +122,7 @@ class _Report:
     def lines(self) -> Iterator[str]:
         """The request, the answer, and what is to be said about them."""
         request = self._response.request
-        yield f"> {request.method} {self._shown(_without_values(str(request.url)))}"
+        yield f"> {request.method} {self._shown(masked(str(request.url)))}"
         for name, value in self._sent.items():
             was_given = self._given.get(name.lower()) == value
             yield f"> {self._header(name, value, was_given)}"
@@ -177,12 +177,6 @@ class _Report:
         if self._exchange.problem:
             said += f", but not completely: {self._exchange.problem}"
         return said
-
-
-def _without_values(url: str) -> str:
-    base, mark, query = url.partition("?")
-    pairs = (pair.partition("=") for pair in query.split("&") if pair)
-    return base + mark + "&".join(f"{name}=..." if equals else "..." for name, equals, _ in pairs)
 
 
 def _in_queries(urls: Iterable[str]) -> Iterator[str]:

@@ -99,7 +99,9 @@ def bare(url: str) -> str:
 def masked(url: str) -> str:
     """``url`` for people to read, without the values of its query, which may be secrets."""
     base, mark, query = url.partition("?")
-    return base + mark + re.sub(r"=[^&]*", "=...", query)
+    # A parameter without a name may be nothing but a secret.
+    pairs = (pair.partition("=") for pair in query.split("&") if pair)
+    return base + mark + "&".join(f"{name}=..." if equals else "..." for name, equals, _ in pairs)
 
 
 def check(what: str, url: str) -> Parts:

@@ -241,6 +241,14 @@ class TestSessionFrom:
             with pytest.raises(TypeError, match=r"has no (parameter|signature)"):
                 session_from("missing")(other)
 
+    def test_a_call_without_the_argument(self):
+        @session_from("session.id")
+        def title(session):
+            raise AssertionError("has no session")
+
+        with pytest.raises(TypeError, match=r"title\(\) missing the argument 'session'$"):
+            title()
+
     def test_an_error_shows_no_defaults(self):
         def fn(key="hunter2"): ...
 

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import pickle
 
+import httpx
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
@@ -208,6 +209,18 @@ class TestOtherArguments:
         with pytest.raises(TypeError, match="must be a str"):
             Gateway(GOOD, forward=FORWARD, **options)
 
+    @pytest.mark.parametrize("headers", ["X-A: hunter2", ["X-A: hunter2"], 5])
+    def test_headers_that_are_no_dict(self, headers):
+        with pytest.raises(TypeError, match="headers must be a dict of names and values, not a"):
+            Gateway(GOOD, forward=FORWARD, headers=headers)
+
+    @pytest.mark.parametrize("url", [None, b"https://gateway.example/", httpx.URL(GOOD)])
+    def test_a_url_that_is_no_str(self, url):
+        gateway = Gateway(GOOD, forward=FORWARD)
+        for ask in (gateway.owns, gateway.headers_for):
+            with pytest.raises(TypeError, match=r"must be a str, not \w+: give str\(url\)"):
+                ask(url)
+
     def test_all_but_the_url_go_by_name(self):
         with pytest.raises(TypeError):
             Gateway(GOOD, FORWARD)
@@ -262,14 +275,14 @@ class TestValue:
 
     def test_repr_shows_no_secrets(self):
         gateway = Gateway(
-            GOOD + "?key=hunter2",
-            forward=FORWARD + "?key=hunter2",
+            GOOD + "?key=hunter2&hunter2",
+            forward=FORWARD + "?key=hunter2&hunter2&",
             provider="openai",
             headers={"Authorization": "hunter2"},
         )
         assert repr(gateway) == (
-            "Gateway('https://gateway.example?key=...', "
-            "forward='https://api.openai.com/v1?key=...', provider='openai', "
+            "Gateway('https://gateway.example?key=...&...', "
+            "forward='https://api.openai.com/v1?key=...&...', provider='openai', "
             "headers=['Authorization'], session_header='X-Cagent-Session-Id')"
         )
 

@@ -6,6 +6,7 @@ import copy
 import itertools
 import pickle
 
+import httpx
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
@@ -110,6 +111,12 @@ def test_each_keeps_its_own_adapter_options(http):
         assert http.get_adapter(f"https://gateway.example{port}/anthropic/x") is two
     assert (one.max_retries.total, two.max_retries.total) == (3, 0)
     assert type(http.get_adapter("https://elsewhere.example/openai")) is HTTPAdapter
+
+
+@pytest.mark.parametrize("other", [None, requests.Session, httpx.Client])
+def test_only_on_a_session_of_requests(other):
+    with pytest.raises(TypeError, match=r"takes a requests.Session, not .*GatewayTransport"):
+        Gateway("https://gateway.example", forward="https://a.example").mount(other)
 
 
 class TestTheSamePlace:
