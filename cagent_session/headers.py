@@ -146,8 +146,9 @@ class InvalidSessionID(ValueError):
 
 def check_session_id(value: str, what: str = "session ID") -> str:
     """Give ``value`` back as a plain ``str``, or raise :class:`InvalidSessionID`."""
+    value = str.__str__(value)  # of a subclass, what it is and not what its methods say
     if _is_session_id(value) is not None:
-        return value if type(value) is str else str.__str__(value)
+        return value
     if not value:
         problem = "is empty"
     elif len(value) > MAX_LENGTH:

@@ -178,6 +178,17 @@ class TestInvalidIDs:
             assert type(session_id) is str
             assert session_id == "s1"
 
+    def test_what_a_str_subclass_says_of_itself_does_not_count(self):
+        class Name(str):
+            def __iter__(self):
+                return iter("valid")
+
+            def __len__(self):
+                return 5
+
+        with pytest.raises(InvalidSessionID, match="has ' ' at position 1"):
+            session_scope(Name("a b")).__enter__()
+
     def test_a_decorated_function_is_refused_when_called(self):
         @session_scope("not valid")
         def fn():
