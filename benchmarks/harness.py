@@ -88,31 +88,18 @@ def ratio(times: Times, to: Times) -> float:
     return statistics.median(a / b for a, b in zip(times, to, strict=True))
 
 
-def table_of_added(
-    name: str, unit: str, of_unit: Times, of_cases: Mapping[str, Times], aims: Mapping[str, float]
-) -> Table:
+def table_of_added(name: str, unit: str, of_unit: Times, of_cases: Mapping[str, Times]) -> Table:
     """What each case adds to a request, next to what ``unit`` does."""
     rows, figures = [], {}
     for case, times in of_cases.items():
         multiple = ratio(times, of_unit)
-        aim = at_most(aims[case], multiple) if case in aims else ""
-        rows.append([case, microseconds(median(times)), f"{multiple:.2f} x", aim])
+        rows.append([case, microseconds(median(times)), f"{multiple:.2f} x"])
         figures[case] = median(times) * 1e6
-    return Table(name, ["case", "added", f"to {unit}", "aim"], rows, figures)
+    return Table(name, ["case", "added", f"to {unit}"], rows, figures)
 
 
 def microseconds(seconds: float) -> str:
     return f"{seconds * 1e6:.2f} µs"
-
-
-def at_most(aim: float, value: float, form: str = "{:.2f} x") -> str:
-    """A cell that says what was aimed for, and whether ``value`` misses it."""
-    return f"≤ {form.format(aim)}{', missed' if value > aim else ''}"
-
-
-def at_least(aim: float, value: float) -> str:
-    """The same for a share that should be high."""
-    return f"≥ {aim:.2f}{', missed' if value < aim else ''}"
 
 
 def show(tables: Iterable[Table]) -> None:

@@ -30,12 +30,6 @@ from cagent_session.integrations.httpx import GatewayTransport
 from cagent_session.integrations.httpx2 import GatewayTransport as GatewayTransportHttpx2
 
 UNIT = "the `Request(...)` idiom"
-AIMS = {
-    "`GatewayTransport()`, bound": 1.3,
-    "`GatewayTransport(gateway)`, owned": 2.0,
-    "`GatewayTransport()`, not bound": 0.35,
-    "`GatewayTransport(gateway)`, not owned": 0.35,
-}
 
 
 def tables() -> Iterator[Table]:
@@ -115,7 +109,7 @@ def compare(library: Any, gateway_transport: Any, traced_transport: Any) -> Tabl
         )
     plain = times.pop("plain")
     more = {case: added(times[case], plain) for case in times}
-    return table_of_added(library.__name__, UNIT, more[UNIT], more, AIMS)
+    return table_of_added(library.__name__, UNIT, more[UNIT], more)
 
 
 if __name__ == "__main__":

@@ -34,11 +34,6 @@ class AddHeadersIdiom(HTTPAdapter):
 
 
 UNIT = "the `request.copy()` idiom"
-AIMS = {
-    "`GatewayAdapter()`, bound": 0.6,
-    "`GatewayAdapter()`, not bound": 0.15,
-    "`GatewayAdapter(gateway)`, not owned": 0.15,
-}
 
 
 def tables() -> Iterator[Table]:
@@ -71,7 +66,7 @@ def tables() -> Iterator[Table]:
         )
     plain = times.pop("plain")
     more = {case: added(times[case], plain) for case in times}
-    yield table_of_added("requests", UNIT, more[UNIT], more, AIMS)
+    yield table_of_added("requests", UNIT, more[UNIT], more)
 
 
 if __name__ == "__main__":

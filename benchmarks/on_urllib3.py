@@ -53,7 +53,6 @@ def asker(
 
 
 UNIT = "requests' `request.copy()` idiom"
-AIMS = {"`GatewayPoolManager()`, bound": 0.6}
 
 
 def tables() -> Iterator[Table]:
@@ -89,7 +88,7 @@ def tables() -> Iterator[Table]:
     unit = added(times.pop(UNIT), times.pop("requests"))
     plain = times.pop("plain")
     more = {case: added(times[case], plain) for case in times}
-    yield table_of_added("urllib3", UNIT, unit, more, AIMS)
+    yield table_of_added("urllib3", UNIT, unit, more)
 
 
 if __name__ == "__main__":
