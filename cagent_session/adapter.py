@@ -150,7 +150,8 @@ def through_gate(
     if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
         # A compressor holds server-sent events back until its block is full.
         stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
-    outgoing = _copy(request, stamp.url, _stamped(headers, by_name, stamp))
+    stamped = _stamped(headers, by_name, stamp)
+    outgoing = _copy(request, stamp.url, stamped)
     if PREFIX in names or not owner.session_names.isdisjoint(by_name):
         whose: PreparedRequest | None = request
         if isinstance(headers, SentHeaders) and headers.has_identifiers:
@@ -162,7 +163,9 @@ def through_gate(
     def has_been_sent() -> None:
         # Not earlier: urllib3 copies them on their way, and is to get all of them. An adapter
         # below may have replaced them.
-        made = outgoing.headers = sent(outgoing.headers)
+        made: Any = outgoing.headers
+        if made is not stamped or not isinstance(made, SentHeaders):
+            made = outgoing.headers = sent(made)
         made.were_sent(stamp.url, owner, headers)
 
     return outgoing, _watched(outgoing, has_been_sent) if passing.is_watched else has_been_sent

@@ -67,15 +67,11 @@ def gate(url: Any, owner: Owner, headers: Headers, defaults: Defaults) -> Stamp 
             why = "no gateway owns it" if marker is None else "its X-Cagent-Forward is empty"
             _log.debug("not gateway-bound, as %s: %s", why, urls.bare(str(url)))
         return None
-    marks = owner.marks
-    if marks.keys().isdisjoint(headers.keys()):
-        stamped = marks.copy()
-    else:
-        stamped = {
-            key: mark
-            for key, mark in marks.items()
-            if key not in headers or headers[key][-1] in defaults.get(key, ())
-        }
+    stamped = owner.marks.copy()
+    if stamped and not stamped.keys().isdisjoint(headers):
+        for key in [key for key in stamped if key in headers]:
+            if headers[key][-1] not in defaults.get(key, ()):
+                del stamped[key]
     if headers.get("user-agent", _MISSING)[-1] in defaults.get("user-agent", ()):
         stamped.setdefault("user-agent", AGENT)
     lineage = current_lineage()
