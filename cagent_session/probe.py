@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import parse_qsl, quote, urljoin
 
 import requests
+from urllib3.exceptions import IncompleteRead
 
 from . import Gateway, session_scope
 from ._console import fail, printable, show
@@ -89,6 +90,10 @@ class _Exchange:
                         self.body += byte
                         if len(self.body) > SHOWN_BODY:
                             break
+                    else:
+                        missing = response.raw.length_remaining
+                        if missing:  # urllib3 1.26 says nothing of its own
+                            raise IncompleteRead(len(self.body), missing)
         except BaseException as failure:
             self._failure = failure
 
@@ -216,7 +221,8 @@ def _reason(failure: BaseException) -> str:
         return f"timed out after {TIMEOUT} s"
     where = "by the proxy: " if isinstance(failure, requests.exceptions.ProxyError) else ""
     cause = failure
-    while cause.__context__ is not None:
+    # urllib3 1.26 first tries an argument that http.client does not have.
+    while cause.__context__ is not None and not isinstance(cause.__context__, TypeError):
         cause = cause.__context__
     if type(cause) is OSError and not cause.strerror:
         return where + printable(str(cause))  # requests misses a file of certificates
