@@ -4,7 +4,7 @@ import signal
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import trustme
@@ -64,3 +64,21 @@ def server() -> Iterator[Server]:
 @pytest.fixture(params=TRANSPORTS, ids=str)
 def transport(request: pytest.FixtureRequest) -> Transport:
     return request.param
+
+
+@pytest.fixture
+def spans() -> Iterator[Any]:
+    """What has been traced, each span with the session that it started in."""
+    # Imported here, as most environments do without it.
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from cagent_session.integrations.opentelemetry import SessionSpanProcessor
+
+    exporter: Any = InMemorySpanExporter()
+    exporter.provider = TracerProvider()
+    exporter.provider.add_span_processor(SessionSpanProcessor())
+    exporter.provider.add_span_processor(SimpleSpanProcessor(exporter))
+    yield exporter
+    exporter.provider.shutdown()

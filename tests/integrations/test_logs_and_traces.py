@@ -13,14 +13,10 @@ import requests
 import structlog
 from opentelemetry import baggage, context
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.wire import Server, redirect
 
 from cagent_session import Gateway, SessionThreadPoolExecutor, session_scope
 from cagent_session.integrations.logging import SessionIDFilter
-from cagent_session.integrations.opentelemetry import SessionSpanProcessor
 from cagent_session.integrations.structlog import add_session_id
 
 FORWARD = "https://api.openai.com/v1"
@@ -91,16 +87,6 @@ class TestStructlog:
 
 
 class TestOpenTelemetry:
-    @pytest.fixture
-    def spans(self):
-        exporter = InMemorySpanExporter()
-        provider = TracerProvider()
-        provider.add_span_processor(SessionSpanProcessor())
-        provider.add_span_processor(SimpleSpanProcessor(exporter))
-        exporter.provider = provider
-        yield exporter
-        provider.shutdown()
-
     def test_is_on_the_spans_that_start_in_it(self, spans):
         tracer = spans.provider.get_tracer("test")
         with tracer.start_as_current_span("outside"), session_scope("s1"):

@@ -16,15 +16,11 @@ from openinference.instrumentation.openai import OpenAIInstrumentor
 from opentelemetry.context import Context
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware as ASGITraces
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware as WSGITraces
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from support.pages import snippets
 from support.services import answers, free_port, running, wait_until
 
 from cagent_session import Gateway, SessionThreadPoolExecutor, session_scope
 from cagent_session.integrations import asgi, httpx2, wsgi
-from cagent_session.integrations.opentelemetry import SessionSpanProcessor
 
 pytestmark = pytest.mark.filterwarnings("default")
 FORWARD = "https://api.openai.com/v1"
@@ -33,16 +29,6 @@ MESSAGES = [{"role": "user", "content": "one two three"}]
 
 class TestTheOrderOfMiddleware:
     """Ours belongs outside: the span of a request is to start in its session."""
-
-    @pytest.fixture
-    def spans(self):
-        exporter = InMemorySpanExporter()
-        provider = TracerProvider()
-        provider.add_span_processor(SessionSpanProcessor())
-        provider.add_span_processor(SimpleSpanProcessor(exporter))
-        exporter.provider = provider
-        yield exporter
-        provider.shutdown()
 
     def sessions(self, spans):
         return {span.attributes.get("session.id") for span in spans.get_finished_spans()}
