@@ -14,7 +14,7 @@ from . import urls
 from ._owners import Gateways, Owner
 from ._sent_headers import SentCaseInsensitiveDict, SentHeaders, is_usual, sent
 from .gate import Defaults, Stamp, gate, passing
-from .headers import PREFIX, by_lower_name, without
+from .headers import PREFIX, by_lower_name
 
 if TYPE_CHECKING:
     # To a type checker the mixin is the adapter that it is always mixed into.
@@ -146,7 +146,7 @@ def through_gate(
         if isinstance(headers, SentHeaders) and headers.has_identifiers:
             request = _copy(request, url, headers.plain())
             return request, _watched(request, partial(headers.were_sent_by, request))
-        return request, _watched(request) if passing.is_watched else None
+        return request, _watched(request)
     if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
         # A compressor holds server-sent events back until its block is full.
         stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
@@ -168,7 +168,7 @@ def through_gate(
             made = outgoing.headers = sent(made)
         made.were_sent(stamp.url, owner, headers)
 
-    return outgoing, _watched(outgoing, has_been_sent) if passing.is_watched else has_been_sent
+    return outgoing, _watched(outgoing, has_been_sent)
 
 
 def _watched(
@@ -218,6 +218,4 @@ def _stamped(headers: Any, by_name: dict[str, tuple[Any, Any]], stamp: Stamp) ->
         if stamp.removed is not None:
             made._store.pop(stamp.removed, None)
         return made
-    others = without(headers, {*stamp.headers, stamp.removed or ""})
-    others.update(stamp.headers.values())
-    return others
+    return stamp.on(headers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from . import urls
 from ._owners import AGENT, NOBODY, Owner
 from ._scopes import current_lineage
+from .headers import without
 
 _log = logging.getLogger("cagent_session")
 
@@ -40,6 +41,12 @@ class Stamp:
     url: Any  #: to be sent to
     headers: dict[str, tuple[str, str]]  #: to be set, (name, value) by the name in lower case
     removed: str | None  #: the name in lower case of a header to be taken off
+
+    def on(self, headers: Mapping[str, Any]) -> MutableMapping[str, Any]:
+        """``headers`` with this done to a copy of them, whatever spellings they have."""
+        made = without(headers, {*self.headers, self.removed or ""})
+        made.update(self.headers.values())
+        return made
 
 
 def is_bound(marker: str | bytes | None, owner: Owner) -> bool:

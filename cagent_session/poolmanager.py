@@ -158,10 +158,7 @@ def _stamped(
     headers: _Headers, by_name: dict[str, tuple[Any, Any]], stamp: Stamp
 ) -> MutableMapping[str, str]:
     if isinstance(headers, HTTPHeaderDict) or len(by_name) < len(headers):
-        # There can be several of one name.
-        made = without(headers, {*stamp.headers, stamp.removed or ""})
-        made.update(stamp.headers.values())
-        return made
+        return stamp.on(headers)  # there can be several of one name
     items = {**by_name, **stamp.headers}
     items.pop(stamp.removed or "", None)
     return dict(items.values())
