@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -30,8 +30,6 @@ from .headers import (
 __all__ = ["Gateway", "gateway_headers"]
 
 ENVIRONMENT = ("DOCKER_AGENT_MODELS_GATEWAY", "CAGENT_MODELS_GATEWAY")
-
-_ENDS_BASE = ("", "/", "?", "#")
 
 
 @dataclass(frozen=True, repr=False)
@@ -165,13 +163,10 @@ class Gateway(Owner):
         """
         if not isinstance(url, str):
             raise TypeError(f"a URL must be a str, not {type(url).__name__}: give str(url)")
-        if not urls.is_printable(url):
-            return False
-        base = self._base
-        if url.startswith(base) and url[len(base) : len(base) + 1] in _ENDS_BASE:
-            if not self.path or not ("/." in url or "%" in url or "\\" in url):
-                return True
-        elif self.origin.host not in url.lower():
+        # Most URLs are decided by one of these two lines.
+        if self._is_plain(url) and not (self.path and "/." in url):
+            return True
+        if self.origin.host not in url.lower() or not urls.is_printable(url):
             return False
         parts = urls.split(url)
         if parts is None or parts.has_user or parts.origin != self.origin:
@@ -246,6 +241,11 @@ class Gateway(Owner):
     @cached_property
     def _base(self) -> str:
         return self.url.partition("?")[0].rstrip("/")
+
+    @cached_property
+    def _is_plain(self) -> Callable[[str], object]:
+        """Whether a URL is the gateway's own and more, in ASCII, without what is to be decoded."""
+        return re.compile(rf"{re.escape(self._base)}([/?#][!-$&-\[\]-~]*)?").fullmatch
 
     @cached_property
     def _query(self) -> list[tuple[str, str]]:
