@@ -23,7 +23,7 @@ from urllib3 import HTTPConnectionPool
 from . import adapter, poolmanager
 from ._owners import Gateways
 from ._sent_headers import SentHeaders
-from .gate import passing
+from .gate import PassingOn, passing
 from .gateway import Gateway
 from .integrations._httpx import Library, library_of
 
@@ -145,7 +145,8 @@ def _requests_seam(original: Any) -> Any:
         stream = args[0] if args else options.get("stream", False)
         outgoing, has_been_sent = adapter.through_gate(gateways, request, stream)
         try:
-            return pass_on(outgoing, *args, **options)
+            with PassingOn(outgoing):
+                return pass_on(outgoing, *args, **options)
         finally:
             if has_been_sent is not None:
                 has_been_sent()
@@ -168,7 +169,7 @@ def _urllib3_seam(original: Any) -> Any:
         gateways, request = _in_force, passing.request.get()
         if isinstance(request, PreparedRequest) and request.body is body:
             # A transport above has decided, for this pool and its retries.
-            with passing.on(self):
+            with PassingOn(self):
                 return poolmanager.pass_on(
                     urlopen, method, url, body, headers, retries, *args, **options
                 )
@@ -187,7 +188,7 @@ def _httpx_seam(original: Any, library: Library) -> Any:
         if gateways is None or passing.has(request) or not library.knows(request):
             return pass_on(request)
         outgoing, names = library.through_gate(gateways, request)
-        with passing.on(outgoing):
+        with PassingOn(outgoing):
             response = pass_on(outgoing)
         return response if names is None else library.answered(request, response, names)
 
@@ -201,7 +202,7 @@ def _async_httpx_seam(original: Any, library: Library) -> Any:
         if gateways is None or passing.has(request) or not library.knows(request):
             return await pass_on(request)
         outgoing, names = library.through_gate(gateways, request)
-        with passing.on(outgoing):
+        with PassingOn(outgoing):
             response = await pass_on(outgoing)
         return response if names is None else library.answered(request, response, names)
 

@@ -50,6 +50,11 @@ class Owner:
         return {key: name for name in names for key in (name, name.encode())}
 
     @cached_property
+    def in_bytes(self) -> frozenset[bytes]:
+        """Those of them that are bytes."""
+        return frozenset(key for key in self.looked_at if isinstance(key, bytes))
+
+    @cached_property
     def encoded(self) -> Mapping[str, tuple[bytes, bytes, bytes]]:
         """The marks as httpx keeps headers: the name, the name in lower case, the value."""
         marks = {"user-agent": AGENT} | self.marks

@@ -43,14 +43,19 @@ class SentHeaders(_Base):
     """
 
     _plain: Any
-    _url: str | None = None  # that the identifiers in here were sent to
-    _owner: Owner = NOBODY  # of that URL
-    _request: weakref.ref[PreparedRequest] | None = None  # whose identifiers they are
+    # Storing into the next three is fast as long as the class has nothing of their names.
+    sent_to: str | None  #: the URL that the identifiers in here were sent to, if they were
+    _owner: Owner  # of that URL
+    _request: weakref.ref[PreparedRequest] | None  # whose identifiers they are
     _left: _Left | None = None
     # Of the hops before: which names are identifiers, in lower case, besides all X-Cagent-*, and
     # what gateways may have set.
     _earlier_names: frozenset[str] = frozenset()
     _earlier_marks: Mapping[str, _Item] = {}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sent_to, self._owner, self._request = None, NOBODY, None
 
     def were_sent(
         self, url: str, owner: Owner, before: object, request: PreparedRequest | None = None
@@ -67,13 +72,7 @@ class SentHeaders(_Base):
         if isinstance(before, SentHeaders):
             self._earlier_names, self._earlier_marks = before._names(), before._marks()
             self._left = before._left
-        self._url = url
-
-    def were_sent_by(self, request: PreparedRequest) -> None:
-        """These are what ``request`` had on it, which was sent to where they do not belong."""
-        assert self._url is not None
-        made = request.headers = sent(request.headers)
-        made.were_sent(self._url, NOBODY, self)
+        self.sent_to = url
 
     def _names(self) -> frozenset[str]:
         return self._owner.session_names | self._earlier_names
@@ -83,12 +82,12 @@ class SentHeaders(_Base):
         return {**self._earlier_marks, **({} if self._request else self._owner.marks)}
 
     def copy(self) -> Any:
-        if self._url is None:
+        if self.sent_to is None:
             if self._left is None:
                 return self._plain.copy(self)
             return self._another(self.items(), left=self._left)
         kept: list[_Item] = []
-        left = _Left(self._url, [], [])
+        left = _Left(self.sent_to, [], [])
         names, marks = self._names(), self._marks()
         for item in self.items():
             key = lower(item[0])
@@ -103,7 +102,7 @@ class SentHeaders(_Base):
     __copy__ = copy
 
     def __deepcopy__(self, memo: object) -> SentHeaders:
-        return self._another(self.items(), url=self._url, left=self._left)
+        return self._another(self.items(), self.sent_to, self._left)
 
     def plain(self) -> Any:
         """The same headers, in a class that has never heard of identifiers."""
@@ -112,11 +111,6 @@ class SentHeaders(_Base):
     def __reduce__(self) -> Any:
         # A response carries its request, and whoever unpickles it may not have this package.
         return self._plain, (list(self.items()),)
-
-    @property
-    def has_identifiers(self) -> bool:
-        """Whether there are any that a copy would leave behind."""
-        return self._url is not None
 
     def are_of(self, request: PreparedRequest) -> bool:
         """Whether ``request`` is the very one that its caller has marked, and not a copy."""
@@ -130,8 +124,8 @@ class SentHeaders(_Base):
         :param owner: who owns its URL. A gateway sets its own marks, and not another's.
         """
         url = request.url or ""
-        if self._url is not None:
-            stay = self.are_of(request) or urls.same_origin(self._url, url)
+        if self.sent_to is not None:
+            stay = self.are_of(request) or urls.same_origin(self.sent_to, url)
             return self if stay else self.copy()
         left = self._left
         is_marked = any(lower(name) == FORWARD.lower() for name in self)
@@ -140,13 +134,13 @@ class SentHeaders(_Base):
         marks = left.marks
         if owner is not NOBODY:
             marks = [mark for mark in marks if owner.marks.get(mark[0].lower()) == mark]
-        return self._another([*marks, *left.identifiers, *self.items()], url=left.url)
+        return self._another([*marks, *left.identifiers, *self.items()], left.url)
 
     def _another(
         self, items: Iterable[_Item], url: str | None = None, left: _Left | None = None
     ) -> SentHeaders:
         headers = type(self)(items)
-        headers._url, headers._left = url, left
+        headers.sent_to, headers._left = url, left
         headers._earlier_names, headers._earlier_marks = self._names(), self._marks()
         return headers
 
@@ -163,19 +157,24 @@ class SentDict(SentHeaders, dict):  # type: ignore[type-arg]
     _plain = dict
 
 
-_USUAL = {CaseInsensitiveDict, SentCaseInsensitiveDict}
+#: The kinds that requests makes. What is in their ``_store`` can be shared and copied.
+USUAL = frozenset({CaseInsensitiveDict, SentCaseInsensitiveDict})
+
+_new: Any = object.__new__
 
 
-def is_usual(headers: object) -> bool:
-    """Whether ``headers`` are of the kind that requests makes."""
-    # An abstract base class takes its time to say it of a subclass.
-    return type(headers) in _USUAL or isinstance(headers, CaseInsensitiveDict)
+def with_store(store: dict[str, tuple[Any, Any]]) -> SentHeaders:
+    """Headers of the usual kind that have ``store``, which may be that of others, too."""
+    made: SentHeaders = _new(SentCaseInsensitiveDict)
+    made._store = store  # type: ignore[attr-defined]
+    made.sent_to, made._owner, made._request = None, NOBODY, None
+    return made
 
 
-def sent(headers: Any) -> Any:
+def sent(headers: Any) -> SentHeaders:
     """``headers`` in the class that leaves identifiers behind."""
-    if is_usual(headers):
-        made = SentCaseInsensitiveDict.__new__(SentCaseInsensitiveDict)
-        made._store = headers._store  # shared, so it stays one
-        return made
+    if type(headers) in USUAL:
+        return with_store(headers._store)
+    if isinstance(headers, CaseInsensitiveDict):
+        return SentCaseInsensitiveDict(headers.items())
     return SentDict(headers.items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ from requests.adapters import HTTPAdapter
 from requests.utils import default_headers
 
 from . import urls
-from ._owners import Gateways, Owner
-from ._sent_headers import SentCaseInsensitiveDict, SentHeaders, is_usual, sent
-from .gate import Defaults, Stamp, gate, passing
+from ._owners import NOBODY, Gateways, Owner
+from ._sent_headers import USUAL, SentHeaders, sent, with_store
+from .gate import Defaults, gate, passing
 from .headers import PREFIX, by_lower_name
 
 if TYPE_CHECKING:
@@ -69,11 +69,14 @@ class GatewayMixin(_Adapter):
         The session is the one that is current in the calling thread, now.
         """
         outgoing, has_been_sent = through_gate(self._gateways, request, stream)
+        watched = passing.request.set(outgoing) if passing.is_watched else None
         try:
             return super().send(
                 outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
             )
         finally:
+            if watched is not None:
+                passing.request.reset(watched)
             if has_been_sent is not None:
                 has_been_sent()
 
@@ -136,86 +139,65 @@ def through_gate(
     Then what to do, if anything, once it has been sent, well or not.
     """
     url = request.url or ""
-    owner = gateways.owner(url)
-    if isinstance(request.headers, SentHeaders):
-        request.headers = request.headers.of(request, owner)  # type: ignore[assignment]
+    owner = gateways.owner(url) if gateways.hosts else NOBODY
     headers: Any = request.headers
-    by_name, names = _by_lower_name(headers)
+    sent_to = None
+    whose: PreparedRequest | None = request
+    if isinstance(headers, SentHeaders):
+        headers = request.headers = headers.of(request, owner)  # type: ignore[assignment]
+        sent_to = headers.sent_to
+        if sent_to is not None and not headers.are_of(request):
+            whose = None  # they were put back into a copy
+    # All that headers have in public is slower than the rest of the gate.
+    is_usual = type(headers) in USUAL and dict.keys(headers._store).isdisjoint(owner.in_bytes)
+    by_name = headers._store if is_usual else by_lower_name(headers.items())
     stamp = gate(url, owner, by_name, _DEFAULTS)
-    if stamp is None:
-        if isinstance(headers, SentHeaders) and headers.has_identifiers:
-            request = _copy(request, url, headers.plain())
-            return request, _watched(request, partial(headers.were_sent_by, request))
-        return request, _watched(request)
-    if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
-        # A compressor holds server-sent events back until its block is full.
-        stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
-    stamped = _stamped(headers, by_name, stamp)
-    outgoing = _copy(request, stamp.url, stamped)
-    if PREFIX in names or not owner.session_names.isdisjoint(by_name):
-        whose: PreparedRequest | None = request
-        if isinstance(headers, SentHeaders) and headers.has_identifiers:
-            whose = request if headers.are_of(request) else None  # put back into a copy
-        made = sent(headers)
-        made.were_sent(url, owner, headers, whose)
-        request.headers = made
-
-    def has_been_sent() -> None:
-        # Not earlier: urllib3 copies them on their way, and is to get all of them. An adapter
-        # below may have replaced them.
-        made: Any = outgoing.headers
-        if made is not stamped or not isinstance(made, SentHeaders):
-            made = outgoing.headers = sent(made)
-        made.were_sent(stamp.url, owner, headers)
-
-    return outgoing, _watched(outgoing, has_been_sent)
-
-
-def _watched(
-    outgoing: PreparedRequest, then: Callable[[], None] | None = None
-) -> Callable[[], None] | None:
-    """``then``, after the time in which ``outgoing`` is being passed on."""
-    if not passing.is_watched:
-        return then
-    before = passing.request.set(outgoing)
-
-    def end() -> None:
-        passing.request.reset(before)
-        if then is not None:
-            then()
-
-    return end
-
-
-def _copy(request: PreparedRequest, url: str, headers: Any) -> PreparedRequest:
-    """``request`` with another URL and headers. All else is shared, as it would be without us."""
-    # PreparedRequest.copy() copies the cookie jar, too, which takes longer than all the rest.
+    if stamp is not None:
+        if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
+            # A compressor holds server-sent events back until its block is full.
+            stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
+        if is_usual:
+            store = dict(dict.items(by_name))
+            store.update(stamp.headers)
+            if stamp.removed is not None:
+                store.pop(stamp.removed, None)
+            outgoing_headers: Any = with_store(store)
+        else:
+            outgoing_headers = stamp.on(headers)
+        if "x-cagent-forward" in by_name or _may_have_identifiers(by_name, owner):
+            # It may be in use elsewhere, and so is not changed but replaced.
+            marked: Any = with_store(by_name) if is_usual else sent(headers)
+            marked.were_sent(url, owner, headers, whose)
+            request.headers = marked
+        sent_to = url = stamp.url
+    elif sent_to is not None:
+        owner, outgoing_headers = NOBODY, headers.plain()
+    else:
+        return request, None
+    # PreparedRequest.copy() copies the cookie jar, too, which takes longer than all the rest. All
+    # but the URL and the headers is shared, as it would be without us.
     outgoing: PreparedRequest = object.__new__(type(request))
-    outgoing.__dict__.update(request.__dict__)
-    outgoing.url = url
-    outgoing.headers = headers
-    return outgoing
+    outgoing.__dict__ = request.__dict__.copy()
+    outgoing.url, outgoing.headers = url, outgoing_headers
+    return outgoing, partial(_was_sent, outgoing, outgoing_headers, sent_to, owner, headers)
 
 
-def _by_lower_name(headers: Any) -> tuple[dict[str, tuple[Any, Any]], str]:
-    """The headers by their names in lower case, and the names alone, one per line."""
-    if is_usual(headers):
-        # All that it has in public is slower than the rest of the gate.
-        store = headers._store
-        try:
-            return store, "\n".join(store)
-        except TypeError:
-            pass  # a name in bytes
-    by_name = by_lower_name(headers.items())
-    return by_name, "\n".join(by_name)
+def _was_sent(
+    outgoing: PreparedRequest, stamped: Any, url: str, owner: Owner, before: object
+) -> None:
+    """Let copies of ``outgoing`` leave the identifiers behind.
+
+    Not earlier: urllib3 copies the headers on their way, and is to get all of them.
+    """
+    made: Any = outgoing.headers
+    if made is not stamped or not isinstance(made, SentHeaders):  # an adapter has replaced them
+        made = sent(made)
+        outgoing.headers = made
+    made.were_sent(url, owner, before)
 
 
-def _stamped(headers: Any, by_name: dict[str, tuple[Any, Any]], stamp: Stamp) -> Any:
-    """``headers`` as they are to be sent."""
-    if by_name is getattr(headers, "_store", None):
-        made: Any = SentCaseInsensitiveDict.__new__(SentCaseInsensitiveDict)
-        made._store = {**by_name, **stamp.headers}
-        if stamp.removed is not None:
-            made._store.pop(stamp.removed, None)
-        return made
-    return stamp.on(headers)
+def _may_have_identifiers(names: Iterable[Any], owner: Owner) -> bool:
+    try:
+        return PREFIX in "\n".join(names) or not owner.session_names.isdisjoint(names)
+    except TypeError:
+        return True  # a name is bytes

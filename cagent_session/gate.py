@@ -6,9 +6,8 @@ what the :class:`Stamp` says.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,20 +20,21 @@ from .headers import without
 _log = logging.getLogger("cagent_session")
 
 # A request's headers by their names in lower case; each a tuple that has the value at its end.
-Headers: TypeAlias = Mapping[str, tuple[Any, ...]]
+Headers: TypeAlias = dict[str, Any]
 # The values that count as the HTTP library's own, by the names in lower case. None stands for a
 # header that the library adds by itself where there is none.
 Defaults: TypeAlias = Mapping[str, tuple[str | bytes | None, ...]]
 
 
 _MISSING = (None,)
+_DEBUG = logging.DEBUG
 
 
 class SessionRequired(RuntimeError):
     """A request to a gateway that requires a session was about to be sent outside every session."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Stamp:
     """What a gateway-bound request gets."""
 
@@ -69,13 +69,13 @@ def gate(url: Any, owner: Owner, headers: Headers, defaults: Defaults) -> Stamp 
     :raises SessionRequired: if there is no session, and the owner requires one.
     """
     marker = headers.get("x-cagent-forward", _MISSING)[-1]
-    if not is_bound(marker, owner):
-        if _log.isEnabledFor(logging.DEBUG):
+    if (owner is NOBODY) if marker is None else not marker:
+        if _log.isEnabledFor(_DEBUG):
             why = "no gateway owns it" if marker is None else "its X-Cagent-Forward is empty"
             _log.debug("not gateway-bound, as %s: %s", why, urls.bare(str(url)))
         return None
     stamped = owner.marks.copy()
-    if stamped and not stamped.keys().isdisjoint(headers):
+    if stamped and not stamped.keys().isdisjoint(dict.keys(headers)):
         for key in [key for key in stamped if key in headers]:
             if headers[key][-1] not in defaults.get(key, ()):
                 del stamped[key]
@@ -96,7 +96,7 @@ def gate(url: Any, owner: Owner, headers: Headers, defaults: Defaults) -> Stamp 
             "requires one: send it inside session_scope(...) or a function decorated with "
             "session_from(...), and from a thread or a pool with bind_session(...)"
         )
-    if _log.isEnabledFor(logging.DEBUG):
+    if _log.isEnabledFor(_DEBUG):
         why = "it has X-Cagent-Forward" if owner is NOBODY else f"{urls.bare(owner.url)} owns it"
         where = "no session" if session_id is None else f"session {session_id}"
         _log.debug("gateway-bound, as %s, in %s: %s", why, where, urls.bare(str(url)))
@@ -121,14 +121,18 @@ class Passing:
             == (getattr(passed, "method", None), getattr(passed, "url", None))
         )
 
-    @contextlib.contextmanager
-    def on(self, request: object) -> Iterator[None]:
-        """Say that ``request`` is next, for the time of a ``with`` block."""
-        before = self.request.set(request)
-        try:
-            yield
-        finally:
-            self.request.reset(before)
+
+class PassingOn:
+    """Say that ``request`` is next, for the time of a ``with`` block."""
+
+    def __init__(self, request: object) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        self._token = passing.request.set(self._request)
+
+    def __exit__(self, *exc_info: object) -> None:
+        passing.request.reset(self._token)
 
 
 passing: Passing = Passing()

@@ -461,6 +461,21 @@ class TestTheCallersRequest:
         (arrived,) = server.arrived
         assert (arrived.forward, arrived.session_id) == (FORWARD, "s1")
 
+    @pytest.mark.parametrize("name", [b"X-Cagent-Compacting", b"x-team-session", b"X-Other"])
+    def test_another_name_in_bytes(self, http, server: Server, name: bytes):
+        Gateway(server.origin, forward=FORWARD, session_header="X-Team-Session").mount(http)
+        prepared = requests.Request("GET", server.origin).prepare()
+        prepared.headers[name] = "1"
+        with session_scope("s1"):
+            http.send(prepared)
+        is_other = name == b"X-Other"
+        (arrived,) = server.arrived
+        assert arrived.all("X-Team-Session") == ["s1"]
+        assert arrived.forward == FORWARD
+        assert (arrived.get(name.decode()) == "1") is (name != b"x-team-session")
+        assert prepared.headers[name] == "1"
+        assert (name in prepared.copy().headers) is is_other
+
 
 class TestPickling:
     def test_needs_nothing_of_this_package(self, http, server: Server):

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from .. import urls
 from .._owners import NOBODY, Gateways
-from ..gate import Defaults, gate, passing
+from ..gate import Defaults, PassingOn, gate, passing
 from ..gateway import Gateway
 from ..headers import is_identifier
 
@@ -157,7 +157,7 @@ class GatewayTransport:
         inner = self._blocking or self._make_blocking()
         outgoing, names = self._library.through_gate(self._gateways, request)
         if passing.is_watched:
-            with passing.on(outgoing):
+            with PassingOn(outgoing):
                 response = inner.handle_request(outgoing)
         else:
             response = inner.handle_request(outgoing)
@@ -168,7 +168,7 @@ class GatewayTransport:
         inner = self._asynchronous or self._make_asynchronous()
         outgoing, names = self._library.through_gate(self._gateways, request)
         if passing.is_watched:
-            with passing.on(outgoing):
+            with PassingOn(outgoing):
                 response = await inner.handle_async_request(outgoing)
         else:
             response = await inner.handle_async_request(outgoing)
