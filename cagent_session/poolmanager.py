@@ -159,9 +159,11 @@ def _stamped(
 ) -> MutableMapping[str, str]:
     if isinstance(headers, HTTPHeaderDict) or len(by_name) < len(headers):
         return stamp.on(headers)  # there can be several of one name
-    items = {**by_name, **stamp.headers}
-    items.pop(stamp.removed or "", None)
-    return dict(items.values())
+    made = dict(headers)
+    for key in by_name.keys() & {*stamp.headers, stamp.removed}:
+        del made[by_name[key][0]]
+    made.update(stamp.headers.values())
+    return made
 
 
 def _after_redirects(
