@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from requests import PreparedRequest, Response, Session
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 
 from . import urls
@@ -164,6 +165,8 @@ def through_gate(
             outgoing_headers: Any = with_store(store)
         else:
             outgoing_headers = stamp.on(headers)
+            if isinstance(headers, CaseInsensitiveDict):
+                outgoing_headers = CaseInsensitiveDict(outgoing_headers)
         if "x-cagent-forward" in by_name or _may_have_identifiers(by_name, owner):
             # It may be in use elsewhere, and so is not changed but replaced.
             marked: Any = with_store(by_name) if is_usual else sent(headers)

@@ -450,6 +450,22 @@ class TestTheCallersRequest:
         http.send(twin)
         assert server.arrived[-1].forward == FORWARD
 
+    @pytest.mark.parametrize(
+        "kind", [CaseInsensitiveDict, type("Mine", (CaseInsensitiveDict,), {})]
+    )
+    @pytest.mark.parametrize("name", ["User-Agent", b"User-Agent"])
+    def test_stay_case_insensitive(self, http, server: Server, kind: type, name: str | bytes):
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("POST", server.origin, data=b"{}").prepare()
+        prepared.headers = kind({"content-length": "2", "x-CAGENT-forward": FORWARD, name: "mine"})
+        with session_scope("s1"):
+            sent = http.send(prepared).request
+        (arrived,) = server.arrived
+        assert (arrived.body, arrived.all("Transfer-Encoding")) == (b"{}", [])
+        assert sent.headers["CONTENT-LENGTH"] == "2"
+        assert sent.headers["x-cagent-session-id"] == "s1"
+        assert "CONTENT-LENGTH" in sent.copy().headers
+
     @pytest.mark.parametrize("name", [b"X-Cagent-Forward", b"x-CAGENT-forward"])
     def test_a_marker_under_a_name_in_bytes(self, http, server: Server, name: bytes):
         http.mount("http://", GatewayAdapter())
