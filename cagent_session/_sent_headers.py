@@ -58,18 +58,22 @@ class SentHeaders(_Base):
         self.sent_to, self._owner, self._request = None, NOBODY, None
 
     def were_sent(
-        self, url: str, owner: Owner, before: object, request: PreparedRequest | None = None
+        self,
+        url: str,
+        owner: Owner,
+        before: SentHeaders | None,
+        request: PreparedRequest | None = None,
     ) -> None:
         """From now on, copies leave the identifiers behind.
 
         :param owner: who owns ``url``.
-        :param before: the headers that the request had before it passed the gate.
+        :param before: what the request had before it passed the gate, if not headers as any other.
         :param request: whose they are, if it is the caller's own and not a copy that we have sent.
         """
         self._owner = owner
         if request is not None:
             self._request = weakref.ref(request)
-        if isinstance(before, SentHeaders):
+        if before is not None:
             self._earlier_names, self._earlier_marks = before._names(), before._marks()
             self._left = before._left
         self.sent_to = url

@@ -142,12 +142,13 @@ def through_gate(
     url = request.url or ""
     owner = gateways.owner(url) if gateways.hosts else NOBODY
     headers: Any = request.headers
-    sent_to = None
+    before: SentHeaders | None = None
     whose: PreparedRequest | None = request
     if isinstance(headers, SentHeaders):
-        headers = request.headers = headers.of(request, owner)  # type: ignore[assignment]
-        sent_to = headers.sent_to
-        if sent_to is not None and not headers.are_of(request):
+        before = headers.of(request, owner)
+        headers = before
+        request.headers = headers
+        if before.sent_to is not None and not before.are_of(request):
             whose = None  # they were put back into a copy
     # All that headers have in public is slower than the rest of the gate.
     is_usual = type(headers) in USUAL and dict.keys(headers._store).isdisjoint(owner.in_bytes)
@@ -170,11 +171,11 @@ def through_gate(
         if "x-cagent-forward" in by_name or _may_have_identifiers(by_name, owner):
             # It may be in use elsewhere, and so is not changed but replaced.
             marked: Any = with_store(by_name) if is_usual else sent(headers)
-            marked.were_sent(url, owner, headers, whose)
+            marked.were_sent(url, owner, before, whose)
             request.headers = marked
         sent_to = url = stamp.url
-    elif sent_to is not None:
-        owner, outgoing_headers = NOBODY, headers.plain()
+    elif before is not None and before.sent_to is not None:
+        sent_to, owner, outgoing_headers = before.sent_to, NOBODY, before.plain()
     else:
         return request, None
     # PreparedRequest.copy() copies the cookie jar, too, which takes longer than all the rest. All
@@ -182,11 +183,11 @@ def through_gate(
     outgoing: PreparedRequest = object.__new__(type(request))
     outgoing.__dict__ = request.__dict__.copy()
     outgoing.url, outgoing.headers = url, outgoing_headers
-    return outgoing, partial(_was_sent, outgoing, outgoing_headers, sent_to, owner, headers)
+    return outgoing, partial(_was_sent, outgoing, outgoing_headers, sent_to, owner, before)
 
 
 def _was_sent(
-    outgoing: PreparedRequest, stamped: Any, url: str, owner: Owner, before: object
+    outgoing: PreparedRequest, stamped: Any, url: str, owner: Owner, before: SentHeaders | None
 ) -> None:
     """Let copies of ``outgoing`` leave the identifiers behind.
 
