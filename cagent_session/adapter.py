@@ -14,7 +14,7 @@ from requests.utils import default_headers
 from . import urls
 from ._owners import NOBODY, Gateways, Owner
 from ._sent_headers import USUAL, SentHeaders, sent, with_store
-from .gate import Defaults, gate, passing
+from .gate import Defaults, Stamp, gate, passing
 from .headers import PREFIX, by_lower_name
 
 if TYPE_CHECKING:
@@ -158,16 +158,7 @@ def through_gate(
         if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
             # A compressor holds server-sent events back until its block is full.
             stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
-        if is_usual:
-            store = dict(dict.items(by_name))
-            store.update(stamp.headers)
-            if stamp.removed is not None:
-                store.pop(stamp.removed, None)
-            outgoing_headers: Any = with_store(store)
-        else:
-            outgoing_headers = stamp.on(headers)
-            if isinstance(headers, CaseInsensitiveDict):
-                outgoing_headers = CaseInsensitiveDict(outgoing_headers)
+        stamped: Any = _usual_stamped(by_name, stamp) if is_usual else _stamped(headers, stamp)
         if "x-cagent-forward" in by_name or _may_have_identifiers(by_name, owner):
             # It may be in use elsewhere, and so is not changed but replaced.
             marked: Any = with_store(by_name) if is_usual else sent(headers)
@@ -175,15 +166,28 @@ def through_gate(
             request.headers = marked
         sent_to = url = stamp.url
     elif before is not None and before.sent_to is not None:
-        sent_to, owner, outgoing_headers = before.sent_to, NOBODY, before.plain()
+        sent_to, owner, stamped = before.sent_to, NOBODY, before.plain()
     else:
         return request, None
     # PreparedRequest.copy() copies the cookie jar, too, which takes longer than all the rest. All
     # but the URL and the headers is shared, as it would be without us.
     outgoing: PreparedRequest = object.__new__(type(request))
     outgoing.__dict__ = request.__dict__.copy()
-    outgoing.url, outgoing.headers = url, outgoing_headers
-    return outgoing, partial(_was_sent, outgoing, outgoing_headers, sent_to, owner, before)
+    outgoing.url, outgoing.headers = url, stamped
+    return outgoing, partial(_was_sent, outgoing, stamped, sent_to, owner, before)
+
+
+def _usual_stamped(store: dict[str, tuple[Any, Any]], stamp: Stamp) -> SentHeaders:
+    store = dict(dict.items(store))  # which is faster than what OrderedDict has for it
+    store.update(stamp.headers)
+    if stamp.removed is not None:
+        store.pop(stamp.removed, None)
+    return with_store(store)
+
+
+def _stamped(headers: Any, stamp: Stamp) -> Any:
+    made = stamp.on(headers)
+    return CaseInsensitiveDict(made) if isinstance(headers, CaseInsensitiveDict) else made
 
 
 def _was_sent(
