@@ -75,7 +75,6 @@ class SentHeaders(_Base):
             self._request = weakref.ref(request)
         if before is not None:
             self._earlier_names, self._earlier_marks = before._names(), before._marks()
-            self._left = before._left
         self.sent_to = url
 
     def _names(self) -> frozenset[str]:

@@ -400,6 +400,35 @@ class TestTheCallersRequest:
         assert server.arrived[1].path == "/2"
         assert server.arrived[1].identifiers == {}
 
+    def test_a_twin_of_one_that_is_marked_and_not_sent_is_marked(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        marked = http.get(server.origin, headers=MARKERS).request.copy()
+        marked.headers["X-Cagent-Forward"] = FORWARD
+        twin = copy.copy(marked)
+        http.send(marked)
+        with Server() as other:
+            twin.url = other.origin
+            http.send(twin)
+            assert other.arrived[0].forward == FORWARD
+
+    def test_headers_that_an_adapter_below_takes_from_elsewhere(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        first = http.get(server.origin, headers=MARKERS).request
+
+        class Reusing(HTTPAdapter):
+            def send(self, request, *args, **options):
+                request.headers = first.headers
+                return super().send(request, *args, **options)
+
+        class Ours(GatewayMixin, Reusing): ...
+
+        with Server() as other:
+            http.mount(other.origin, Ours())
+            http.get(other.origin, headers=MARKERS)
+            assert other.arrived[0].identifiers == {}
+        http.send(first.copy())
+        assert server.arrived[1].forward == FORWARD
+
     def test_attributes_of_a_subclass_are_kept(self, http, server: Server):
         class Mine(requests.PreparedRequest):
             source = "a user's own"

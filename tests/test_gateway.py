@@ -357,6 +357,7 @@ class TestOwns:
             ("https://gateway.example/prefix", "https://gateway.example/prefix/%252e%252E/x"),
             ("https://gateway.example/prefix", "https://gateway.example/prefix%2f..%2fadmin"),
             ("https://gateway.example/prefix", "https://gateway.example/prefix/..\\admin"),
+            ("https://gateway.example/prefix", "https://gateway.example/prefix/x\\..\\..\\admin"),
             ("https://gateway.example/prefix", "https://gateway.example/x/prefix/"),
             ("http://[::1]:8080", "http://[::1]:8081/x"),
         ],
