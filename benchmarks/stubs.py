@@ -59,6 +59,7 @@ def no_adapters() -> Iterator[None]:
 
     def send(self: HTTPAdapter, request: requests.PreparedRequest, **options: Any) -> Any:
         self.add_headers(request, **options)
+        answer.request = request
         return answer
 
     with mock.patch.object(HTTPAdapter, "send", send):

@@ -136,12 +136,15 @@ def _requests_seam(original: Any) -> Any:
         # Bound, and not called with self: a wrapper of another library may tell by it.
         pass_on = original.__get__(self, type(self))
         gateways = _in_force
-        if gateways is None or passing.has(request):
+        if gateways is None:
             headers = request.headers
             if isinstance(headers, SentHeaders) and headers.are_of(request):
                 # What the caller marked while the gate was here leaves as if it had never been.
                 request.headers = headers.plain()
             return pass_on(request, *args, **options)
+        if passing.has(request):
+            with PassingOn(request):
+                return pass_on(request, *args, **options)
         stream = args[0] if args else options.get("stream", False)
         outgoing, has_been_sent = adapter.through_gate(gateways, request, stream)
         try:
@@ -149,7 +152,7 @@ def _requests_seam(original: Any) -> Any:
                 return pass_on(outgoing, *args, **options)
         finally:
             if has_been_sent is not None:
-                has_been_sent()
+                has_been_sent(outgoing)
 
     return send
 
@@ -167,7 +170,9 @@ def _urllib3_seam(original: Any) -> Any:
     ) -> Any:
         urlopen = original.__get__(self, type(self))
         gateways, request = _in_force, passing.request.get()
-        if isinstance(request, PreparedRequest) and request.body is body:
+        if isinstance(request, PreparedRequest) and (
+            headers is request.headers or (body is not None and body is request.body)
+        ):
             # A transport above has decided, for this pool and its retries.
             with PassingOn(self):
                 return poolmanager.pass_on(

@@ -51,8 +51,8 @@ class Owner:
 
     @cached_property
     def in_bytes(self) -> frozenset[bytes]:
-        """Those of them that are bytes."""
-        return frozenset(key for key in self.looked_at if isinstance(key, bytes))
+        """The names in bytes that matter to requests, for which there is one more."""
+        return frozenset(key.encode() for key in {*self.looked_at.values(), "accept-encoding"})
 
     @cached_property
     def encoded(self) -> Mapping[str, tuple[bytes, bytes, bytes]]:
@@ -116,7 +116,7 @@ class Gateways:
             return self._only if self._only.owns(url) else NOBODY
         host = _host(url) if self.hosts else None
         if host is not None:
-            for gateway in self.hosts.get((host[1] or host[2]).lower(), ()):
+            for gateway in self.hosts.get((host[1] or host[2] or "").lower(), ()):
                 if gateway.owns(url):
                     return gateway
         return NOBODY

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from requests import PreparedRequest
 from requests.structures import CaseInsensitiveDict
+from urllib3._collections import HTTPHeaderDict
 
 from . import urls
 from ._owners import NOBODY, Owner
@@ -37,7 +38,7 @@ else:
 
 
 class SentHeaders(_Base):
-    """What :class:`SentCaseInsensitiveDict` and :class:`SentDict` share.
+    """What the classes for the several kinds of headers share.
 
     Until :meth:`were_sent` has been called they are like any other headers.
     """
@@ -57,24 +58,15 @@ class SentHeaders(_Base):
         super().__init__(*args, **kwargs)
         self.sent_to, self._owner, self._request = None, NOBODY, None
 
-    def were_sent(
-        self,
-        url: str,
-        owner: Owner,
-        before: SentHeaders | None,
-        request: PreparedRequest | None = None,
-    ) -> None:
+    def were_sent(self, url: str, owner: Owner, request: PreparedRequest | None = None) -> None:
         """From now on, copies leave the identifiers behind.
 
         :param owner: who owns ``url``.
-        :param before: what the request had before it passed the gate, if not headers as any other.
         :param request: whose they are, if it is the caller's own and not a copy that we have sent.
         """
         self._owner = owner
         if request is not None:
             self._request = weakref.ref(request)
-        if before is not None:
-            self._earlier_names, self._earlier_marks = before._names(), before._marks()
         self.sent_to = url
 
     def _names(self) -> frozenset[str]:
@@ -160,6 +152,12 @@ class SentDict(SentHeaders, dict):  # type: ignore[type-arg]
     _plain = dict
 
 
+class SentHTTPHeaderDict(SentHeaders, HTTPHeaderDict):  # type: ignore[misc]
+    """For those of urllib3, which can have several values of one name."""
+
+    _plain = HTTPHeaderDict
+
+
 #: The kinds that requests makes. What is in their ``_store`` can be shared and copied.
 USUAL = frozenset({CaseInsensitiveDict, SentCaseInsensitiveDict})
 
@@ -174,10 +172,20 @@ def with_store(store: dict[str, tuple[Any, Any]]) -> SentHeaders:
     return made
 
 
-def sent(headers: Any) -> SentHeaders:
-    """``headers`` in the class that leaves identifiers behind."""
-    if type(headers) in USUAL:
-        return with_store(headers._store)
-    if isinstance(headers, CaseInsensitiveDict):
-        return SentCaseInsensitiveDict(headers.items())
-    return SentDict(headers.items())
+def sent(headers: Any, before: object = None) -> SentHeaders:
+    """``headers`` in the class that leaves identifiers behind.
+
+    :param before: what the request had before, which can know of earlier hops, as ``headers`` can.
+    """
+    made: SentHeaders
+    if type(headers) in USUAL or isinstance(headers, CaseInsensitiveDict):
+        made = with_store(headers._store)  # shared, so it stays one
+    elif isinstance(headers, HTTPHeaderDict):
+        made = SentHTTPHeaderDict(headers.items())
+    else:
+        made = SentDict(headers.items())
+    for known in (before, headers):
+        if isinstance(known, SentHeaders):
+            made._earlier_names |= known._names()
+            made._earlier_marks = {**made._earlier_marks, **known._marks()}
+    return made

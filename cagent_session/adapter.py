@@ -15,7 +15,7 @@ from . import urls
 from ._owners import NOBODY, Gateways, Owner
 from ._sent_headers import USUAL, SentHeaders, sent, with_store
 from .gate import Defaults, Stamp, gate, passing
-from .headers import PREFIX, by_lower_name
+from .headers import PREFIX, by_lower_name, is_identifier, lower
 
 if TYPE_CHECKING:
     # To a type checker the mixin is the adapter that it is always mixed into.
@@ -72,14 +72,19 @@ class GatewayMixin(_Adapter):
         outgoing, has_been_sent = through_gate(self._gateways, request, stream)
         watched = passing.request.set(outgoing) if passing.is_watched else None
         try:
-            return super().send(
+            response = super().send(
                 outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
             )
         finally:
             if watched is not None:
                 passing.request.reset(watched)
             if has_been_sent is not None:
-                has_been_sent()
+                has_been_sent(outgoing)
+        if has_been_sent is not None:
+            copied = getattr(response, "request", outgoing)
+            if copied is not outgoing and isinstance(copied, PreparedRequest):
+                has_been_sent(copied)  # by an adapter below
+        return response
 
 
 class GatewayAdapter(GatewayMixin, HTTPAdapter):
@@ -134,10 +139,10 @@ def mount(session: Session, gateway: Owner, adapter: GatewayMixin) -> None:
 
 def through_gate(
     gateways: Gateways, request: PreparedRequest, stream: bool
-) -> tuple[PreparedRequest, Callable[[], None] | None]:
+) -> tuple[PreparedRequest, Callable[[PreparedRequest], None] | None]:
     """What to send in place of ``request``: itself, or a stamped copy of it if it is bound.
 
-    Then what to do, if anything, once it has been sent, well or not.
+    Then what to do with that, if anything, once it has been sent, well or not.
     """
     url = request.url or ""
     owner = gateways.owner(url) if gateways.hosts else NOBODY
@@ -158,23 +163,25 @@ def through_gate(
         if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
             # A compressor holds server-sent events back until its block is full.
             stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
-        stamped: Any = _usual_stamped(by_name, stamp) if is_usual else _stamped(headers, stamp)
+        stamped = _usual_stamped(by_name, stamp) if is_usual else _stamped(headers, stamp)
         if "x-cagent-forward" in by_name or _may_have_identifiers(by_name, owner):
             # It may be in use elsewhere, and so is not changed but replaced.
-            marked: Any = with_store(by_name) if is_usual else sent(headers)
-            marked.were_sent(url, owner, before, whose)
+            marked: Any = with_store(by_name) if is_usual and before is None else sent(headers)
+            marked.were_sent(url, owner, whose)
             request.headers = marked
         sent_to = url = stamp.url
     elif before is not None and before.sent_to is not None:
-        sent_to, owner, stamped = before.sent_to, NOBODY, before.plain()
+        sent_to, owner, stamped = before.sent_to, NOBODY, sent(before)
     else:
         return request, None
+    if before is not None:
+        stamped = sent(stamped, before)
     # PreparedRequest.copy() copies the cookie jar, too, which takes longer than all the rest. All
     # but the URL and the headers is shared, as it would be without us.
     outgoing: PreparedRequest = object.__new__(type(request))
-    outgoing.__dict__ = request.__dict__.copy()
-    outgoing.url, outgoing.headers = url, stamped
-    return outgoing, partial(_was_sent, outgoing, stamped, sent_to, owner, before)
+    outgoing.__dict__.update(request.__dict__)
+    outgoing.url, outgoing.headers = url, stamped  # type: ignore[assignment]
+    return outgoing, partial(_was_sent, stamped, sent_to, owner)
 
 
 def _usual_stamped(store: dict[str, tuple[Any, Any]], stamp: Stamp) -> SentHeaders:
@@ -185,27 +192,25 @@ def _usual_stamped(store: dict[str, tuple[Any, Any]], stamp: Stamp) -> SentHeade
     return with_store(store)
 
 
-def _stamped(headers: Any, stamp: Stamp) -> Any:
-    made = stamp.on(headers)
-    return CaseInsensitiveDict(made) if isinstance(headers, CaseInsensitiveDict) else made
+def _stamped(headers: Any, stamp: Stamp) -> SentHeaders:
+    made = stamp.on(headers.plain() if isinstance(headers, SentHeaders) else headers)
+    return sent(CaseInsensitiveDict(made) if isinstance(headers, CaseInsensitiveDict) else made)
 
 
-def _was_sent(
-    outgoing: PreparedRequest, stamped: Any, url: str, owner: Owner, before: SentHeaders | None
-) -> None:
-    """Let copies of ``outgoing`` leave the identifiers behind.
+def _was_sent(stamped: SentHeaders, url: str, owner: Owner, request: PreparedRequest) -> None:
+    """Let copies of ``request`` leave the identifiers behind.
 
     Not earlier: urllib3 copies the headers on their way, and is to get all of them.
     """
-    made: Any = outgoing.headers
-    if made is not stamped or not isinstance(made, SentHeaders):  # an adapter has replaced them
-        made = sent(made)
-        outgoing.headers = made
-    made.were_sent(url, owner, before)
+    made: Any = request.headers
+    if made is not stamped:  # an adapter below has replaced them
+        made = sent(made, stamped)
+        request.headers = made
+    made.were_sent(url, owner)
 
 
 def _may_have_identifiers(names: Iterable[Any], owner: Owner) -> bool:
     try:
         return PREFIX in "\n".join(names) or not owner.session_names.isdisjoint(names)
-    except TypeError:
-        return True  # a name is bytes
+    except TypeError:  # a name is bytes
+        return any(is_identifier(lower(name), owner.session_names) for name in names)

@@ -115,11 +115,13 @@ class Passing:
     def has(self, request: Any) -> bool:
         """Whether it is ``request``, or has been copied into it by a transport in between."""
         passed = self.request.get()
-        return passed is not None and (
-            passed is request
-            or (request.method, request.url)
-            == (getattr(passed, "method", None), getattr(passed, "url", None))
-        )
+        if passed is None or passed is request:
+            return passed is request
+        # A copy has all that it had; what somebody below asks for on their own has not.
+        return (request.method, request.url) == (
+            getattr(passed, "method", None),
+            getattr(passed, "url", None),
+        ) and all(name in request.headers for name in passed.headers)
 
 
 class PassingOn:

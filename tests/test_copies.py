@@ -15,6 +15,7 @@ from requests.auth import HTTPDigestAuth
 from requests.structures import CaseInsensitiveDict
 from support.lifetime import Watch
 from support.wire import Server, redirect, response
+from urllib3._collections import HTTPHeaderDict
 
 from cagent_session import Gateway, GatewayAdapter, GatewayMixin, gateway_headers, session_scope
 
@@ -495,6 +496,50 @@ class TestTheCallersRequest:
         assert sent.headers["x-cagent-session-id"] == "s1"
         assert "CONTENT-LENGTH" in sent.copy().headers
 
+    def test_of_a_subclass_stay_those_that_the_caller_holds(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", server.origin).prepare()
+        held = type("Mine", (CaseInsensitiveDict,), {})({**MARKERS, "Authorization": "old"})
+        prepared.headers = held
+        http.send(prepared)
+        held["Authorization"] = "new"
+        http.send(prepared)
+        assert [request.get("Authorization") for request in server.arrived] == ["old", "new"]
+
+    def test_with_several_values_of_one_name(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", server.origin).prepare()
+        given = HTTPHeaderDict([("X-A", "1"), ("X-A", "2"), *MARKERS.items()])
+        prepared.headers = given.copy()
+        for _ in range(2):
+            answer = http.send(prepared)
+            assert server.arrived[-1].all("X-A") == ["1", "2"]
+            assert server.arrived[-1].forward == FORWARD
+            assert prepared.headers == given
+        twin = answer.request.copy()
+        assert list(twin.headers.items())[:2] == [("X-A", "1"), ("X-A", "2")]
+        assert "X-Cagent-Forward" not in twin.headers
+        assert type(pickle.loads(pickle.dumps(prepared)).headers) is HTTPHeaderDict
+
+    def test_an_encoding_under_a_name_in_bytes(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        prepared = http.prepare_request(requests.Request("GET", server.origin, headers=MARKERS))
+        prepared.headers[b"Accept-Encoding"] = b"br"
+        http.send(prepared, stream=True).close()
+        assert server.arrived[0].all("Accept-Encoding") == ["identity"]
+
+    def test_a_class_of_request_that_sets_its_attributes_itself(self, http, server: Server):
+        class Mine(requests.PreparedRequest):
+            def __setattr__(self, name, value):
+                self.__dict__[name] = value
+
+        http.mount("http://", GatewayAdapter(Gateway(server.origin, forward=FORWARD)))
+        mine = Mine()
+        mine.prepare("POST", server.origin, data=b"x")
+        with session_scope("s1"):
+            http.send(mine)
+        assert (server.arrived[0].session_id, server.arrived[0].body) == ("s1", b"x")
+
     @pytest.mark.parametrize("name", [b"X-Cagent-Forward", b"x-CAGENT-forward"])
     def test_a_marker_under_a_name_in_bytes(self, http, server: Server, name: bytes):
         http.mount("http://", GatewayAdapter())
@@ -545,6 +590,26 @@ class TestPickling:
         assert type(twin.headers) is type(answer.request.headers)
         assert twin.headers is not answer.request.headers
         assert "X-Cagent-Forward" not in twin.copy().headers
+
+
+@pytest.mark.parametrize("make", [requests.PreparedRequest.copy, copy.deepcopy])
+def test_an_adapter_below_that_sends_a_copy(http, server: Server, make):
+    class Copying(HTTPAdapter):
+        def send(self, request, *args, **options):
+            return super().send(make(request), *args, **options)
+
+    class Ours(GatewayMixin, Copying): ...
+
+    http.mount("http://", Ours(Gateway(server.origin, forward=FORWARD, session_header="X-Team")))
+    with Server() as stranger, session_scope("s1"):
+        server.respond = lambda request: redirect(307, stranger.origin)
+        answer = http.get(server.origin, allow_redirects=False)
+        assert answer.request.headers["X-Team"] == "s1"
+        http.mount("http://", HTTPAdapter())
+        list(http.resolve_redirects(answer, answer.request))
+        assert server.arrived[0].forward == FORWARD
+        assert stranger.arrived[0].identifiers == {}
+        assert stranger.arrived[0].get("X-Team") is None
 
 
 def test_an_error_carries_a_request_that_is_as_careful(http):

@@ -206,6 +206,13 @@ class TestEachRequest:
             assert seen == [FORWARD, OTHER, None, "https://root.example", "https://root.example"]
             assert server.arrived[2].get("X-Session-ID") == "s1"
 
+    def test_an_empty_host_is_the_librarys_to_refuse(self, gateway: Gateway):
+        instrument(gateway, Gateway("http://other.example", forward=FORWARD))
+        prepared = requests.Request("GET", "http://gateway.example").prepare()
+        prepared.url = "http://[]/"
+        with requests.Session() as http, pytest.raises(ValueError, match=r"IPv4|parse"):
+            http.send(prepared)
+
 
 class TestWhatIsMountedDecidesFirst:
     @pytest.fixture
@@ -284,6 +291,26 @@ class TestWhatIsMountedDecidesFirst:
             *("s1", "s1"),
             *(None, None),
         ]
+
+    def test_but_not_about_what_an_adapter_asks_for_itself(
+        self, server: Server, gateway: Gateway, other: Gateway
+    ):
+        manager = urllib3.PoolManager()
+
+        class Asking(HTTPAdapter):
+            def send(self, request, *args, **options):
+                requests.get(request.url, timeout=20)
+                manager.request("GET", f"{server.origin}/token")
+                return super().send(request, *args, **options)
+
+        class Ours(GatewayMixin, Asking): ...
+
+        instrument(other)
+        with requests.Session() as http, session_scope("s1"), manager:
+            http.mount("http://", Ours(gateway))
+            http.get(f"{server.origin}/p/x")
+        assert [request.forward for request in server.arrived] == [OTHER, OTHER, FORWARD]
+        assert {request.session_id for request in server.arrived} == {"s1"}
 
     def test_but_not_about_a_request_that_a_retry_makes(self, server: Server, gateway: Gateway):
         """Neither of the two has a body, which tells nothing."""
