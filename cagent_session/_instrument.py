@@ -146,13 +146,14 @@ def _requests_seam(original: Any) -> Any:
             with PassingOn(request):
                 return pass_on(request, *args, **options)
         stream = args[0] if args else options.get("stream", False)
-        outgoing, has_been_sent = adapter.through_gate(gateways, request, stream)
+        outgoing = adapter.through_gate(gateways, request, stream)
+        stamped: Any = outgoing.headers
         try:
             with PassingOn(outgoing):
                 return pass_on(outgoing, *args, **options)
         finally:
-            if has_been_sent is not None:
-                has_been_sent(outgoing)
+            if outgoing is not request:
+                adapter.was_sent(outgoing, stamped)
 
     return send
 

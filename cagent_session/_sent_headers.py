@@ -40,14 +40,15 @@ else:
 class SentHeaders(_Base):
     """What the classes for the several kinds of headers share.
 
-    Until :meth:`were_sent` has been called they are like any other headers.
+    Until ``were_sent`` is true they are like any other headers.
     """
 
     _plain: Any
-    # Storing into the next three is fast as long as the class has nothing of their names.
-    sent_to: str | None  #: the URL that the identifiers in here were sent to, if they were
-    _owner: Owner  # of that URL
-    _request: weakref.ref[PreparedRequest] | None  # whose identifiers they are
+    # Storing into the next four is fast as long as the class has nothing of their names.
+    url: str  #: that they are for
+    were_sent: bool  #: there, so that a copy leaves the identifiers behind
+    owner: Owner  #: of that URL
+    request: weakref.ref[PreparedRequest] | None  #: whose they are, if they are the caller's own
     _left: _Left | None = None
     # Of the hops before: which names are identifiers, in lower case, besides all X-Cagent-*, and
     # what gateways may have set.
@@ -56,33 +57,27 @@ class SentHeaders(_Base):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.sent_to, self._owner, self._request = None, NOBODY, None
+        self.url, self.were_sent, self.owner, self.request = "", False, NOBODY, None
 
-    def were_sent(self, url: str, owner: Owner, request: PreparedRequest | None = None) -> None:
-        """From now on, copies leave the identifiers behind.
-
-        :param owner: who owns ``url``.
-        :param request: whose they are, if it is the caller's own and not a copy that we have sent.
-        """
-        self._owner = owner
-        if request is not None:
-            self._request = weakref.ref(request)
-        self.sent_to = url
+    def inherit(self, other: SentHeaders) -> None:
+        """Know of earlier hops what ``other`` knows."""
+        self._earlier_names |= other._names()
+        self._earlier_marks = {**self._earlier_marks, **other._marks()}
 
     def _names(self) -> frozenset[str]:
-        return self._owner.session_names | self._earlier_names
+        return self.owner.session_names | self._earlier_names
 
     def _marks(self) -> Mapping[str, _Item]:
         # What the caller has set is the caller's, even if a gateway would have set the same.
-        return {**self._earlier_marks, **({} if self._request else self._owner.marks)}
+        return {**self._earlier_marks, **({} if self.request else self.owner.marks)}
 
     def copy(self) -> Any:
-        if self.sent_to is None:
+        if not self.were_sent:
             if self._left is None:
                 return self._plain.copy(self)
             return self._another(self.items(), left=self._left)
         kept: list[_Item] = []
-        left = _Left(self.sent_to, [], [])
+        left = _Left(self.url, [], [])
         names, marks = self._names(), self._marks()
         for item in self.items():
             key = lower(item[0])
@@ -97,7 +92,7 @@ class SentHeaders(_Base):
     __copy__ = copy
 
     def __deepcopy__(self, memo: object) -> SentHeaders:
-        return self._another(self.items(), self.sent_to, self._left)
+        return self._another(self.items(), self.url, self.were_sent, self._left)
 
     def plain(self) -> Any:
         """The same headers, in a class that has never heard of identifiers."""
@@ -109,7 +104,7 @@ class SentHeaders(_Base):
 
     def are_of(self, request: PreparedRequest) -> bool:
         """Whether ``request`` is the very one that its caller has marked, and not a copy."""
-        return self._request is not None and self._request() is request
+        return self.request is not None and self.request() is request
 
     def of(self, request: PreparedRequest, owner: Owner) -> SentHeaders:
         """The headers for ``request``, which has these: with its identifiers, or without.
@@ -119,8 +114,8 @@ class SentHeaders(_Base):
         :param owner: who owns its URL. A gateway sets its own marks, and not another's.
         """
         url = request.url or ""
-        if self.sent_to is not None:
-            stay = self.are_of(request) or urls.same_origin(self.sent_to, url)
+        if self.were_sent:
+            stay = self.are_of(request) or urls.same_origin(self.url, url)
             return self if stay else self.copy()
         left = self._left
         is_marked = any(lower(name) == FORWARD.lower() for name in self)
@@ -129,14 +124,18 @@ class SentHeaders(_Base):
         marks = left.marks
         if owner is not NOBODY:
             marks = [mark for mark in marks if owner.marks.get(mark[0].lower()) == mark]
-        return self._another([*marks, *left.identifiers, *self.items()], left.url)
+        return self._another([*marks, *left.identifiers, *self.items()], left.url, True)
 
     def _another(
-        self, items: Iterable[_Item], url: str | None = None, left: _Left | None = None
+        self,
+        items: Iterable[_Item],
+        url: str = "",
+        were_sent: bool = False,
+        left: _Left | None = None,
     ) -> SentHeaders:
         headers = type(self)(items)
-        headers.sent_to, headers._left = url, left
-        headers._earlier_names, headers._earlier_marks = self._names(), self._marks()
+        headers.url, headers.were_sent, headers._left = url, were_sent, left
+        headers.inherit(self)
         return headers
 
 
@@ -164,28 +163,27 @@ USUAL = frozenset({CaseInsensitiveDict, SentCaseInsensitiveDict})
 _new: Any = object.__new__
 
 
-def with_store(store: dict[str, tuple[Any, Any]]) -> SentHeaders:
+def with_store(store: dict[str, tuple[Any, Any]], url: str, owner: Owner) -> SentHeaders:
     """Headers of the usual kind that have ``store``, which may be that of others, too."""
     made: SentHeaders = _new(SentCaseInsensitiveDict)
     made._store = store  # type: ignore[attr-defined]
-    made.sent_to, made._owner, made._request = None, NOBODY, None
+    made.url, made.were_sent, made.owner, made.request = url, False, owner, None
     return made
 
 
-def sent(headers: Any, before: object = None) -> SentHeaders:
+def sent(headers: Any, url: str, owner: Owner) -> SentHeaders:
     """``headers`` in the class that leaves identifiers behind.
 
-    :param before: what the request had before, which can know of earlier hops, as ``headers`` can.
+    :param url: that they are for.
+    :param owner: who owns ``url``.
     """
     made: SentHeaders
-    if type(headers) in USUAL or isinstance(headers, CaseInsensitiveDict):
-        made = with_store(headers._store)  # shared, so it stays one
-    elif isinstance(headers, HTTPHeaderDict):
-        made = SentHTTPHeaderDict(headers.items())
+    if isinstance(headers, CaseInsensitiveDict):
+        made = with_store(headers._store, url, owner)  # shared, so it stays one
     else:
-        made = SentDict(headers.items())
-    for known in (before, headers):
-        if isinstance(known, SentHeaders):
-            made._earlier_names |= known._names()
-            made._earlier_marks = {**made._earlier_marks, **known._marks()}
+        kind = SentHTTPHeaderDict if isinstance(headers, HTTPHeaderDict) else SentDict
+        made = kind(headers.items())
+        made.url, made.owner = url, owner
+    if isinstance(headers, SentHeaders):
+        made.inherit(headers)
     return made

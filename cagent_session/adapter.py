@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+import weakref
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from requests import PreparedRequest, Response, Session
@@ -69,7 +69,8 @@ class GatewayMixin(_Adapter):
 
         The session is the one that is current in the calling thread, now.
         """
-        outgoing, has_been_sent = through_gate(self._gateways, request, stream)
+        outgoing = through_gate(self._gateways, request, stream)
+        stamped: Any = outgoing.headers
         watched = passing.request.set(outgoing) if passing.is_watched else None
         try:
             response = super().send(
@@ -78,12 +79,12 @@ class GatewayMixin(_Adapter):
         finally:
             if watched is not None:
                 passing.request.reset(watched)
-            if has_been_sent is not None:
-                has_been_sent(outgoing)
-        if has_been_sent is not None:
+            if outgoing is not request:
+                was_sent(outgoing, stamped)
+        if outgoing is not request:
             copied = getattr(response, "request", outgoing)
             if copied is not outgoing and isinstance(copied, PreparedRequest):
-                has_been_sent(copied)  # by an adapter below
+                was_sent(copied, stamped)  # by an adapter below
         return response
 
 
@@ -137,76 +138,87 @@ def mount(session: Session, gateway: Owner, adapter: GatewayMixin) -> None:
             session.mount(origin + gateway.path, adapter)
 
 
-def through_gate(
-    gateways: Gateways, request: PreparedRequest, stream: bool
-) -> tuple[PreparedRequest, Callable[[PreparedRequest], None] | None]:
+def through_gate(gateways: Gateways, request: PreparedRequest, stream: bool) -> PreparedRequest:
     """What to send in place of ``request``: itself, or a stamped copy of it if it is bound.
 
-    Then what to do with that, if anything, once it has been sent, well or not.
+    Once a copy has been sent, well or not, :func:`was_sent` has to hear of it.
     """
     url = request.url or ""
     owner = gateways.owner(url) if gateways.hosts else NOBODY
     headers: Any = request.headers
     before: SentHeaders | None = None
-    whose: PreparedRequest | None = request
     if isinstance(headers, SentHeaders):
         before = headers.of(request, owner)
         headers = before
         request.headers = headers
-        if before.sent_to is not None and not before.are_of(request):
-            whose = None  # they were put back into a copy
-    # All that headers have in public is slower than the rest of the gate.
-    is_usual = type(headers) in USUAL and dict.keys(headers._store).isdisjoint(owner.in_bytes)
+    # All that headers have in public is slower than the rest of the gate. A name in bytes is found
+    # in their store by nobody else; what nobody owns is bound by that of the marker alone.
+    is_usual = type(headers) in USUAL
+    if is_usual and (owner is not NOBODY or "x-cagent-forward" in headers._store):
+        is_usual = dict.keys(headers._store).isdisjoint(owner.in_bytes)
+    elif is_usual:
+        is_usual = b"x-cagent-forward" not in headers._store
     by_name = headers._store if is_usual else by_lower_name(headers.items())
     stamp = gate(url, owner, by_name, _DEFAULTS)
     if stamp is not None:
         if stream and by_name.get("accept-encoding", (None, None))[1] == _DEFAULT_ENCODING:
             # A compressor holds server-sent events back until its block is full.
             stamp.headers.setdefault("accept-encoding", ("Accept-Encoding", "identity"))
-        stamped = _usual_stamped(by_name, stamp) if is_usual else _stamped(headers, stamp)
+        if is_usual:
+            stamped = with_store(_stamped_store(by_name, stamp), stamp.url, owner)
+        else:
+            stamped = sent(_stamped(headers, stamp), stamp.url, owner)
         if "x-cagent-forward" in by_name or _may_have_identifiers(by_name, owner):
             # It may be in use elsewhere, and so is not changed but replaced.
-            marked: Any = with_store(by_name) if is_usual and before is None else sent(headers)
-            marked.were_sent(url, owner, whose)
+            if is_usual and before is None:
+                marked: Any = with_store(by_name, url, owner)
+            else:
+                marked = sent(headers, url, owner)
+            if before is None or not before.were_sent or before.are_of(request):
+                marked.request = weakref.ref(request)  # else they were put back into a copy
+            marked.were_sent = True
             request.headers = marked
-        sent_to = url = stamp.url
-    elif before is not None and before.sent_to is not None:
-        sent_to, owner, stamped = before.sent_to, NOBODY, sent(before)
+        url = stamp.url
+    elif before is not None and before.were_sent:
+        stamped = sent(before, before.url, NOBODY)
     else:
-        return request, None
+        return request
     if before is not None:
-        stamped = sent(stamped, before)
+        stamped.inherit(before)
     # PreparedRequest.copy() copies the cookie jar, too, which takes longer than all the rest. All
     # but the URL and the headers is shared, as it would be without us.
     outgoing: PreparedRequest = object.__new__(type(request))
     outgoing.__dict__.update(request.__dict__)
     outgoing.url, outgoing.headers = url, stamped  # type: ignore[assignment]
-    return outgoing, partial(_was_sent, stamped, sent_to, owner)
+    return outgoing
 
 
-def _usual_stamped(store: dict[str, tuple[Any, Any]], stamp: Stamp) -> SentHeaders:
+def was_sent(request: PreparedRequest, stamped: SentHeaders) -> None:
+    """Let copies of ``request`` leave the identifiers behind.
+
+    Not earlier: urllib3 copies the headers on their way, and is to get all of them.
+
+    :param stamped: the headers that it was to be sent with.
+    """
+    made: Any = request.headers
+    if made is not stamped:  # an adapter below has replaced them
+        made = sent(made, stamped.url, stamped.owner)
+        made.inherit(stamped)
+        request.headers = made
+    made.were_sent = True
+
+
+def _stamped_store(store: dict[str, tuple[Any, Any]], stamp: Stamp) -> dict[str, tuple[Any, Any]]:
     store = dict(dict.items(store))  # which is faster than what OrderedDict has for it
     store.update(stamp.headers)
     if stamp.removed is not None:
         store.pop(stamp.removed, None)
-    return with_store(store)
+    return store
 
 
-def _stamped(headers: Any, stamp: Stamp) -> SentHeaders:
+def _stamped(headers: Any, stamp: Stamp) -> Any:
     made = stamp.on(headers.plain() if isinstance(headers, SentHeaders) else headers)
-    return sent(CaseInsensitiveDict(made) if isinstance(headers, CaseInsensitiveDict) else made)
-
-
-def _was_sent(stamped: SentHeaders, url: str, owner: Owner, request: PreparedRequest) -> None:
-    """Let copies of ``request`` leave the identifiers behind.
-
-    Not earlier: urllib3 copies the headers on their way, and is to get all of them.
-    """
-    made: Any = request.headers
-    if made is not stamped:  # an adapter below has replaced them
-        made = sent(made, stamped)
-        request.headers = made
-    made.were_sent(url, owner)
+    return CaseInsensitiveDict(made) if isinstance(headers, CaseInsensitiveDict) else made
 
 
 def _may_have_identifiers(names: Iterable[Any], owner: Owner) -> bool:
