@@ -20,7 +20,7 @@ from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool
 
-from . import adapter, poolmanager
+from . import adapter, poolmanager, urls
 from ._owners import Gateways
 from ._sent_headers import SentHeaders
 from .gate import PassingOn, passing
@@ -172,7 +172,7 @@ def _urllib3_seam(original: Any) -> Any:
         urlopen = original.__get__(self, type(self))
         gateways, request = _in_force, passing.request.get()
         if isinstance(request, PreparedRequest) and (
-            headers is request.headers or (body is not None and body is request.body)
+            headers is request.headers or _is_copied(request, self, method, url, body)
         ):
             # A transport above has decided, for this pool and its retries.
             with PassingOn(self):
@@ -185,6 +185,16 @@ def _urllib3_seam(original: Any) -> Any:
         return poolmanager.pass_on(urlopen, method, url, body, headers, retries, *args, **options)
 
     return urlopen
+
+
+def _is_copied(request: PreparedRequest, pool: Any, method: str, target: str, body: Any) -> bool:
+    """Whether a pool is called for ``request``, by somebody who has copied its headers."""
+    return (
+        body is request.body
+        and method == request.method
+        and target in (request.path_url, request.url)
+        and urls.same_origin(poolmanager.full_url(pool, target), request.url or "")
+    )
 
 
 def _httpx_seam(original: Any, library: Library) -> Any:

@@ -117,14 +117,14 @@ class SentHeaders(_Base):
         if self.were_sent:
             stay = self.are_of(request) or urls.same_origin(self.url, url)
             return self if stay else self.copy()
-        left = self._left
-        is_marked = any(lower(name) == FORWARD.lower() for name in self)
-        if left is None or is_marked or not urls.same_origin(left.url, url):
+        left, names = self._left, {lower(name) for name in self}
+        if left is None or FORWARD.lower() in names or not urls.same_origin(left.url, url):
             return self
         marks = left.marks
         if owner is not NOBODY:
             marks = [mark for mark in marks if owner.marks.get(mark[0].lower()) == mark]
-        return self._another([*marks, *left.identifiers, *self.items()], left.url, True)
+        back = [item for item in (*marks, *left.identifiers) if lower(item[0]) not in names]
+        return self._another([*back, *self.items()], left.url, True)
 
     def _another(
         self,

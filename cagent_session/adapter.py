@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from requests import PreparedRequest, Response, Session
+from requests import PreparedRequest, RequestException, Response, Session
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
@@ -76,15 +76,17 @@ class GatewayMixin(_Adapter):
             response = super().send(
                 outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
             )
+        except RequestException as error:
+            if outgoing is not request:
+                _carries(error, outgoing, stamped)
+            raise
         finally:
             if watched is not None:
                 passing.request.reset(watched)
             if outgoing is not request:
                 was_sent(outgoing, stamped)
         if outgoing is not request:
-            copied = getattr(response, "request", outgoing)
-            if copied is not outgoing and isinstance(copied, PreparedRequest):
-                was_sent(copied, stamped)  # by an adapter below
+            _carries(response, outgoing, stamped)
         return response
 
 
@@ -201,11 +203,23 @@ def was_sent(request: PreparedRequest, stamped: SentHeaders) -> None:
     :param stamped: the headers that it was to be sent with.
     """
     made: Any = request.headers
+    if isinstance(made, SentHeaders) and made.were_sent:
+        return  # they come from another request, and know where to
     if made is not stamped:  # an adapter below has replaced them
         made = sent(made, stamped.url, stamped.owner)
         made.inherit(stamped)
         request.headers = made
     made.were_sent = True
+
+
+def _carries(result: Any, outgoing: PreparedRequest, stamped: SentHeaders) -> None:
+    """Let copies be as careful of the request in a response or an error, if it is a copy itself."""
+    copied = getattr(result, "request", outgoing)
+    # A test double can have anything there.
+    if copied is outgoing or not issubclass(type(copied), PreparedRequest):
+        return
+    if isinstance(copied.headers, Mapping):
+        was_sent(copied, stamped)
 
 
 def _stamped_store(store: dict[str, tuple[Any, Any]], stamp: Stamp) -> dict[str, tuple[Any, Any]]:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from . import urls
 from ._owners import AGENT, NOBODY, Owner
 from ._scopes import current_lineage
-from .headers import without
+from .headers import is_identifier, lower, without
 
 _log = logging.getLogger("cagent_session")
 
@@ -117,11 +117,16 @@ class Passing:
         passed = self.request.get()
         if passed is None or passed is request:
             return passed is request
-        # A copy has all that it had; what somebody below asks for on their own has not.
-        return (request.method, request.url) == (
+        if (request.method, request.url) != (
             getattr(passed, "method", None),
             getattr(passed, "url", None),
-        ) and all(name in request.headers for name in passed.headers)
+        ):
+            return False
+        # A copy has its identifiers; what somebody below asks for on their own has none.
+        names = getattr(passed.headers, "owner", NOBODY).session_names
+        return all(
+            name in request.headers for name in passed.headers if is_identifier(lower(name), names)
+        )
 
 
 class PassingOn:

@@ -143,7 +143,7 @@ def through_gate(
     """What an attempt of ``pool`` is to send in place of ``target`` and ``headers``."""
     if getattr(retries, "history", None):
         headers = _after_redirects(gateways, pool, target, headers, retries)
-    url = _full_url(pool, target)
+    url = full_url(pool, target)
     by_name = by_lower_name(headers.items())
     defaults = _DEFAULTS if pool.proxy is None else _DEFAULTS_OF_A_PROXY
     stamp = gate(url, gateways.owner(url), by_name, defaults)
@@ -187,7 +187,7 @@ def _after_redirects(
             names |= owner.session_names
     if home is None:
         return headers
-    if not urls.same_origin(home, _full_url(pool, _normalized(target, ""))):
+    if not urls.same_origin(home, full_url(pool, _normalized(target, ""))):
         return without(headers, {key for key in values if is_identifier(key, names)})
     if retries.history[-1].url.startswith("/"):
         # The pool follows the redirect itself, with the headers that the last hop was stamped
@@ -200,7 +200,7 @@ def _after_redirects(
     return headers
 
 
-def _full_url(pool: HTTPConnectionPool, target: str) -> str:
+def full_url(pool: HTTPConnectionPool, target: str) -> str:
     """Where a request goes that ``pool`` sends with ``target``; empty if that is not certain."""
     base = _base_url(pool.scheme, pool.host, pool.port)
     if target.startswith("/"):

@@ -519,6 +519,10 @@ class TestTheCallersRequest:
         twin = answer.request.copy()
         assert list(twin.headers.items())[:2] == [("X-A", "1"), ("X-A", "2")]
         assert "X-Cagent-Forward" not in twin.headers
+        twin.headers["X-Cagent-Provider"] = "another"
+        http.send(twin)
+        assert server.arrived[-1].all("X-Cagent-Provider") == ["another"]
+        assert server.arrived[-1].forward == FORWARD
         assert type(pickle.loads(pickle.dumps(prepared)).headers) is HTTPHeaderDict
 
     def test_an_encoding_under_a_name_in_bytes(self, http, server: Server):
@@ -610,6 +614,56 @@ def test_an_adapter_below_that_sends_a_copy(http, server: Server, make):
         assert server.arrived[0].forward == FORWARD
         assert stranger.arrived[0].identifiers == {}
         assert stranger.arrived[0].get("X-Team") is None
+
+
+def test_an_adapter_below_that_copies_and_fails(http, server: Server):
+    class Failing(HTTPAdapter):
+        def send(self, request, *args, **options):
+            raise requests.ConnectionError(request=request.copy())
+
+    class Ours(GatewayMixin, Failing): ...
+
+    http.mount("http://", Ours())
+    with pytest.raises(requests.ConnectionError) as caught:
+        http.get(server.origin, headers=MARKERS)
+    assert caught.value.request.headers["X-Cagent-Forward"] == FORWARD
+    assert "X-Cagent-Forward" not in caught.value.request.copy().headers
+
+
+def test_an_adapter_below_that_asks_another_gateway(http, server: Server):
+    other = GatewayAdapter(Gateway(server.origin, forward=FORWARD, session_header="X-Team"))
+
+    class Failover(HTTPAdapter):
+        def send(self, request, *args, **options):
+            return other.send(requests.Request("GET", server.origin).prepare())
+
+    class Ours(GatewayMixin, Failover): ...
+
+    http.mount("http://", Ours(Gateway("http://first.example", forward="https://first.example")))
+    with Server() as stranger, session_scope("s1"):
+        answer = http.get("http://first.example")
+        http.mount("http://", GatewayAdapter())
+        for url in (server.origin, stranger.origin):
+            twin = answer.request.copy()
+            twin.url = url
+            http.send(twin)
+        assert (server.arrived[1].forward, server.arrived[1].get("X-Team")) == (FORWARD, "s1")
+        assert (stranger.arrived[0].identifiers, stranger.arrived[0].get("X-Team")) == ({}, None)
+
+
+@pytest.mark.parametrize("request_", [None, requests.PreparedRequest(), object()])
+def test_an_adapter_below_that_answers_with_some_double(http, request_):
+    class Double(HTTPAdapter):
+        def send(self, request, *args, **options):
+            answer = requests.Response()
+            answer.request = request_
+            return answer
+
+    class Ours(GatewayMixin, Double): ...
+
+    with session_scope("s1"), contextlib.closing(Ours()) as adapter:
+        prepared = requests.Request("GET", "http://gateway.example", headers=MARKERS).prepare()
+        assert adapter.send(prepared).request is request_
 
 
 def test_an_error_carries_a_request_that_is_as_careful(http):

@@ -300,7 +300,7 @@ class TestWhatIsMountedDecidesFirst:
         class Asking(HTTPAdapter):
             def send(self, request, *args, **options):
                 requests.get(request.url, timeout=20)
-                manager.request("GET", f"{server.origin}/token")
+                manager.request("POST", f"{server.origin}/mirror", body=request.body)
                 return super().send(request, *args, **options)
 
         class Ours(GatewayMixin, Asking): ...
@@ -510,6 +510,20 @@ class TestNextToOpenTelemetry:
         assert look() == ((False, traces) if end == "ours off" else (True, False))
         switch("theirs off" if end == "ours off" else "ours off")
         assert look() == (False, False)
+
+    @pytest.mark.parametrize("body", [None, b"x"])
+    def test_that_copies_the_headers_on_their_way(self, server: Server, spans, body):
+        """What is mounted has decided, whatever carries its request on."""
+        URLLib3Instrumentor().instrument(tracer_provider=spans.provider)
+        instrument(Gateway(server.origin, forward=OTHER, session_header="X-Session-ID"))
+        with requests.Session() as http, session_scope("s1"):
+            for mine in (Gateway(server.origin, forward=FORWARD), None):
+                http.mount("http://", GatewayAdapter(mine))
+                http.post(f"{server.origin}/x", data=body)
+        assert len(spans.get_finished_spans()) == 2
+        assert [request.forward for request in server.arrived] == [FORWARD, None]
+        assert [request.session_id for request in server.arrived] == ["s1", None]
+        assert [request.get("X-Session-ID") for request in server.arrived] == [None, None]
 
 
 class TestNextToTestDoubles:
