@@ -182,7 +182,7 @@ def through_gate(gateways: Gateways, request: PreparedRequest, stream: bool) -> 
             request.headers = marked
         url = stamp.url
     elif before is not None and before.were_sent:
-        stamped = sent(before, before.url, NOBODY)
+        stamped = sent(before.plain(), before.url, NOBODY)
     else:
         return request
     if before is not None:

@@ -430,6 +430,15 @@ class TestTheCallersRequest:
         http.send(first.copy())
         assert server.arrived[1].forward == FORWARD
 
+    def test_has_headers_of_its_own_also_where_it_is_not_bound(self, http, server: Server):
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", server.origin, headers=MARKERS).prepare()
+        http.send(prepared)
+        prepared.headers["X-Cagent-Forward"] = ""
+        answer = http.send(prepared)
+        answer.request.headers["X-A"] = "1"
+        assert "X-A" not in prepared.headers
+
     def test_attributes_of_a_subclass_are_kept(self, http, server: Server):
         class Mine(requests.PreparedRequest):
             source = "a user's own"
