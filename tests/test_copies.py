@@ -430,6 +430,20 @@ class TestTheCallersRequest:
         http.send(first.copy())
         assert server.arrived[1].forward == FORWARD
 
+    @pytest.mark.parametrize("is_a_copy", [True, False])
+    def test_may_go_anywhere_however_often_it_was_sent(self, http, server: Server, is_a_copy):
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", server.origin, headers=MARKERS).prepare()
+        http.send(prepared)
+        if is_a_copy:
+            prepared = prepared.copy()
+            prepared.headers["X-Cagent-Forward"] = FORWARD
+        http.send(prepared)
+        with Server() as other:
+            prepared.url = other.origin
+            http.send(prepared)
+            assert other.arrived[0].forward == FORWARD
+
     def test_has_headers_of_its_own_also_where_it_is_not_bound(self, http, server: Server):
         http.mount("http://", GatewayAdapter())
         prepared = requests.Request("GET", server.origin, headers=MARKERS).prepare()
@@ -623,6 +637,29 @@ def test_an_adapter_below_that_sends_a_copy(http, server: Server, make):
         assert server.arrived[0].forward == FORWARD
         assert stranger.arrived[0].identifiers == {}
         assert stranger.arrived[0].get("X-Team") is None
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_identifiers_of_an_earlier_hop(http, server: Server, replace: bool):
+    class Below(HTTPAdapter):
+        def send(self, request, *args, **options):
+            if replace:
+                request.headers = CaseInsensitiveDict(request.headers.items())
+            return super().send(request, *args, **options)
+
+    class Ours(GatewayMixin, Below): ...
+
+    http.mount(
+        "http://", Ours(Gateway(f"{server.origin}/a", forward=FORWARD, session_header="X-T"))
+    )
+    answers = iter([redirect(307, "/b")])
+    server.respond = lambda request: next(answers, response())
+    with session_scope("s1"):
+        answer = http.get(f"{server.origin}/a", allow_redirects=False)
+        (last,) = http.resolve_redirects(answer, answer.request)
+    assert [request.get("X-T") for request in server.arrived] == ["s1", "s1"]
+    assert last.request.headers["X-T"] == "s1"
+    assert "X-T" not in last.request.copy().headers
 
 
 def test_an_adapter_below_that_copies_and_fails(http, server: Server):
