@@ -210,7 +210,7 @@ class TestEachRequest:
         instrument(gateway, Gateway("http://other.example", forward=FORWARD))
         prepared = requests.Request("GET", "http://gateway.example").prepare()
         prepared.url = "http://[]/"
-        with requests.Session() as http, pytest.raises(ValueError, match=r"IPv4|parse"):
+        with requests.Session() as http, pytest.raises(ValueError, match=r"host|IPv4|parse"):
             http.send(prepared)
 
 
