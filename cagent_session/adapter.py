@@ -78,7 +78,7 @@ class GatewayMixin(_Adapter):
             )
         except RequestException as error:
             if outgoing is not request:
-                _carries(error, outgoing, stamped)
+                _was_sent_below(error, outgoing, stamped)
             raise
         finally:
             if watched is not None:
@@ -86,7 +86,7 @@ class GatewayMixin(_Adapter):
             if outgoing is not request:
                 was_sent(outgoing, stamped)
         if outgoing is not request:
-            _carries(response, outgoing, stamped)
+            _was_sent_below(response, outgoing, stamped)
         return response
 
 
@@ -212,7 +212,7 @@ def was_sent(request: PreparedRequest, stamped: SentHeaders) -> None:
     made.were_sent = True
 
 
-def _carries(result: Any, outgoing: PreparedRequest, stamped: SentHeaders) -> None:
+def _was_sent_below(result: Any, outgoing: PreparedRequest, stamped: SentHeaders) -> None:
     """Let copies be as careful of the request in a response or an error, if it is a copy itself."""
     copied = getattr(result, "request", outgoing)
     # A test double can have anything there.

@@ -69,7 +69,7 @@ def gate(url: Any, owner: Owner, headers: Headers, defaults: Defaults) -> Stamp 
     :raises SessionRequired: if there is no session, and the owner requires one.
     """
     marker = headers.get("x-cagent-forward", _MISSING)[-1]
-    if (owner is NOBODY) if marker is None else not marker:
+    if not is_bound(marker, owner):
         if _log.isEnabledFor(_DEBUG):
             why = "no gateway owns it" if marker is None else "its X-Cagent-Forward is empty"
             _log.debug("not gateway-bound, as %s: %s", why, urls.bare(str(url)))
