@@ -78,15 +78,15 @@ class GatewayMixin(_Adapter):
             )
         except RequestException as error:
             if outgoing is not request:
-                _was_sent_below(error, outgoing, stamped)
+                _was_sent_below(error, stamped)
             raise
         finally:
             if watched is not None:
                 passing.request.reset(watched)
             if outgoing is not request:
                 was_sent(outgoing, stamped)
-        if outgoing is not request:
-            _was_sent_below(response, outgoing, stamped)
+        if outgoing is not request and getattr(response, "request", None) is not outgoing:
+            _was_sent_below(response, stamped)
         return response
 
 
@@ -212,13 +212,11 @@ def was_sent(request: PreparedRequest, stamped: SentHeaders) -> None:
     made.were_sent = True
 
 
-def _was_sent_below(result: Any, outgoing: PreparedRequest, stamped: SentHeaders) -> None:
+def _was_sent_below(result: Any, stamped: SentHeaders) -> None:
     """Let copies be as careful of the request in a response or an error, if it is a copy itself."""
-    copied = getattr(result, "request", outgoing)
+    copied: Any = getattr(result, "request", None)
     # A test double can have anything there.
-    if copied is outgoing or not issubclass(type(copied), PreparedRequest):
-        return
-    if isinstance(copied.headers, Mapping):
+    if issubclass(type(copied), PreparedRequest) and isinstance(copied.headers, Mapping):
         was_sent(copied, stamped)
 
 
