@@ -11,7 +11,8 @@ from harness import Table, Within, added, measure, median, microseconds, ratio, 
 from requests.adapters import HTTPAdapter
 from stubs import GATEWAY, OWNED, no_adapters, prepare, sender
 
-from cagent_session import GatewayAdapter, gate, session_scope
+from cagent_session import GatewayAdapter, session_scope
+from cagent_session._gate import gate
 
 
 class Never:

@@ -19,7 +19,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connectionpool import HTTPConnectionPool
 
 from cagent_session import Gateway, current_session_id, gateway_headers, instrument, uninstrument
-from cagent_session.gate import passing
+from cagent_session._gate.gate import passing
 
 FORWARD = "https://api.openai.com/v1"
 GATEWAY = Gateway(

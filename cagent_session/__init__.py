@@ -11,9 +11,9 @@ def run(session_id, prompt):
 
 from typing import TYPE_CHECKING, Any
 
-from ._version import __version__
-from .adapter import GatewayAdapter, GatewayMixin
-from .context import (
+from ._gate.gate import SessionRequired
+from ._gate.gateway import Gateway, gateway_headers
+from ._session.context import (
     InvalidSessionID,
     current_session_id,
     no_session,
@@ -21,18 +21,18 @@ from .context import (
     session_from,
     session_scope,
 )
-from .gate import SessionRequired
-from .gateway import Gateway, gateway_headers
-from .poolmanager import GatewayPoolManager, GatewayProxyManager
+from ._transports.requests import GatewayAdapter, GatewayMixin
+from ._transports.urllib3 import GatewayPoolManager, GatewayProxyManager
+from ._version import __version__
 
 if TYPE_CHECKING:
-    from ._instrument import instrument, uninstrument
-    from .handoff import (
+    from ._session.handoff import (
         SessionProcessPoolExecutor,
         SessionThreadPoolExecutor,
         bind_session,
         received_session,
     )
+    from ._transports.instrument import instrument, uninstrument
 
 __all__ = [
     "Gateway",
@@ -61,11 +61,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: concurrent.futures would double the import time of the package.
     if name in ("instrument", "uninstrument"):
-        from . import _instrument
+        from ._transports import instrument as _instrument
 
         return getattr(_instrument, name)
     if name in __all__:
-        from . import handoff
+        from ._session import handoff
 
         return getattr(handoff, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

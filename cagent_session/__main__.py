@@ -7,10 +7,12 @@ import re
 import sys
 from collections.abc import Callable
 
-from . import __version__, demo, probe, urls
-from ._console import fail, show, unwritable
+from . import __version__
+from ._cli import demo, probe
+from ._cli import gateway as _foreground
+from ._cli.console import fail, show, unwritable
+from ._gate import urls
 from .headers import check_name, check_session_id
-from .testing import _foreground
 
 _DOCUMENTATION = """\
 The documentation travels in the source distribution, and tox -e docs makes a site of it:

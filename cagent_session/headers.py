@@ -10,7 +10,7 @@ from typing import Any
 
 from urllib3._collections import HTTPHeaderDict
 
-from . import urls
+from ._gate import urls
 from ._version import __version__
 
 __all__ = [

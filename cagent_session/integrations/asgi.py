@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
-from .._scopes import NOBODY, Lineage, OpenScopes
-from .._wrapping import wrap_body
-from ..handoff import received_lineage
+from .._session.handoff import received_lineage
+from .._session.scopes import NOBODY, Lineage, OpenScopes
+from .._session.wrapping import wrap_body
 from ..headers import SESSION_ID
 
 _Scope: TypeAlias = MutableMapping[str, Any]

@@ -6,8 +6,8 @@ import functools
 import weakref
 from typing import Any
 
-from .._scopes import current_lineage
-from ..handoff import received_session
+from .._session.handoff import received_session
+from .._session.scopes import current_lineage
 from ..headers import PARENT_SESSION_ID, SESSION_ID
 from . import missing
 

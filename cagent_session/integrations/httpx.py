@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..gateway import Gateway
+from .._gate.gateway import Gateway
+from .._transports.httpx import GatewayTransport as _GatewayTransport
 from . import missing
-from ._httpx import GatewayTransport as _GatewayTransport
 
 try:
     import httpx

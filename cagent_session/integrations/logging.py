@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ..context import current_session_id
+from .._session.context import current_session_id
 
 
 class SessionIDFilter(logging.Filter):

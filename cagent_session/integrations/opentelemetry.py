@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..context import current_session_id
+from .._session.context import current_session_id
 from . import missing
 
 try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
-from ..context import current_session_id
+from .._session.context import current_session_id
 
 
 def add_session_id(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from .._scopes import OpenScopes
-from ..handoff import received_lineage
+from .._session.handoff import received_lineage
+from .._session.scopes import OpenScopes
 from ..headers import SESSION_ID
 
 _KEY = "HTTP_" + SESSION_ID.upper().replace("-", "_")

@@ -15,7 +15,11 @@ FILES = {
     *("pyproject.toml", "setup.cfg", "tox.ini"),
 }
 # Of the tests a part that needs a gateway, threads, docs and typing, and takes seconds.
-QUICK = ["tests/test_docs.py", "tests/test_handoff.py", "tests/test_mount.py"]
+QUICK = [
+    "tests/docs/test_docs.py",
+    "tests/session/test_handoff.py",
+    "tests/transports/test_mount.py",
+]
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> None:

@@ -7,8 +7,8 @@ import re
 import pytest
 import requests
 
-from cagent_session import demo
 from cagent_session.__main__ import main
+from cagent_session._cli import demo
 from cagent_session.testing import RecordingGateway
 
 
@@ -102,7 +102,7 @@ def test_a_proxy_in_the_environment_is_passed_by(capsys, monkeypatch):
     ids=str,
 )
 def test_a_wrong_session_or_parent_is_found(capsys, monkeypatch, lineage, wrong):
-    monkeypatch.setattr("cagent_session.gate.current_lineage", lambda: lineage)
+    monkeypatch.setattr("cagent_session._gate.gate.current_lineage", lambda: lineage)
     status, lines = run(capsys)
     assert status == 1
     for work in wrong:

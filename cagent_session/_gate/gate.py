@@ -12,10 +12,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from .._session.scopes import current_lineage
+from ..headers import is_identifier, lower, without
 from . import urls
-from ._owners import AGENT, NOBODY, Owner
-from ._scopes import current_lineage
-from .headers import is_identifier, lower, without
+from .routes import AGENT, NOBODY, Owner
 
 _log = logging.getLogger("cagent_session")
 

@@ -10,10 +10,10 @@ import threading
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from .. import urls
-from .._owners import NOBODY, Gateways
-from ..gate import Defaults, PassingOn, gate, passing
-from ..gateway import Gateway
+from .._gate import urls
+from .._gate.gate import Defaults, PassingOn, gate, passing
+from .._gate.gateway import Gateway
+from .._gate.routes import NOBODY, Gateways
 from ..headers import is_identifier
 
 # A header as httpx keeps it: the name, the name in lower case, the value.

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from ..headers import FORWARD, SESSION_ID, USER_AGENT
 from . import urls
-from .headers import FORWARD, SESSION_ID, USER_AGENT
 
 AGENT = ("User-Agent", USER_AGENT)
 

@@ -68,7 +68,7 @@ class TestProbe:
         assert err.count("\n") == 1
 
     def test_a_time_out(self, capsys, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("cagent_session.probe.TIMEOUT", 0.05)
+        monkeypatch.setattr("cagent_session._cli.probe.TIMEOUT", 0.05)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             assert probe(url, "--forward", FORWARD) == 1
@@ -226,7 +226,7 @@ class TestBody:
         assert err.startswith("cagent-session: the answer is not complete: ")
 
     def test_that_drips(self, capsys, monkeypatch):
-        monkeypatch.setattr("cagent_session.probe.TIMEOUT", 0.5)
+        monkeypatch.setattr("cagent_session._cli.probe.TIMEOUT", 0.5)
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
         with Endless(head, b"x", 0.02) as server:
             assert probe(server.origin, "--forward", FORWARD) == 1
@@ -238,7 +238,7 @@ class TestBody:
 
 class TestNoAnswer:
     def test_headers_that_drip(self, capsys, monkeypatch):
-        monkeypatch.setattr("cagent_session.probe.TIMEOUT", 0.5)
+        monkeypatch.setattr("cagent_session._cli.probe.TIMEOUT", 0.5)
         with Endless(b"HTTP/1.1 200 OK\r\nX: ", b"x", 0.02) as server:
             assert probe(server.origin, "--forward", FORWARD) == 1
         assert "timed out after 0.5 s" in capsys.readouterr().err

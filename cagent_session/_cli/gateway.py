@@ -6,8 +6,8 @@ import contextlib
 import threading
 from typing import Any
 
-from .._console import discard_output, fail, printable
-from . import RecordingGateway
+from ..testing import RecordingGateway
+from .console import discard_output, fail, printable
 
 
 def main(port: int, requests_per_minute: int | None) -> int:

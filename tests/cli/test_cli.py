@@ -17,7 +17,8 @@ import requests
 
 from cagent_session import __version__
 from cagent_session.__main__ import main
-from cagent_session.testing import RecordingGateway, _foreground
+from cagent_session._cli import gateway as _foreground
+from cagent_session.testing import RecordingGateway
 
 FORWARD = "https://api.openai.com/v1"
 
@@ -234,7 +235,7 @@ def test_help_names_the_pages(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     named = re.findall(r"\S+\.md", capsys.readouterr().out)
     pages = {f"docs/{page.name}" for page in (root / "docs").glob("*.md")}
     # These two make the README and the changelog pages of the site.

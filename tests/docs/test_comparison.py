@@ -22,7 +22,7 @@ from support.wire import Arrived, Server, redirect, response
 
 from cagent_session import SessionRequired, bind_session, instrument
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "comparison.md").read_text(encoding="utf-8")
 CODE = dict(re.findall(r"^## ([\w ]+)$.*?^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 

@@ -11,11 +11,11 @@ from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 
-from . import urls
-from ._owners import NOBODY, Gateways, Owner
-from ._sent_headers import USUAL, SentHeaders, sent, with_store
-from .gate import Defaults, Stamp, gate, passing
-from .headers import PREFIX, by_lower_name, is_identifier, lower
+from .._gate import urls
+from .._gate.gate import Defaults, Stamp, gate, passing
+from .._gate.routes import NOBODY, Gateways, Owner
+from ..headers import PREFIX, by_lower_name, is_identifier, lower
+from .guarded_headers import USUAL, SentHeaders, sent, with_store
 
 if TYPE_CHECKING:
     # To a type checker the mixin is the adapter that it is always mixed into.

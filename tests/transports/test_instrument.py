@@ -36,13 +36,13 @@ from cagent_session import (
     GatewayMixin,
     GatewayPoolManager,
     SessionRequired,
-    _instrument,
     gateway_headers,
     instrument,
     no_session,
     session_scope,
     uninstrument,
 )
+from cagent_session._transports import instrument as _instrument
 from cagent_session.integrations import httpx as for_httpx
 from cagent_session.integrations import httpx2 as for_httpx2
 

@@ -15,7 +15,7 @@ from cagent_session import session_scope
 for needed in ("httpx", "httpx2", "structlog", "opentelemetry.instrumentation.httpx"):
     pytest.importorskip(needed, reason="tox -e py312 and its like have all that is compared with")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")

@@ -12,10 +12,10 @@ from urllib.parse import parse_qsl, quote, urljoin
 import requests
 from urllib3.exceptions import IncompleteRead
 
-from . import Gateway, session_scope
-from ._console import fail, printable, show
-from .headers import FORWARD, SESSION_ID
-from .urls import bare, masked
+from .. import Gateway, session_scope
+from .._gate.urls import bare, masked
+from ..headers import FORWARD, SESSION_ID
+from .console import fail, printable, show
 
 TIMEOUT = 30  # seconds, for all of it
 SHOWN_BODY = 8192  # bytes

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Generic, NoReturn, TypeVar, cast
 
-from ._scopes import NOBODY, Lineage, OpenScopes, close_scope, current_lineage, open_scope
-from ._wrapping import wrap
-from .headers import InvalidSessionID, check_session_id, shown
+from ..headers import InvalidSessionID, check_session_id, shown
+from .scopes import NOBODY, Lineage, OpenScopes, close_scope, current_lineage, open_scope
+from .wrapping import wrap
 
 __all__ = [
     "InvalidSessionID",

@@ -12,12 +12,12 @@ from urllib3._collections import HTTPHeaderDict
 from urllib3._version import __version__
 from urllib3.util import parse_url
 
-from . import urls
-from ._owners import AGENT, NOBODY, Gateways
-from ._scopes import current_lineage
-from .gate import Defaults, Stamp, gate, is_bound
-from .gateway import Gateway
-from .headers import FORWARD, by_lower_name, is_identifier, without
+from .._gate import urls
+from .._gate.gate import Defaults, Stamp, gate, is_bound
+from .._gate.gateway import Gateway
+from .._gate.routes import AGENT, NOBODY, Gateways
+from .._session.scopes import current_lineage
+from ..headers import FORWARD, by_lower_name, is_identifier, without
 
 if TYPE_CHECKING:
     # To a type checker the mixins are what they are always mixed into.

@@ -22,7 +22,7 @@ import cagent_session
 from cagent_session import uninstrument
 from cagent_session.testing import RecordingGateway
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The code on these is run by tests/clients, test_comparison.py and tests/frameworks.
 ELSEWHERE = {"clients.md", "comparison.md", "frameworks.md"}

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import requests
 
-from . import Gateway, SessionThreadPoolExecutor, bind_session, session_from
-from ._console import show
-from .headers import COMPACTING, FORWARD, GENERATING_TITLE, PARENT_SESSION_ID, PREFIX, SESSION_ID
-from .testing import RecordedRequest, RecordingGateway
+from .. import Gateway, SessionThreadPoolExecutor, bind_session, session_from
+from ..headers import COMPACTING, FORWARD, GENERATING_TITLE, PARENT_SESSION_ID, PREFIX, SESSION_ID
+from ..testing import RecordedRequest, RecordingGateway
+from .console import show
 
 MAIN, SUB, NOBODY = "session-main", "session-sub", None
 TITLE, COMPACTION = {GENERATING_TITLE: "1"}, {COMPACTING: "1"}

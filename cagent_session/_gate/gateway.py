@@ -13,11 +13,8 @@ from urllib.parse import unquote_plus
 
 import requests
 
-from . import urls
-from ._owners import Owner
-from .adapter import GatewayAdapter, mount
-from .gate import gate
-from .headers import (
+from .._transports.requests import GatewayAdapter, mount
+from ..headers import (
     FORWARD,
     PREFIX,
     SESSION_ID,
@@ -26,6 +23,9 @@ from .headers import (
     check_session_header,
     gateway_headers,
 )
+from . import urls
+from .gate import gate
+from .routes import Owner
 
 __all__ = ["Gateway", "gateway_headers"]
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar, cast
 
-from ._scopes import NOBODY, Lineage, OpenScopes, close_scopes, current_lineage, open_scope
-from ._wrapping import WrappedCallable
-from .headers import InvalidSessionID, check_session_id
+from ..headers import InvalidSessionID, check_session_id
+from .scopes import NOBODY, Lineage, OpenScopes, close_scopes, current_lineage, open_scope
+from .wrapping import WrappedCallable
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -20,12 +20,14 @@ from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool
 
-from . import adapter, poolmanager, urls
-from ._owners import Gateways
-from ._sent_headers import SentHeaders
-from .gate import PassingOn, passing
-from .gateway import Gateway
-from .integrations._httpx import Library, library_of
+from .._gate import urls
+from .._gate.gate import PassingOn, passing
+from .._gate.gateway import Gateway
+from .._gate.routes import Gateways
+from . import requests as adapter
+from . import urllib3 as poolmanager
+from .guarded_headers import SentHeaders
+from .httpx import Library, library_of
 
 _IS_SEAM = "_cagent_session_seam"
 

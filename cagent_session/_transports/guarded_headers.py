@@ -16,9 +16,9 @@ from requests import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 from urllib3._collections import HTTPHeaderDict
 
-from . import urls
-from ._owners import NOBODY, Owner
-from .headers import FORWARD, is_identifier, lower
+from .._gate import urls
+from .._gate.routes import NOBODY, Owner
+from ..headers import FORWARD, is_identifier, lower
 
 _Item: TypeAlias = "tuple[str, str | bytes]"
 

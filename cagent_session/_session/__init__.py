@@ -1,0 +1,1 @@
+"""The path of a session through Python code: scopes, decorators, threads and processes."""
