@@ -38,7 +38,7 @@ nitpick_ignore_regex = [
     # What a respond= gives back, which the text next to it says.
     ("py:class", r"Given"),
     # What instrument() gives: a context manager that nobody has to name.
-    ("py:class", r"cagent_session\._instrument\.Instrumentation"),
+    ("py:class", r"cagent_session\..*Instrumentation"),
 ]
 
 
