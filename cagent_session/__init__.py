@@ -18,6 +18,7 @@ from ._session.context import (
     current_session_id,
     no_session,
     parent_session_id,
+    root_session_id,
     session_from,
     session_scope,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "no_session",
     "parent_session_id",
     "received_session",
+    "root_session_id",
     "session_from",
     "session_scope",
     "uninstrument",

@@ -12,7 +12,8 @@ from ._cli import demo, probe
 from ._cli import gateway as _foreground
 from ._cli.console import fail, show, unwritable
 from ._gate import urls
-from .headers import check_name, check_session_id
+from ._session.ids import check_session_id
+from .headers import check_name
 
 _DOCUMENTATION = """\
 The documentation travels in the source distribution, and tox -e docs makes a site of it:

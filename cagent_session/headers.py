@@ -11,6 +11,8 @@ from typing import Any
 from urllib3._collections import HTTPHeaderDict
 
 from ._gate import urls
+from ._session.ids import InvalidSessionID as InvalidSessionID
+from ._session.ids import check_session_id as check_session_id
 from ._version import __version__
 
 __all__ = [
@@ -41,10 +43,6 @@ GENERATING_TITLE = "X-Cagent-GeneratingTitle"
 #: The same for the calls that compact a session's history.
 COMPACTING = "X-Cagent-Compacting"
 
-MAX_LENGTH = 256  # of a session ID
-_SHOWN = 60  # characters of a malformed one
-
-_is_session_id = re.compile(rf"[!-~]{{1,{MAX_LENGTH}}}").fullmatch
 _is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _is_value = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
 
@@ -138,30 +136,6 @@ def without(headers: Mapping[str, Any], keys: Collection[str]) -> MutableMapping
     for name in [name for name in headers if name.lower() in spellings]:
         del made[name]
     return made
-
-
-class InvalidSessionID(ValueError):
-    """A session ID that cannot be sent: not 1 to 256 visible ASCII characters (``!`` to ``~``)."""
-
-
-def check_session_id(value: str, what: str = "session ID") -> str:
-    """Give ``value`` back as a plain ``str``, or raise :class:`InvalidSessionID`."""
-    value = str.__str__(value)  # of a subclass, what it is and not what its methods say
-    if _is_session_id(value) is not None:
-        return value
-    if not value:
-        problem = "is empty"
-    elif len(value) > MAX_LENGTH:
-        problem = f"has {len(value)} characters, {MAX_LENGTH} at most can be sent"
-    else:
-        position, character = next((i, c) for i, c in enumerate(value) if not "!" <= c <= "~")
-        problem = f"has {character!a} at position {position}, only '!' to '~' can be sent"
-    raise InvalidSessionID(f"{what} {problem}: {shown(value)}")
-
-
-def shown(value: str) -> str:
-    """``value`` for people to read, whatever it contains."""
-    return ascii(str.__str__(value[:_SHOWN])) + ("..." if len(value) > _SHOWN else "")
 
 
 def check_session_header(name: str) -> None:

@@ -10,8 +10,16 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Generic, NoReturn, TypeVar, cast
 
-from ..headers import InvalidSessionID, check_session_id, shown
-from .scopes import NOBODY, Lineage, OpenScopes, close_scope, current_lineage, open_scope
+from .ids import InvalidSessionID, check_session_id, shown
+from .scopes import (
+    NO_SESSION,
+    OUTSIDE,
+    Lineage,
+    ResumableScopes,
+    close_scope,
+    current_lineage,
+    open_scope,
+)
 from .wrapping import wrap
 
 __all__ = [
@@ -19,11 +27,11 @@ __all__ = [
     "current_session_id",
     "no_session",
     "parent_session_id",
+    "root_session_id",
     "session_from",
     "session_scope",
 ]
 
-_ANCESTORS = 32  # as many are known, so that a chain of sessions without end does not grow
 _UNSET: Any = object()
 
 _ID = TypeVar("_ID")
@@ -40,7 +48,7 @@ def current_session_id() -> str | None:
     ...     current_session_id()
     's1'
     """
-    return current_lineage()[0]
+    return current_lineage().session
 
 
 def parent_session_id() -> str | None:
@@ -50,7 +58,19 @@ def parent_session_id() -> str | None:
     ...     parent_session_id()
     'main'
     """
-    return current_lineage()[1]
+    return current_lineage().parent
+
+
+def root_session_id() -> str | None:
+    """Return the outermost known ancestor of the session that is running this code.
+
+    That is the session itself if it has no parent, and ``None`` outside every scope.
+
+    >>> with session_scope("main"), session_scope("sub-agent"), session_scope("sub-sub-agent"):
+    ...     root_session_id()
+    'main'
+    """
+    return current_lineage().root
 
 
 class _Scope(Generic[_ID]):
@@ -67,7 +87,7 @@ class _Scope(Generic[_ID]):
     def __enter__(self) -> _ID:
         lineage = self.lineage_in(current_lineage())
         open_scope(lineage, self)
-        return cast(_ID, lineage[0])
+        return cast(_ID, lineage.session)
 
     def __exit__(self, *exc_info: object) -> None:
         close_scope(self)
@@ -122,10 +142,10 @@ class session_scope(_Scope[str]):
             self._are_checked = True
         session_id = self._session_id if self._session_id is not None else str(uuid.uuid4())
         if self._parent is not None:
-            outside = _from(self._parent, outside) or (self._parent, *NOBODY)
-        elif known := _from(session_id, outside):
+            outside = outside.known_part(self._parent) or OUTSIDE.child(self._parent)
+        elif known := outside.known_part(session_id):
             return known
-        return session_id, *outside[:_ANCESTORS]
+        return outside.child(session_id)
 
     def __repr__(self) -> str:
         given = [] if self._session_id is None else [shown(self._session_id)]
@@ -151,7 +171,7 @@ class no_session(_Scope[None]):
             raise TypeError("no_session takes no arguments; as a decorator, write @no_session()")
 
     def lineage_in(self, outside: Lineage) -> Lineage:
-        return NOBODY
+        return NO_SESSION
 
     def __repr__(self) -> str:
         return "no_session()"
@@ -214,7 +234,7 @@ class _SessionOfArgument:
         self._is_required = found.default is found.empty
         self._default = None if self._is_required else found.default
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpenScopes:
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ResumableScopes:
         value = self._argument(args, kwargs)
         if self._attribute is not None:
             value = self._attribute(value)
@@ -232,17 +252,11 @@ class _SessionOfArgument:
         return self._default
 
 
-def _in_scope(scope: _Scope[Any], args: Any, kwargs: Any) -> OpenScopes:
-    return OpenScopes(scope.lineage_in(current_lineage()))
+def _in_scope(scope: _Scope[Any], args: Any, kwargs: Any) -> ResumableScopes:
+    return ResumableScopes(scope.lineage_in(current_lineage()))
 
 
-def _from(session_id: str, lineage: Lineage) -> Lineage:
-    """The part of ``lineage`` that begins with ``session_id``; empty, if that is not in it."""
-    known = lineage[:-1]  # the last one is there as a parent alone; its own may be forgotten
-    return lineage[known.index(session_id) :] if session_id in known else ()
-
-
-def _decorate(fn: _Decorated, scopes_for: Callable[..., OpenScopes]) -> _Decorated:
+def _decorate(fn: _Decorated, scopes_for: Callable[..., ResumableScopes]) -> _Decorated:
     if isinstance(fn, classmethod | staticmethod):
         return cast(_Decorated, type(fn)(wrap(fn.__func__, scopes_for)))
     if isinstance(fn, type):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar, cast
 
-from ..headers import InvalidSessionID, check_session_id
-from .scopes import NOBODY, Lineage, OpenScopes, close_scopes, current_lineage, open_scope
+from .ids import InvalidSessionID, check_session_id
+from .scopes import OUTSIDE, Lineage, ResumableScopes, current_lineage, open_scope, suspend_scopes
 from .wrapping import WrappedCallable
 
 _P = ParamSpec("_P")
@@ -40,11 +40,11 @@ class _InLineage:
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage
 
-    def __call__(self, args: Any, kwargs: Any) -> OpenScopes:
-        return OpenScopes(self._lineage)
+    def __call__(self, args: Any, kwargs: Any) -> ResumableScopes:
+        return ResumableScopes(self._lineage)
 
     def __repr__(self) -> str:
-        return f"session {self._lineage[0]!r}"
+        return f"session {self._lineage.session!r}"
 
 
 class received_session:
@@ -56,7 +56,10 @@ class received_session:
     block runs, and scopes that the block leaves open are closed at its end.
 
     :param session_id: as it arrived; ``None`` if none did.
-    :param parent: its parent's ID, as it arrived. If it is malformed, the session has none.
+    :param parent: the ID of its parent, as it arrived. The session has none if this is left out
+        or malformed.
+    :param root: the ID of its outermost ancestor, as it arrived. Left out or malformed, it is the
+        parent, or the session itself if that has no parent.
 
     ::
 
@@ -65,23 +68,30 @@ class received_session:
                 handle(message)
     """
 
-    def __init__(self, session_id: str | None, *, parent: str | None = None) -> None:
-        self._lineage = received_lineage(session_id, parent)
+    def __init__(
+        self, session_id: str | None, *, parent: str | None = None, root: str | None = None
+    ) -> None:
+        self._lineage = received_lineage(session_id, parent, root)
 
     def __enter__(self) -> str | None:
         open_scope(self._lineage, self)
-        return self._lineage[0]
+        return self._lineage.session
 
     def __exit__(self, *exc_info: object) -> None:
-        close_scopes(self)
+        suspend_scopes(self)
 
 
-def received_lineage(session_id: str | None, parent: str | None = None) -> Lineage:
-    """The lineage of a session that came in from outside, and nobody's if it is malformed."""
+def received_lineage(
+    session_id: str | None, parent: str | None = None, root: str | None = None
+) -> Lineage:
+    """Return the lineage of a session that came in from outside, without any if it is malformed."""
     session_id = _checked(session_id, "session ID")
     if session_id is None:
-        return NOBODY
-    return session_id, _checked(parent, "parent session ID"), *NOBODY
+        return OUTSIDE
+    parent = _checked(parent, "parent session ID")
+    root = _checked(root, "root session ID")
+    ancestors = () if parent is None else (parent,)
+    return Lineage(session_id, parent, root or parent or session_id, ancestors)
 
 
 def _checked(value: str | None, what: str) -> str | None:

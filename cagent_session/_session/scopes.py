@@ -1,8 +1,8 @@
 """The scopes that are open here: one ``ContextVar``, and how its value changes.
 
-The value is a frame, ``(lineage, whoever opened the scope, the frame outside)``, innermost first.
-Who opened it stands in the frame so that leaving never takes away another one, and a frame is
-immutable, so threads, tasks and suspended generators can each hold their own.
+The value is a linked list of frames ``(lineage, opener, outer frame)``, innermost first. The opener
+identifies the frame to remove on exit, because scopes may be closed out of order. Frames are
+immutable, so that threads, tasks and suspended generators can each hold their own.
 """
 
 from __future__ import annotations
@@ -10,19 +10,48 @@ from __future__ import annotations
 import os
 import sys
 from contextvars import ContextVar
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-# A session, its parent, the parent's parent and so on, to a None at least.
-Lineage: TypeAlias = tuple[str | None, ...]
-NOBODY: Lineage = (None, None)
+_KNOWN = 32  # ancestors that are kept with their parents, so that an endless chain stays small
+
+
+class Lineage(NamedTuple):
+    """A session and its known ancestors."""
+
+    session: str | None  #: ``None`` outside every session
+    parent: str | None = None
+    root: str | None = None  #: the outermost ancestor; the session itself, if it has no parent
+    ancestors: tuple[str, ...] = ()  #: nearest first, so that the parent is the first one
+    is_deliberate: bool = False  #: there is no session, because ``no_session()`` asked for that
+
+    def child(self, session_id: str) -> Lineage:
+        """Return the lineage of a session whose parent is this one."""
+        if self.session is None:
+            return Lineage(session_id, None, session_id)
+        # One more than is kept with its parent: the last one is there as a parent alone.
+        ancestors = (self.session, *self.ancestors[:_KNOWN])
+        return Lineage(session_id, self.session, self.root, ancestors)
+
+    def known_part(self, session_id: str) -> Lineage | None:
+        """Return the lineage of this session or of an ancestor, or ``None`` if it is neither."""
+        chain = (self.session, *self.ancestors)
+        if session_id in chain:
+            ancestors = self.ancestors[chain.index(session_id) :]
+            return Lineage(session_id, ancestors[0] if ancestors else None, self.root, ancestors)
+        # However long the chain, the root is known: it has no parent.
+        return Lineage(session_id, None, session_id) if session_id == self.root else None
+
+
+OUTSIDE = Lineage(None)  # no scope is open
+NO_SESSION = Lineage(None, is_deliberate=True)  # inside no_session()
 
 _Frame: TypeAlias = tuple[Lineage, Any, Any]
-_OUTSIDE: _Frame = (NOBODY, None, None)
-_frame: ContextVar[_Frame] = ContextVar("cagent_session", default=_OUTSIDE)
+_OUTERMOST: _Frame = (OUTSIDE, None, None)
+_frame: ContextVar[_Frame] = ContextVar("cagent_session", default=_OUTERMOST)
 
 
 def current_lineage() -> Lineage:
-    """The session that is running this code, with all its known ancestors."""
+    """Return the session that is running this code, with its known ancestors."""
     return _frame.get()[0]
 
 
@@ -34,57 +63,69 @@ def open_scope(lineage: Lineage, opener: object) -> None:
 def close_scope(opener: object) -> None:
     """Leave the innermost scope that ``opener`` opened, and no other.
 
-    Scopes may end out of order, or in another context than they began in, as a bare ``with`` in a
-    generator can: whoever is current stays current.
+    Scopes may end out of order, or in another context than they began in, as an ordinary ``with``
+    in a generator can. The scopes inside the one that ends stay open.
     """
-    for lineage, other in close_scopes(opener):
-        open_scope(lineage, other)
+    reopen_scopes(suspend_scopes(opener))
 
 
-def close_scopes(opener: object) -> list[tuple[Lineage, Any]]:
-    """Leave the innermost scope that ``opener`` opened, and all in it; gives those, outer first."""
-    inner: list[tuple[Lineage, Any]] = []
+def suspend_scopes(opener: object) -> list[tuple[Lineage, Any]]:
+    """Leave the innermost scope that ``opener`` opened and everything nested in it.
+
+    :returns: the nested scopes as (lineage, opener), outermost first; empty, also where ``opener``
+        has no open scope here.
+    """
+    nested: list[tuple[Lineage, Any]] = []
     frame = _frame.get()
     while frame[1] is not opener:
-        if frame is _OUTSIDE:
+        if frame is _OUTERMOST:
             return []
-        inner.insert(0, frame[:2])
-        frame = frame[2]
+        lineage, other, frame = frame
+        nested.append((lineage, other))
     _frame.set(frame[2])
-    return inner
+    nested.reverse()
+    return nested
 
 
-class OpenScopes:
-    """The scopes that are open in a body of code, which is left and entered again at each step.
+def reopen_scopes(nested: list[tuple[Lineage, Any]]) -> None:
+    """Enter the scopes that :func:`suspend_scopes` has left."""
+    if nested:
+        frame = _frame.get()
+        for lineage, opener in nested:
+            frame = (lineage, opener, frame)
+        _frame.set(frame)
 
-    When it is left, the scopes that the body has opened and not closed are put aside, to be open
-    again at the next step; whoever called the body finds its own.
 
-    :param lineage: of the session that the body runs in.
+class ResumableScopes:
+    """The scopes of a body of code that runs in steps: a context manager, entered for each step.
+
+    When a step ends, the scopes that the body has opened and not closed are put aside. The next
+    step reopens them. In between, whoever called the body is in its own scopes.
+
+    :param lineage: the session that the body runs in.
     """
 
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage
-        self._inner: list[tuple[Lineage, Any]] = []
+        self._nested: list[tuple[Lineage, Any]] = []
 
     def __enter__(self) -> None:
         open_scope(self._lineage, self)
-        for lineage, opener in self._inner:
-            open_scope(lineage, opener)
+        reopen_scopes(self._nested)
 
     def __exit__(self, *exc_info: object) -> None:
-        self._inner = close_scopes(self)
+        self._nested = suspend_scopes(self)
 
 
 def _leave_all_scopes(_: object) -> None:
-    _frame.set(_OUTSIDE)
+    _frame.set(_OUTERMOST)
 
 
 def _after_fork_in_child() -> None:
     # A worker that multiprocessing forks would be in the session of whoever needed the first
     # worker, for life. It starts without one, as a spawned worker does. The hook is registered
-    # here, in the child, where it costs no import: a bare os.fork() runs none, and goes on in
-    # the scope that it is in.
+    # here, in the child, where it costs no import. os.fork() alone runs no such hook, and its
+    # child goes on in the scope that it is in.
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util.register_after_fork(_leave_all_scopes, _leave_all_scopes)

@@ -49,7 +49,9 @@ def wrap_body(fn: Function, scopes_for: ScopesFor) -> Function:
     elif any(map(inspect.isasyncgenfunction, runs)):
         wrapped = _wrap_async_generator(fn, scopes_for)
     elif any(map(inspect.isgeneratorfunction, runs)):
-        wrapped = _in_steps(lambda *args, **kwargs: (scopes_for(args, kwargs), fn(*args, **kwargs)))
+        wrapped = _drive_stepwise(
+            lambda *args, **kwargs: (scopes_for(args, kwargs), fn(*args, **kwargs))
+        )
         if any(map(_is_awaitable, runs)):
             wrapped = types.coroutine(wrapped)
     else:
@@ -107,7 +109,7 @@ def _wrap_function(fn: Function, scopes_for: ScopesFor) -> Function:
 
 def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:
     drive = types.coroutine(
-        _in_steps(
+        _drive_stepwise(
             lambda *args, **kwargs: (scopes_for(args, kwargs), fn(*args, **kwargs).__await__())
         )
     )
@@ -121,7 +123,7 @@ def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:
 
 
 def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
-    drive = types.coroutine(_in_steps(lambda scopes, step: (scopes, step)))
+    drive = types.coroutine(_drive_stepwise(lambda scopes, step: (scopes, step)))
 
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
@@ -154,8 +156,8 @@ def _first_step(body: Any) -> Any:
         sys.set_asyncgen_hooks(*hooks)
 
 
-def _in_steps(begin: Function) -> Function:
-    """A generator function that drives the body which ``begin`` gives, each step in its scopes.
+def _drive_stepwise(start: Function) -> Function:
+    """A generator function that drives the body which ``start`` gives, each step in its scopes.
 
     ``close()`` needs no case of its own: it throws ``GeneratorExit``, and the body may answer
     that, too, as it likes. Nothing is kept from one step to the next, neither what was yielded nor
@@ -164,7 +166,7 @@ def _in_steps(begin: Function) -> Function:
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        scopes, body = begin(*args, **kwargs)
+        scopes, body = start(*args, **kwargs)
         del args, kwargs
         step, argument = body.send, None
         try:

@@ -195,7 +195,7 @@ def _after_redirects(
         own: set[tuple[str, str | None]] = set()
         if owner is not NOBODY:
             own = {(name.lower(), value) for name, value in [*owner.marks.values(), AGENT]}
-            own |= set(itertools.product(owner.session_names, current_lineage()))
+            own |= set(itertools.product(owner.session_names, current_lineage()[:2]))
         return without(headers, {key for key in values if (key, values[key]) in own})
     return headers
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeAlias
 
 from .._session.handoff import received_lineage
-from .._session.scopes import NOBODY, Lineage, OpenScopes
+from .._session.scopes import OUTSIDE, Lineage, ResumableScopes
 from .._session.wrapping import wrap_body
 from ..headers import SESSION_ID
 
@@ -37,7 +37,7 @@ class SessionMiddleware:
         self._trusted = trusted
         # Not a plain with: the server may drive this by hand, and be in a session of its own.
         self._serve_in_session = wrap_body(
-            self._serve, lambda args, kwargs: OpenScopes(self._lineage_of(args[0]))
+            self._serve, lambda args, kwargs: ResumableScopes(self._lineage_of(args[0]))
         )
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
@@ -53,6 +53,6 @@ class SessionMiddleware:
     def _lineage_of(self, scope: _Scope) -> Lineage:
         values = [value for name, value in scope["headers"] if name.lower() == _NAME]
         if not values or (self._trusted is not None and not self._trusted(scope)):
-            return NOBODY
+            return OUTSIDE
         # Several are joined by what no ID has, so that they are malformed together.
         return received_lineage(b" ".join(values).decode("latin-1"))

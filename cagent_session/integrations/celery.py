@@ -111,8 +111,8 @@ def _on_prerun(sender: Task, **_: Any) -> None:
     request = sender.request
     if request.is_eager:
         # It runs where it is published, without a message.
-        session_id, parent, *_rest = current_lineage()
-        entered = received_session(session_id, parent=parent)
+        session_id, parent, root, *_rest = current_lineage()
+        entered = received_session(session_id, parent=parent, root=root)
     else:
         entered = _session_of(request)
     entered.__enter__()

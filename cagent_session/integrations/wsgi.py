@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .._session.handoff import received_lineage
-from .._session.scopes import OpenScopes
+from .._session.scopes import ResumableScopes
 from ..headers import SESSION_ID
 
 _KEY = "HTTP_" + SESSION_ID.upper().replace("-", "_")
@@ -49,7 +49,7 @@ class SessionMiddleware:
         if session_id is not None:
             # What no ID has makes several malformed together.
             session_id = session_id.replace(",", ", ")
-        scopes = OpenScopes(received_lineage(session_id))
+        scopes = ResumableScopes(received_lineage(session_id))
         with scopes:
             chunks = self.app(environ, start_response)
         # Servers send a file, or a list of one chunk, faster if they see that it is one.
@@ -64,7 +64,7 @@ class SessionMiddleware:
 class _Body:
     """The iterable of the application, each step of it in the scopes that the last one had open."""
 
-    def __init__(self, chunks: Iterable[bytes], scopes: OpenScopes) -> None:
+    def __init__(self, chunks: Iterable[bytes], scopes: ResumableScopes) -> None:
         self._chunks = chunks
         self._scopes = scopes
 

@@ -13,7 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
 from typing import Any, TypeAlias, cast
 
-from ..headers import FORWARD, MODEL, PROVIDER, InvalidSessionID, check_session_id
+from .._session.ids import InvalidSessionID, check_session_id
+from ..headers import FORWARD, MODEL, PROVIDER
 from ._answers import error, json_object
 from ._messages import Answer, RecordedRequest
 

@@ -17,6 +17,7 @@ from cagent_session import (
     no_session,
     parent_session_id,
     received_session,
+    root_session_id,
     session_from,
     session_scope,
 )
@@ -24,6 +25,10 @@ from cagent_session import (
 
 def who() -> tuple[str | None, str | None]:
     return current_session_id(), parent_session_id()
+
+
+def family() -> tuple[str | None, str | None, str | None]:
+    return *who(), root_session_id()
 
 
 class TestInference:
@@ -77,18 +82,20 @@ class TestInference:
         with session_scope("main"), session_scope():
             assert parent_session_id() == "main"
 
-    def test_ancestors_are_known_to_a_limit(self):
-        """As far as they are, they keep their parents; beyond, it is a session like any other."""
+    def test_nearest_32_ancestors_keep_their_parents(self):
         with contextlib.ExitStack() as opened:
             for number in range(40):
                 opened.enter_context(session_scope(f"s{number}"))
-            parents = []
+            families = []
             for number in range(40):
                 with session_scope(f"s{number}"):
-                    parents.append(parent_session_id())
-        forgotten = parents.count("s39")
-        assert 0 < forgotten < 10
-        assert parents == ["s39"] * forgotten + [f"s{n}" for n in range(forgotten - 1, 39)]
+                    families.append(family())
+        assert families == [
+            ("s0", None, "s0"),
+            *((f"s{n}", "s39", "s0") for n in range(1, 6)),  # forgotten: a new session
+            ("s6", None, "s0"),  # its parent is forgotten, the root is not
+            *((f"s{n}", f"s{n - 1}", "s0") for n in range(7, 40)),
+        ]
 
     def test_a_long_chain(self):
         def deeper(depth: int) -> None:
@@ -98,6 +105,46 @@ class TestInference:
                     deeper(depth + 1)
 
         deeper(0)
+
+
+class TestRoot:
+    def test_outside_every_session_there_is_none(self):
+        assert root_session_id() is None
+        with session_scope("main"), no_session():
+            assert root_session_id() is None
+
+    def test_session_without_a_parent_is_its_own_root(self):
+        with session_scope("main"):
+            assert root_session_id() == "main"
+
+    def test_root_is_kept_however_long_the_chain(self):
+        with contextlib.ExitStack() as opened:
+            for number in range(200):
+                opened.enter_context(session_scope(f"s{number}"))
+                assert root_session_id() == "s0"
+            with session_scope("s0"):
+                assert family() == ("s0", None, "s0")
+
+    def test_ancestor_entered_again_keeps_the_root(self):
+        with session_scope("main"), session_scope("sub"), session_scope("leaf"):
+            with session_scope("sub"):
+                assert family() == ("sub", "main", "main")
+            with session_scope("main"):
+                assert family() == ("main", None, "main")
+
+    def test_named_parent_that_is_unknown_is_the_root(self):
+        with session_scope("main"), session_scope("sub", parent="other"):
+            assert family() == ("sub", "other", "other")
+
+    def test_named_parent_that_is_an_ancestor_keeps_the_root(self):
+        with session_scope("main"), session_scope("sub"), session_scope("leaf"):
+            with session_scope("sibling", parent="sub"):
+                assert family() == ("sibling", "sub", "main")
+
+    def test_bound_function_has_the_root(self):
+        with session_scope("main"), session_scope("sub"):
+            bound = pickle.loads(pickle.dumps(bind_session(family)))
+        assert bound() == ("sub", "main", "main")
 
 
 class TestFunctions:
@@ -208,6 +255,25 @@ class TestReceived:
                 assert who() == (None, None)
             assert who() == ("main", None)
 
+    def test_root_is_the_given_one_or_the_parent_or_the_session(self):
+        for given, expected in (
+            ({}, ("s1", None, "s1")),
+            ({"parent": "p"}, ("s1", "p", "p")),
+            ({"parent": "p", "root": "r"}, ("s1", "p", "r")),
+            ({"root": "r"}, ("s1", None, "r")),
+        ):
+            with session_scope("main"), received_session("s1", **given):
+                assert family() == expected
+                with session_scope("sub"):
+                    assert family() == ("sub", "s1", expected[2])
+
+    def test_parent_entered_in_a_received_session_keeps_the_root(self):
+        with received_session("s1", parent="p", root="r"):
+            with session_scope("p"):
+                assert family() == ("p", None, "r")
+            with session_scope("r"):
+                assert family() == ("r", None, "r")
+
     def test_scopes_that_are_left_open_are_closed(self):
         with session_scope("outer"):
             with received_session("s1"):
@@ -239,3 +305,10 @@ class TestReceived:
             assert who() == ("s1", None)
         (record,) = caplog.records
         assert "parent session ID" in record.getMessage()
+
+    @pytest.mark.parametrize("value", ["", "a b", "x" * 257, 5])
+    def test_a_malformed_root_is_left_out(self, value, caplog):
+        with received_session("s1", parent="p", root=value):
+            assert family() == ("s1", "p", "p")
+        (record,) = caplog.records
+        assert "root session ID" in record.getMessage()
