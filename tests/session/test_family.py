@@ -137,9 +137,9 @@ class TestRoot:
             assert family() == ("sub", "other", "other")
 
     def test_named_parent_that_is_an_ancestor_keeps_the_root(self):
-        with session_scope("main"), session_scope("sub"), session_scope("leaf"):
-            with session_scope("sibling", parent="sub"):
-                assert family() == ("sibling", "sub", "main")
+        sibling = session_scope("sibling", parent="sub")
+        with session_scope("main"), session_scope("sub"), session_scope("leaf"), sibling:
+            assert family() == ("sibling", "sub", "main")
 
     def test_bound_function_has_the_root(self):
         with session_scope("main"), session_scope("sub"):

@@ -1,0 +1,55 @@
+"""Patch a method of another library once, below the wrappers that further libraries put on it.
+
+A patch is never removed, because restoring the original could undo another library's wrapper. What
+it does depends on a variable that it reads at every call; that switches it on and off.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import types
+from collections.abc import Callable
+from typing import Any
+
+_IS_PATCH = "_cagent_session_patch"
+
+_log = logging.getLogger("cagent_session")
+
+
+def patch(
+    owner: type, name: str, make_patch: Callable[..., Any], *arguments: Any, by: str = ""
+) -> None:
+    """Replace a method of a class, unless that has been done already.
+
+    A wrapper of wrapt or OpenTelemetry stays outermost and gets the replacement in place of the
+    original: outside the wrapper, the replacement would keep the other library from removing it.
+
+    :param owner: the class in which the method is defined.
+    :param make_patch: called with the original method and ``arguments``; returns the replacement.
+    :param by: the function to call again if another library takes the replacement away, for a
+        warning in the log ``cagent_session``. Without it there is no warning.
+    """
+    holder: Any = owner
+    attribute, method = name, vars(owner)[name]
+    # Also true of a wrapper made with functools.wraps around a patch of ours.
+    if getattr(method, _IS_PATCH, False) is True:
+        return
+    # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
+    while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
+        holder, attribute, method = method, "__wrapped__", method.__wrapped__
+    is_original = getattr(method, "__globals__", None) is owner.__init__.__globals__  # type: ignore[misc]
+    if by and not is_original:
+        _log.warning(
+            "%s.%s is not the library's own, but %r: when that is taken back, %s has to be called "
+            "again",
+            owner.__name__,
+            name,
+            method,
+            by,
+        )
+    if not hasattr(type(method), "__get__"):  # a mock, which is not called with self
+        return
+    patched = functools.wraps(method)(make_patch(method, *arguments))
+    setattr(patched, _IS_PATCH, True)
+    setattr(holder, attribute, patched)
