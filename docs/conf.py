@@ -11,30 +11,36 @@ project = "cagent-session"
 author = "The cagent-session developers"
 release = version = cagent_session.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 myst_heading_anchors = 3
+myst_html_meta = {
+    "description": "Every LLM call of a Python agent says which agent session made it, to the models"
+    " gateway and to nobody else: for requests, urllib3, httpx, aiohttp and the SDKs on top of them.",
+}
 
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_title = f"cagent-session {release}"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
 
-python_maximum_signature_line_length = 88
+# One parameter a line, with its type, as soon as there are a few.
+python_maximum_signature_line_length = 60
 autodoc_preserve_defaults = True
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 
 nitpicky = True
 # The site is built without a network, so other projects' names lead nowhere.
 nitpick_ignore_regex = [
     ("py:.*", r"(celery|collections|concurrent|email|httpx2?|requests|urllib3)\..*"),
     # Type variables.
-    ("py:class", r"(cagent_session\.\w+\.|~)?_[A-Z]\w*"),
+    ("py:class", r"(cagent_session\.[\w.]+\.|~)?_[A-Z]\w*"),
     # What a respond= gives back, which the text next to it says.
     ("py:class", r"Given"),
     # What instrument() gives: a context manager that nobody has to name.
