@@ -128,7 +128,6 @@ class TestFunctions:
 
         decorate = session_scope("a")
         assert inspect.iscoroutinefunction(decorate(functools.partial(call, 1)))
-        assert asyncio.iscoroutinefunction(decorate(functools.partial(call, 1)))
         assert inspect.isgeneratorfunction(decorate(functools.partial(stream, 1)))
         assert str(inspect.signature(decorate(functools.partial(call, 1)))) == "()"
 
