@@ -14,8 +14,8 @@ release = version = cagent_session.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 myst_heading_anchors = 3
 myst_html_meta = {
-    "description": "Every LLM call of a Python agent says which agent session made it, to the models"
-    " gateway and to nobody else: for requests, urllib3, httpx, aiohttp and the SDKs on top of them.",
+    "description": "Every LLM call of a Python agent tells the models gateway, and only it, which"
+    " agent session made it: for requests, urllib3, httpx, aiohttp and the SDKs on top of them.",
 }
 
 toc_object_entries_show_parents = "hide"

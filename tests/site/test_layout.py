@@ -1,4 +1,4 @@
-"""How the pages of the site look in Chromium: nothing is cut off, nothing overlaps, at any width."""
+"""The layout of the site in Chromium: nothing is cut off, nothing overlaps, at any width."""
 
 from __future__ import annotations
 
