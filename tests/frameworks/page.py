@@ -1,6 +1,7 @@
 """The page docs/frameworks.md, section by section.
 
-Each framework's tests run their own, as no environment can hold all frameworks.
+No environment can hold all frameworks. So the tests of each framework run its section, and lie in
+the folder of the environment that has it: ``newest``, ``openai2`` or ``crewai``.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def test_the_page(run_section):
 
 
 def test_every_section_of_the_page_is_run():
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
     for title, snippets in page.sections().items():
         assert not snippets or title == page.BEGINNING or f'run_section("{title}")' in tests
 
