@@ -1,4 +1,4 @@
-"""WSGI: a service that serves each request in the session that came with it."""
+"""WSGI middleware that serves each request in the session that came with it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,30 @@ from typing import Any
 
 from .._session.handoff import received_lineage
 from .._session.scopes import ResumableScopes
-from ..headers import SESSION_ID
-
-_KEY = "HTTP_" + SESSION_ID.upper().replace("-", "_")
+from ..headers import SESSION_ID, check_parent_header, check_session_header
 
 
 class SessionMiddleware:
-    """Serves each request in the session of its ``X-Cagent-Session-Id``, or in none.
+    """Serve each request in the session that its ``X-Cagent-Session-Id`` names, or in none.
 
-    The iterable that the application returns runs in the session, too. Nothing stays behind on
-    the thread, not even a scope that the application forgot to leave. A malformed ID, or more than
-    one, is ignored, with one warning in the log ``cagent_session``; so is an ID with a comma in it,
-    as servers join several headers with one.
+    The session covers the application and the iterable that it returns, to its ``close()``. No
+    session stays behind on the server's thread, not even a scope that the application forgot to
+    leave. A malformed ID costs one warning in the log ``cagent_session``, and the request is
+    served in no session. So is a request with two session headers: WSGI servers join them with a
+    comma, and so an ID with a comma in it counts as two.
 
     :param app: the WSGI application.
-    :param trusted: given the ``environ``, says whether the client may name its session. Without
-        it everyone may, so the service should not be open to strangers.
+    :param session_header: the name of the header that the session is read from.
+    :param parent_header: the name of the header that the session's parent is read from. Left out,
+        a received session has no parent.
+    :param trusted: called with the ``environ`` of a request that names a session; the session is
+        ignored unless it returns a true value. Left out, every client may name a session, so
+        strangers must not be able to reach the service.
+    :raises ValueError: for a name that no header can have, or that has a meaning of its own.
 
     ::
 
-        app.wsgi_app = SessionMiddleware(app.wsgi_app)          # Flask
+        app.wsgi_app = SessionMiddleware(app.wsgi_app)           # Flask
         application = SessionMiddleware(get_wsgi_application())  # Django
     """
 
@@ -34,25 +38,34 @@ class SessionMiddleware:
         self,
         app: Callable[..., Iterable[bytes]],
         *,
+        session_header: str = SESSION_ID,
+        parent_header: str | None = None,
         trusted: Callable[[dict[str, Any]], bool] | None = None,
     ) -> None:
+        check_session_header(session_header)
+        if parent_header is not None:
+            check_parent_header(parent_header, session_header)
         self.app = app
+        self._session_key = _environ_key(session_header)
+        self._parent_key = None if parent_header is None else _environ_key(parent_header)
         self._trusted = trusted
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         """Serve one request."""
-        session_id = environ.get(_KEY)
+        session_id = _value(environ, self._session_key)
         if session_id is not None and self._trusted is not None and not self._trusted(environ):
             session_id = None
-        if session_id is not None:
-            # What no ID has makes several malformed together.
-            session_id = session_id.replace(",", ", ")
-        scopes = ResumableScopes(received_lineage(session_id))
+        parent = None
+        if session_id is not None and self._parent_key is not None:
+            parent = _value(environ, self._parent_key)
+        scopes = ResumableScopes(received_lineage(session_id, parent))
         with scopes:
             chunks = self.app(environ, start_response)
-        # Servers send a file, or a list of one chunk, faster if they see that it is one.
+        # Wrapped in _Body, these would lose what servers do for them: a file goes out with
+        # sendfile(), a list of one chunk with a Content-Length. Neither runs code of the
+        # application.
         file_wrapper = environ.get("wsgi.file_wrapper")
         if type(chunks) in (list, tuple) or (
             isinstance(file_wrapper, type) and isinstance(chunks, file_wrapper)
@@ -61,8 +74,23 @@ class SessionMiddleware:
         return _Body(chunks, scopes)
 
 
+def _environ_key(header: str) -> str:
+    return "HTTP_" + header.upper().replace("-", "_")
+
+
+def _value(environ: dict[str, Any], key: str) -> str | None:
+    value: str | None = environ.get(key)
+    # The server joins several headers of one name with "," or ", ". No ID has a space, so the
+    # joined value is malformed, and is not taken for an ID of its own.
+    return None if value is None else value.replace(",", ", ")
+
+
 class _Body:
-    """The iterable of the application, each step of it in the scopes that the last one had open."""
+    """The application's iterable, each step in the scopes that were open after the last one.
+
+    The plain code would be a ``with`` around the loop. It would leave the session on the server's
+    thread while the server sends a chunk.
+    """
 
     def __init__(self, chunks: Iterable[bytes], scopes: ResumableScopes) -> None:
         self._chunks = chunks

@@ -7,9 +7,11 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,3 +69,52 @@ def redis(folder: Path) -> Iterator[str]:
     with running(command, folder / "redis.log") as process:
         wait_until(lambda: answers(port), process, folder / "redis.log")
         yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextlib.contextmanager
+def uvicorn(app: Any, **options: Any) -> Iterator[int]:
+    """The port of a uvicorn that serves ``app`` with asyncio's loop and h11, in a thread."""
+    from uvicorn import Config, Server
+
+    defaults: dict[str, Any] = {"loop": "asyncio", "http": "h11", "log_level": "critical"}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Server(Config(app, **defaults | options))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        deadline = time.monotonic() + 20
+        while not server.started:
+            assert thread.is_alive(), "uvicorn has not started"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def waitress(app: Any) -> Iterator[int]:
+    """The port of a waitress that serves ``app`` with two threads."""
+    from waitress import create_server, wasyncore
+
+    # server.run() cannot be ended from another thread, so its loop is driven here.
+    watched: dict[int, Any] = {}
+    server = create_server(app, map=watched, host="127.0.0.1", port=0, threads=2)
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.is_set():
+            wasyncore.loop(timeout=0.05, map=watched, count=1)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield server.effective_port
+    finally:
+        ended.set()
+        thread.join(10)
+        assert not thread.is_alive()
+        server.task_dispatcher.shutdown()
+        wasyncore.close_all(watched)
