@@ -96,6 +96,16 @@ def reopen_scopes(nested: list[tuple[Lineage, Any]]) -> None:
         _frame.set(frame)
 
 
+def exchange_frames(frame: Any = _OUTERMOST) -> Any:
+    """Leave all scopes, or return to those of a ``frame`` that was left.
+
+    :returns: the frame that is left now.
+    """
+    left = _frame.get()
+    _frame.set(frame)
+    return left
+
+
 class ResumableScopes:
     """The scopes of a body of code that runs in steps: a context manager, entered for each step.
 

@@ -1,58 +1,107 @@
-"""ASGI: a service that serves each request in the session that came with it."""
+"""ASGI middleware that serves each request in the session that came with it."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any, TypeAlias
 
 from .._session.handoff import received_lineage
-from .._session.scopes import OUTSIDE, Lineage, ResumableScopes
+from .._session.scopes import OUTSIDE, Lineage, ResumableScopes, exchange_frames
 from .._session.wrapping import wrap_body
-from ..headers import SESSION_ID
+from ..headers import SESSION_ID, check_parent_header, check_session_header
 
 _Scope: TypeAlias = MutableMapping[str, Any]
 _App: TypeAlias = Callable[[_Scope, Any, Any], Awaitable[None]]
 
-_NAME = SESSION_ID.lower().encode()
-
 
 class SessionMiddleware:
-    """Serves each request in the session of its ``X-Cagent-Session-Id``, or in none.
+    """Serve each request in the session that its ``X-Cagent-Session-Id`` names, or in none.
 
-    HTTP requests and WebSockets are covered to their end. A malformed ID, or more than one, is
-    ignored, with one warning in the log ``cagent_session``.
+    The session covers an HTTP request or a WebSocket to its end, background tasks of the response
+    included. A malformed ID, or more than one, costs one warning in the log ``cagent_session``,
+    and the request is served in no session.
+
+    Put it outside all other middleware. What runs outside it can find the session of an earlier
+    request: with asyncio's own event loop, uvicorn hands a context variable that was set during a
+    request with a large body on to the next request on the same connection.
 
     :param app: the ASGI application.
-    :param trusted: given the ASGI ``scope``, says whether the client may name its session.
-        Without it everyone may, so the service should not be open to strangers.
+    :param session_header: the name of the header that the session is read from.
+    :param parent_header: the name of the header that the session's parent is read from. Left out,
+        a received session has no parent.
+    :param trusted: called with the ASGI ``scope`` of a request that names a session; the session
+        is ignored unless it returns a true value. Left out, every client may name a session, so
+        strangers must not be able to reach the service.
+    :raises ValueError: for a name that no header can have, or that has a meaning of its own.
 
     ::
 
-        app = SessionMiddleware(app)
-        app.add_middleware(SessionMiddleware)  # FastAPI, Starlette
+        app = SessionMiddleware(app)                              # FastAPI, Starlette
+        application = SessionMiddleware(get_asgi_application())   # Django
     """
 
-    def __init__(self, app: _App, *, trusted: Callable[[_Scope], bool] | None = None) -> None:
+    def __init__(
+        self,
+        app: _App,
+        *,
+        session_header: str = SESSION_ID,
+        parent_header: str | None = None,
+        trusted: Callable[[_Scope], bool] | None = None,
+    ) -> None:
+        check_session_header(session_header)
+        if parent_header is not None:
+            check_parent_header(parent_header, session_header)
         self.app = app
+        self._session_name = session_header.lower().encode()
+        self._parent_name = None if parent_header is None else parent_header.lower().encode()
         self._trusted = trusted
-        # Not a plain with: the server may drive this by hand, and be in a session of its own.
+        # The plain code would be a with around the await. It would leave the session to a server
+        # that drives the coroutine by hand, and is in a session of its own.
         self._serve_in_session = wrap_body(
-            self._serve, lambda args, kwargs: ResumableScopes(self._lineage_of(args[0]))
+            self._serve, lambda args, kwargs: _ScopesOfRequest(self._lineage_of(args[0]))
         )
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
         """Serve one connection."""
-        if scope["type"] in ("http", "websocket"):
-            await self._serve_in_session(scope, receive, send)
-        else:
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
+            return
+        if isinstance(scope.get("headers"), Iterator):
+            # ASGI allows any iterable. Reading an iterator would leave the application none.
+            scope = {**scope, "headers": list(scope["headers"])}
+        await self._serve_in_session(scope, receive, send)
 
     async def _serve(self, scope: _Scope, receive: Any, send: Any) -> None:
         await self.app(scope, receive, send)
 
     def _lineage_of(self, scope: _Scope) -> Lineage:
-        values = [value for name, value in scope["headers"] if name.lower() == _NAME]
-        if not values or (self._trusted is not None and not self._trusted(scope)):
+        headers = scope.get("headers", ())
+        session_id = _value(headers, self._session_name)
+        if session_id is None or (self._trusted is not None and not self._trusted(scope)):
             return OUTSIDE
-        # Several are joined by what no ID has, so that they are malformed together.
-        return received_lineage(b" ".join(values).decode("latin-1"))
+        parent = None if self._parent_name is None else _value(headers, self._parent_name)
+        return received_lineage(session_id, parent)
+
+
+class _ScopesOfRequest(ResumableScopes):
+    """The scopes of a request, which do not rest on those that are open in the server.
+
+    What is open in the server may be left from an earlier request of the connection (see above).
+    Scopes on top of that would keep it alive, so that a connection that stays open would collect
+    the scopes of all its requests.
+    """
+
+    def __enter__(self) -> None:
+        self._frame_of_server = exchange_frames()
+        super().__enter__()
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__()
+        exchange_frames(self._frame_of_server)
+        del self._frame_of_server
+
+
+def _value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
+    values = [value for key, value in headers if key.lower() == name]
+    # No ID has a space, so several values are joined into a malformed one.
+    return b" ".join(values).decode("latin-1") if values else None
