@@ -23,6 +23,7 @@ __all__ = [
     "MODEL_NAME",
     "PARENT_SESSION_ID",
     "PROVIDER",
+    "ROOT_SESSION_ID",
     "SESSION_ID",
 ]
 
@@ -32,6 +33,8 @@ FORWARD = "X-Cagent-Forward"
 SESSION_ID = "X-Cagent-Session-Id"
 #: The session's parent, for a gateway that wants it: ``parent_header=PARENT_SESSION_ID``.
 PARENT_SESSION_ID = "X-Cagent-Parent-Session-Id"
+#: The session's outermost ancestor, in the messages of queues. No request carries it.
+ROOT_SESSION_ID = "X-Cagent-Root-Session-Id"
 #: The provider's name.
 PROVIDER = "X-Cagent-Provider"
 #: The model's ID.

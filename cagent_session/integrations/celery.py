@@ -1,4 +1,4 @@
-"""Celery: a task runs in the session that published it."""
+"""Celery: run each task in the session that published it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import weakref
 from typing import Any
 
 from .._session.handoff import received_session
-from .._session.scopes import current_lineage
-from ..headers import PARENT_SESSION_ID, SESSION_ID
+from .._session.scopes import ResumableScopes, current_lineage
+from ..headers import PARENT_SESSION_ID, ROOT_SESSION_ID, SESSION_ID
 from . import missing
 
 try:
@@ -22,14 +22,15 @@ _everywhere = False
 
 
 def carry_session(app: Celery | None = None) -> None:
-    """Let the tasks of ``app``, or of every Celery app, run in the session that published them.
+    """Run the tasks of ``app``, or of every Celery app, in the session that published them.
 
-    Call it where the app is made, in the module that publishers and workers both import.
-    Retries, chains, groups, chords, errbacks and tasks that are published from inside a task stay
-    in the session, and keep its parent; a task that was published outside every session runs in
-    none. After each task the worker is clean again. Calling it twice is harmless.
+    Call it where the app is made, in the module that publishers and workers both import. The
+    session travels in the headers of the message, with its parent and its root. Retries, chains,
+    groups, chords, errbacks and tasks that a task publishes stay in the session. A task that was
+    published outside every session runs in none. No session stays behind in the worker after a
+    task. Calling it twice is harmless.
 
-    :param app: the app; left out, all apps of this process, those to come included.
+    :param app: the app. Left out, all apps of this process, including those made later.
 
     ::
 
@@ -44,8 +45,8 @@ def carry_session(app: Celery | None = None) -> None:
         signals.before_task_publish.connect(_on_publish, dispatch_uid=_on_publish)
     elif app not in _apps:
         _apps.add(app)
-        # The signal does not say which app publishes, and another app's broker may be a
-        # stranger's.
+        # The signal before_task_publish does not say which app publishes. The session must not
+        # get to the broker of another app, which may belong to a stranger.
         app.send_task = _stamping(app.send_task)
     signals.task_prerun.connect(_on_prerun, dispatch_uid=_on_prerun)
     signals.task_postrun.connect(_on_postrun, dispatch_uid=_on_postrun)
@@ -57,8 +58,13 @@ def _is_carried(app: Celery) -> bool:
 
 
 def _stamp(headers: dict[str, Any]) -> None:
-    # Set or taken out, never left: a retry brings along the headers of its first attempt.
-    for name, value in zip((SESSION_ID, PARENT_SESSION_ID), current_lineage(), strict=False):
+    lineage = current_lineage()
+    for name, value in (
+        (SESSION_ID, lineage.session),
+        (PARENT_SESSION_ID, lineage.parent),
+        (ROOT_SESSION_ID, lineage.root),
+    ):
+        # A retry comes with the headers of its first attempt, which may have had another session.
         headers.pop(name, None)
         if value is not None:
             headers[name] = value
@@ -75,15 +81,19 @@ def _stamping(send_task: Any) -> Any:
 
 
 def _session_of(request: Any) -> received_session:
-    return received_session(request.get(SESSION_ID), parent=request.get(PARENT_SESSION_ID))
+    return received_session(
+        request.get(SESSION_ID),
+        parent=request.get(PARENT_SESSION_ID),
+        root=request.get(ROOT_SESSION_ID),
+    )
 
 
 def _on_worker_init(**_: Any) -> None:
-    # Imported here, as those who only publish do without it.
+    # Imported here, because a process that only publishes does not need it.
     from celery.worker.request import Request
 
-    # What ends a task without its process, which was lost, over its time limit or never asked:
-    # errbacks are called here, and retries published.
+    # These end a task whose process is lost, is over its time limit or was never asked. They call
+    # errbacks and publish retries in the worker's main process, where no signal is sent.
     for name in ("on_failure", "on_timeout", "revoked"):
         method = getattr(Request, name)
         if not hasattr(method, "__wrapped__"):
@@ -109,12 +119,10 @@ def _on_prerun(sender: Task, **_: Any) -> None:
     if not _is_carried(sender.app):
         return
     request = sender.request
-    if request.is_eager:
-        # It runs where it is published, without a message.
-        session_id, parent, root, *_rest = current_lineage()
-        entered = received_session(session_id, parent=parent, root=root)
-    else:
-        entered = _session_of(request)
+    # An eager task runs inside the call that published it, without a message. The scope is there
+    # only to end the scopes that the task leaves open.
+    eager = ResumableScopes(current_lineage()) if request.is_eager else None
+    entered = eager or _session_of(request)
     entered.__enter__()
     setattr(request, _ATTRIBUTE, entered)
 

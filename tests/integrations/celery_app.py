@@ -17,6 +17,7 @@ from cagent_session import (
     current_session_id,
     no_session,
     parent_session_id,
+    root_session_id,
     session_scope,
 )
 from cagent_session.integrations.celery import carry_session
@@ -48,7 +49,13 @@ def see(*ignored):
 
 @app.task
 def see_family(*ignored):
-    return current_session_id(), parent_session_id()
+    return current_session_id(), parent_session_id(), root_session_id()
+
+
+@app.task
+def parent_inside(session_id):
+    with session_scope(session_id):
+        return parent_session_id()
 
 
 @app.task

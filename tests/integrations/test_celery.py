@@ -134,19 +134,28 @@ class TestAWorker:
     def test_that_publishes(self, value, tasks):
         with session_scope("s1"):
             inner = value(tasks.publish.delay(1))
-        assert value(celery.result.AsyncResult(inner, app=tasks.app)) == ["inner", "s1"]
+        assert value(celery.result.AsyncResult(inner, app=tasks.app)) == ["inner", "s1", "s1"]
 
-    def test_carries_the_parent(self, value, tasks):
+    def test_carries_parent_and_root(self, value, tasks):
         with session_scope("main"):
             in_main = tasks.see_family.delay()
             with session_scope("sub"):
                 in_a_row = (tasks.see.s() | tasks.see_family.s()).delay()
+                with session_scope("leaf"):
+                    in_leaf = tasks.see_family.delay()
         with session_scope("s1", parent="named"):
             named = tasks.see_family.delay()
-        assert value(in_main) == ["main", None]
-        assert value(in_a_row) == ["sub", "main"]
-        assert value(named) == ["s1", "named"]
-        assert value(tasks.see_family.delay()) == [None, None]
+        assert value(in_main) == ["main", None, "main"]
+        assert value(in_a_row) == ["sub", "main", "main"]
+        assert value(in_leaf) == ["leaf", "sub", "main"]
+        assert value(named) == ["s1", "named", "named"]
+        assert value(tasks.see_family.delay()) == [None, None, None]
+
+    def test_carries_them_over_a_task_that_publishes(self, value, tasks):
+        with session_scope("main"), session_scope("sub"), session_scope("leaf"):
+            inner = value(tasks.publish.delay(0))
+        result = celery.result.AsyncResult(inner, app=tasks.app)
+        assert value(result) == ["inner", "leaf", "main"]
 
     def test_that_leaks(self, value, tasks):
         with session_scope("s1"):
@@ -179,14 +188,19 @@ class TestAWorker:
         from celery import Celery
 
         with Celery("stranger", broker=redis, backend=redis, set_as_current=False) as stranger:
-            for session_id, parent, seen in (
-                ("not valid", "s0", [None, None]),
-                (["s1"], None, [None, None]),
-                ("s1", "not valid", ["s1", None]),
-                ("s1", "s0", ["s1", "s0"]),
+            for session_id, parent, root, seen in (
+                ("not valid", "s0", "r", [None, None, None]),
+                (["s1"], None, None, [None, None, None]),
+                ("s1", "not valid", None, ["s1", None, "s1"]),
+                ("s1", "s0", None, ["s1", "s0", "s0"]),
+                ("s1", "s0", "not valid", ["s1", "s0", "s0"]),
+                ("s1", "s0", ["r"], ["s1", "s0", "s0"]),
+                ("s1", "s0", "r", ["s1", "s0", "r"]),
+                ("s1", None, "r", ["s1", None, "r"]),
             ):
                 headers = {"X-Cagent-Session-Id": session_id}
                 headers["X-Cagent-Parent-Session-Id"] = parent
+                headers["X-Cagent-Root-Session-Id"] = root
                 result = stranger.send_task("celery_app.see_family", headers=headers)
                 assert value(result) == seen
 
@@ -240,6 +254,12 @@ class TestEager:
                 tasks.fail.delay().get()
             assert current_session_id() == "s1"
         assert tasks.see.delay().get() is None
+
+    def test_knows_all_ancestors(self, tasks):
+        with session_scope("main"), session_scope("sub"), session_scope("leaf"):
+            assert tasks.see_family.delay().get() == ("leaf", "sub", "main")
+            with session_scope("deep"):
+                assert tasks.parent_inside.delay("sub").get() == "main"
 
 
 def test_other_apps_are_left_alone(tasks, monkeypatch):
