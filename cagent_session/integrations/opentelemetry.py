@@ -1,4 +1,4 @@
-"""OpenTelemetry: the session on every span."""
+"""OpenTelemetry span processor that sets the session on every span."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ try:
     from opentelemetry.context import Context
     from opentelemetry.sdk.trace import Span, SpanProcessor
 except ImportError as _error:
-    raise ImportError(missing("opentelemetry", "otel")) from _error
+    raise ImportError(missing("opentelemetry", "otel", "opentelemetry-sdk")) from _error
 
 
 class SessionSpanProcessor(SpanProcessor):
-    """Sets ``session.id`` and ``gen_ai.conversation.id`` on the spans that start in a session.
+    """Set ``session.id`` and ``gen_ai.conversation.id`` on every span that starts in a session.
 
-    An attribute that a span is started with is kept. ::
+    An attribute that the span was started with is left as it is. ::
 
         provider = TracerProvider()
         provider.add_span_processor(SessionSpanProcessor())
     """
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
-        """Called by the SDK, in the thread and the context that start the span."""
+        """Set the attributes. The SDK calls this in the thread and context that start the span."""
         session_id = current_session_id()
         if session_id is not None:
             for name in ("session.id", "gen_ai.conversation.id"):

@@ -1,9 +1,11 @@
-"""Each integration says which extra to install when its library is missing."""
+"""Each integration says how to install its library when that is missing."""
 
 from __future__ import annotations
 
 import builtins
 import importlib
+import importlib.metadata
+import re
 import subprocess
 import sys
 
@@ -11,27 +13,38 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("module", "library", "extra"),
+    ("module", "imported", "library", "extra"),
     [
-        ("httpx", "httpx", "httpx"),
-        ("httpx2", "httpx2", "httpx2"),
-        ("opentelemetry", "opentelemetry.context", "otel"),
-        ("celery", "celery", "celery"),
+        ("httpx", "httpx", "httpx", "httpx"),
+        ("httpx2", "httpx2", "httpx2", "httpx2"),
+        ("opentelemetry", "opentelemetry.context", "opentelemetry-sdk", "otel"),
+        ("celery", "celery", "celery", "celery"),
     ],
 )
-def test_a_missing_library_is_named_with_its_extra(module, library, extra, monkeypatch):
+def test_a_missing_library_is_named_with_the_line_that_installs_it(
+    module, imported, library, extra, monkeypatch
+):
     name = f"cagent_session.integrations.{module}"
     monkeypatch.delitem(sys.modules, name, raising=False)
     real_import = builtins.__import__
 
     def no_such_library(wanted, *args, **options):
-        if wanted == library:
+        if wanted == imported:
             raise ImportError(wanted)
         return real_import(wanted, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", no_such_library)
-    with pytest.raises(ImportError, match=rf"pip install 'cagent-session\[{extra}\]'"):
+    with pytest.raises(ImportError) as raised:
         importlib.import_module(name)
+    # The extra can be installed only from an index; the library itself always.
+    lines = re.findall(r"pip install (.*?)(?: \(|\))", str(raised.value))
+    assert lines == [f"--upgrade {library}", f"'cagent-session[{extra}]'"]
+    installed = [
+        requirement
+        for requirement in importlib.metadata.requires("cagent-session")
+        if f'extra == "{extra}"' in requirement.replace("'", '"')
+    ]
+    assert [re.split(r"[<>=;]", requirement)[0].strip() for requirement in installed] == [library]
 
 
 def test_the_package_imports_no_library_of_an_extra():
