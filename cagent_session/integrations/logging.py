@@ -1,4 +1,4 @@
-"""Standard logging: the session on every record."""
+"""Filter for the standard library's logging that sets the session on every record."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from .._session.context import current_session_id
 
 
 class SessionIDFilter(logging.Filter):
-    """Sets ``record.session_id``, for formats such as ``%(session_id)s``.
+    """Set ``record.session_id`` on every record, for formats with ``%(session_id)s``.
 
-    Add it to a *handler*: a logger's filters see only the records that are logged to that very
-    logger. A ``session_id`` that a record has already is kept, so that a record keeps its
-    session when it is handed to another thread, as ``QueueHandler`` does.
+    Add it to a *handler*. A filter of a logger sees only the records that are logged to that very
+    logger, not those of its children. A record that has a ``session_id`` already keeps it, so that
+    a record keeps its session when it is handed to another thread, as ``QueueHandler`` does.
 
-    :param default: what stands there outside every scope.
+    :param default: the value outside every session.
 
     ::
 
@@ -28,7 +28,7 @@ class SessionIDFilter(logging.Filter):
         self.default = default
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let every record pass."""
+        """Set the session. Every record passes."""
         if not hasattr(record, "session_id"):
             record.session_id = current_session_id() or self.default
         return True

@@ -1,4 +1,4 @@
-"""structlog: the session in every event."""
+"""structlog processor that adds the session to every event."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from .._session.context import current_session_id
 def add_session_id(
     logger: Any, method_name: str, event_dict: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """A processor that sets the key ``session_id``, if there is a session and no such key.
+    """Add the key ``session_id`` to an event that is logged in a session.
 
-    :param logger: what structlog gives a processor, as the next two.
-    :param method_name: is not looked at.
-    :param event_dict: where the key is set.
+    An event that has the key already is left as it is; outside every session no key is added.
+    structlog passes the arguments.
+
+    :param logger: the wrapped logger; not used.
+    :param method_name: the name of the log method, such as ``"info"``; not used.
+    :param event_dict: the event that the key is added to.
 
     ::
 
