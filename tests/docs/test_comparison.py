@@ -1,4 +1,4 @@
-"""Every cell of the table in docs/comparison.md, with the code that is on that page."""
+"""Every cell of the first table in docs/comparison.md, with the code that is on that page."""
 
 from __future__ import annotations
 
@@ -24,11 +24,16 @@ from cagent_session import SessionRequired, bind_session, instrument
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "comparison.md").read_text(encoding="utf-8")
-CODE = dict(re.findall(r"^## ([\w ]+)$.*?^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+CODE = {
+    section.partition("\n")[0]: code
+    for section in PAGE.split("\n### ")[1:]
+    for code in re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+}
+SECTION = PAGE.partition("\n## With requests\n")[2].partition("\n## ")[0]
 
 
 def rows() -> Iterator[list[str]]:
-    for line in re.findall(r"^\| (.*) \|$", PAGE, re.MULTILINE):
+    for line in re.findall(r"^\| (.*) \|$", SECTION, re.MULTILINE):
         yield [cell.strip() for cell in line.split("|")]
 
 
@@ -265,14 +270,14 @@ CASES = {
 }
 
 
-def test_the_table_has_these_cases_and_these_ways():
+def test_comparison_table_has_a_row_per_case_and_a_column_per_way():
     assert list(TABLE) == list(CASES)
     assert list(CODE) == WAYS
 
 
 @pytest.mark.parametrize("case", TABLE)
 @pytest.mark.parametrize("way", WAYS, indirect=True)
-def test_cell(case, way, request):
+def test_comparison_cell_is_what_happens(case, way, request):
     name = request.node.callspec.params["way"]
     outcome, _, helper = TABLE[case][name].partition(", with ")
     assert CASES[case](way, helper.strip("`")) == outcome
