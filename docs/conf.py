@@ -12,6 +12,7 @@ author = "The cagent-session developers"
 release = version = cagent_session.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
+myst_enable_extensions = ["tasklist"]
 myst_heading_anchors = 3
 myst_html_meta = {
     "description": "Every LLM call of a Python agent tells the models gateway, and only it, which"
@@ -43,6 +44,8 @@ nitpick_ignore_regex = [
     ("py:class", r"(cagent_session\.[\w.]+\.|~)?_[A-Z]\w*"),
     # What a respond= gives back, which the text next to it says.
     ("py:class", r"Given"),
+    # What transports take beside a Gateway.
+    ("py:class", r"cagent_session\._gate\.routes\.Owner"),
     # What instrument() gives: a context manager that nobody has to name.
     ("py:class", r"cagent_session\..*Instrumentation"),
 ]

@@ -39,7 +39,7 @@ def snippets(page: Path) -> list[str]:
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "default::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
-def test_the_snippets_of_a_page_run(page: Path, monkeypatch, request):
+def test_snippets_of_page_run(page: Path, monkeypatch, request):
     """In order, in one module, with the gateway's address in place of the one on paper."""
     with RecordingGateway() as gateway:
         monkeypatch.setenv("DOCKER_AGENT_MODELS_GATEWAY", gateway.url)
@@ -77,44 +77,74 @@ def run_snippets(page: Path, url: str, request: pytest.FixtureRequest) -> None:
                 namespace[name](**fixtures)
 
 
-def test_the_first_example_runs_against_the_gateway_of_the_command_line():
+def test_first_example_prints_the_log_that_the_readme_shows():
     """Pasted as it stands, with the address that the page starts the gateway at."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^    cagent-session (gateway --port \d+)$", readme, re.MULTILINE)
-    port = command.rpartition(" ")[2]
+    paper = f"http://127.0.0.1:{command.rpartition(' ')[2]}"
     example = snippets(ROOT / "README.md")[0]
-    assert f'"http://127.0.0.1:{port}"' in example
+    assert f'"{paper}"' in example
+    log = re.findall(r"^200  session=.*$", readme, re.MULTILINE)
     arguments = [sys.executable, "-m", "cagent_session", "gateway", "--port", "0"]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as gateway:
         try:
             address = re.search(r"http://127\.0\.0\.1:\d+", gateway.stdout.readline())[0]
-            exec(example.replace(f"http://127.0.0.1:{port}", address), {})
-            lines = [gateway.stdout.readline() for _ in range(2)]
+            names: dict[str, Any] = {}
+            code = example.replace(paper, address)
+            exec(code.replace("gateway.mount(http)", "").replace('"order-4711"', ""), names)
+            names["http"].close()
+            exec(code, names)
+            names["http"].close()
+            called = (line for line in gateway.stdout if "session=" in line)
+            printed = [next(called) for _ in log]
         finally:
             gateway.terminate()
-    assert [line.count("session=session-1") for line in lines] == [1, 1]
+    for shown, line in zip(log, printed, strict=True):
+        assert set(re.split("  +", shown)) <= set(re.split("  +", line.strip()))
 
 
-def test_every_page_is_named_in_the_readme_and_in_the_site():
+def test_readme_shows_log_and_code_within_25_lines():
+    start = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:25])
+    assert "session=- " in start
+    assert "session=order-4711" in start
+    assert snippets(ROOT / "README.md")[0] in start + "\n"
+
+
+def test_every_page_is_in_the_readme_and_in_the_site():
     pages = {page.stem for page in (ROOT / "docs").glob("*.md")} - {"index"}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"`docs/(\w+)\.md`", readme)) == pages - {"changelog"}
+    table = readme.partition("\n## The pages\n")[2]
+    named = dict(re.findall(r"^\| \[(.+)\]\(docs/(\w+)\.md\)", table, re.MULTILINE))
+    assert set(named.values()) == pages - {"changelog"}
     site = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\w+$", site, re.MULTILINE)) == pages
-    # On a package index, a link to a file leads nowhere.
-    assert not re.findall(r"\]\((?!https?://)", readme)
-    for name in re.findall(r"`([A-Z]+\.md)`", readme):
-        assert (ROOT / name).exists()
 
 
-def test_the_links_between_the_pages():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_page_lead_to_files_and_are_named_by_titles(page: Path):
+    links = re.findall(r"\[([^\]]+)\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    for text, target in links:
+        if "://" not in target and not target.startswith("#"):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+            if page.name != "gateways.md":
+                assert not re.search(r"[a-z]\.md\b", text) or "/" in text, text
+
+
+def test_test_files_that_pages_name_are_there():
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-            if "://" not in target:
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`(?:\w+` in `)?(tests/[\w/]+(?:\.py)?)`", text):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
-def test_the_examples_in_docstrings():
+def test_no_page_installs_from_an_index():
+    """The package is not on one; how to install it from a checkout is said once, in the README."""
+    for page in PAGES:
+        if page.name not in {"clients.md", "frameworks.md", "integrations.md", "services.md"}:
+            assert "cagent-session[" not in page.read_text(encoding="utf-8"), page
+
+
+def test_examples_in_docstrings_run():
     for module in pkgutil.walk_packages(cagent_session.__path__, "cagent_session."):
         if not module.name.endswith("__main__"):
             doctest.testmod(importlib.import_module(module.name), raise_on_error=True)
@@ -136,14 +166,14 @@ REFERENCE = {
 }
 
 
-def test_the_reference_has_all_public_names_and_no_others():
+def test_reference_has_every_public_name_and_no_other():
     assert REFERENCE.keys() == PUBLIC.keys()
     with pytest.raises(AttributeError):
         cagent_session.nonsense  # noqa: B018
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_every_parameter_is_documented(name):
+def test_every_parameter_of_public_name_is_documented(name):
     value = PUBLIC[name]
     signature, members = REFERENCE[name]
     if isinstance(value, str):  # the name of a header
