@@ -1,4 +1,4 @@
-"""What the recording gateway answers: what it is given, or a reply in the shape of a provider."""
+"""The answers of the recording gateway: the user's own, or a reply in a provider's shape."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def error(status: int, message: str, kind: str = "invalid_request_error") -> Ans
 
 
 def given_answer(given: object) -> Answer | None:
-    """What a ``respond`` has given, ready to be sent.
+    """Turn the return value of a ``respond`` into an answer; ``None`` leaves it to the gateway.
 
-    :raises TypeError: for what cannot be sent.
+    :raises TypeError: for a value that cannot be sent.
+    :raises ValueError: for a status that no response has.
     """
     if given is None:
         return None
@@ -49,13 +50,14 @@ def _kind(given: object) -> str:
 
 
 def _tokens(content: object, *names: str) -> int:
-    """How many an answer says it has used, in OpenAI's words or Anthropic's."""
+    """Return a token count of the answer's ``usage``, under OpenAI's name or Anthropic's."""
     usage = content.get("usage") if isinstance(content, dict) else None
     counts = [usage.get(name) for name in names] if isinstance(usage, dict) else []
     return next((count for count in counts if type(count) is int and count > 0), 0)
 
 
 def model_answer(request: RecordedRequest, reply: str) -> Answer:
+    """Answer as the provider of this endpoint would, or echo the request."""
     shape: type[_ChatCompletion | _Message]
     if request.method == "POST" and request.path.endswith("/v1/chat/completions"):
         shape = _ChatCompletion
@@ -84,6 +86,7 @@ def model_answer(request: RecordedRequest, reply: str) -> Answer:
 
 
 def json_object(body: bytes) -> dict[str, Any]:
+    """Return a body that is a JSON object, else an empty ``dict``."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -92,7 +95,7 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def _count_words(content: object) -> int:
-    """The words of a prompt: strings, and what is below the keys that hold text."""
+    """Count the words of a prompt: of strings, and of strings below keys that hold text."""
     words, todo = 0, [content]
     while todo:
         item = todo.pop()
@@ -118,7 +121,7 @@ class _Shape:
 
 
 class _ChatCompletion(_Shape):
-    """As OpenAI answers ``/v1/chat/completions``."""
+    """OpenAI's answer to ``/v1/chat/completions``."""
 
     def usage(self) -> dict[str, int]:
         return {
@@ -164,7 +167,7 @@ class _ChatCompletion(_Shape):
 
 
 class _Message(_Shape):
-    """As Anthropic answers ``/v1/messages``."""
+    """Anthropic's answer to ``/v1/messages``."""
 
     def message(self, **fields: Any) -> dict[str, Any]:
         message: dict[str, Any] = {

@@ -1,12 +1,13 @@
-"""What goes in and out of the recording gateway."""
+"""The messages that go in and out of the recording gateway."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any, TypeAlias
 
-#: What a ``respond`` gives back: JSON, with a status or without, or nothing.
+#: What a ``respond`` may return: JSON, with or without a status, or nothing.
 Given: TypeAlias = "dict[str, Any] | list[Any] | tuple[int, dict[str, Any] | list[Any]] | None"
 
 
@@ -24,21 +25,24 @@ class RecordedRequest:
     parent_session_id: str | None
     forward: str | None
     provider: str | None
-    model: str | None  #: of the header, else of the JSON body
+    model: str | None  #: from the header, else from the JSON body
 
 
 @dataclass
 class Answer:
-    """What is sent back, and what is billed for it."""
+    """A response, and the tokens that are billed for it.
+
+    ``chunks`` is a list unless the answer is ``streamed``.
+    """
 
     status: int
     headers: dict[str, str]
-    chunks: list[bytes]
+    chunks: Iterable[bytes]
     streamed: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
     @property
     def has_body(self) -> bool:
-        """Whether its status allows for one."""
+        """Whether the status allows for a body."""
         return self.status not in (204, 304)

@@ -1,30 +1,39 @@
-"""How the recording gateway speaks HTTP, with clients that do and with those that do not."""
+"""The HTTP server of the recording gateway, which answers broken clients with a 4xx."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import re
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from .._session.ids import InvalidSessionID, check_session_id
-from ..headers import FORWARD, MODEL, PROVIDER
+from ..headers import FORWARD, MODEL, PREFIX, PROVIDER
 from ._answers import error, json_object
 from ._messages import Answer, RecordedRequest
 
+if TYPE_CHECKING:
+    from ._page import Page
+
 MAX_BODY = 16 * 1024 * 1024
-MAX_CHUNK_LINE = 1024  # the line before a chunk: its length, and extensions that nobody reads
+MAX_CHUNK_LINE = 1024  # bytes of the line before a chunk: its length, and ignored extensions
+MAX_LINE = 65536  # bytes of a trailer
+MAX_TRAILERS = 100  # header lines after a chunked body
+MAX_ID = 2048  # characters of a session header with a name of the gateway's own
 LINGER = 5  # seconds
+
+_PAGE = "/_sessions"
 
 _Answering: TypeAlias = Callable[[RecordedRequest], Answer]
 
+_is_session_value = re.compile(rf"[!-~](?:[ -~]{{0,{MAX_ID - 2}}}[!-~])?").fullmatch
 _is_header = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n").fullmatch
+_has_control = re.compile(rb"[\x00-\x1f\x7f]").search
 
 
 class _Refused(Exception):
@@ -36,9 +45,9 @@ class _Refused(Exception):
 
 
 class _Head:
-    """The lines of a head, and whether each is a header.
+    """A stream that notes whether all lines of a request's head are headers.
 
-    http.server leaves out what it cannot read, with all headers that follow.
+    http.server silently drops the first malformed line and all headers after it.
     """
 
     def __init__(self, stream: BufferedIOBase) -> None:
@@ -52,23 +61,32 @@ class _Head:
 
 
 class Server(ThreadingHTTPServer):
-    """Reads requests on 127.0.0.1, and sends what ``answer`` makes of each.
+    """Read requests on 127.0.0.1, and send what ``answer`` returns for each.
 
     :param session_header: the name of the header that the session is read from.
-    :param parent_header: that of its parent, if there is one.
+    :param parent_header: the name of the header that its parent is read from, if any.
+    :param page: what answers at and below ``/_sessions``, if anything does.
     """
 
     daemon_threads = False  # so that server_close() waits for the handlers
     request_queue_size = 128
 
     def __init__(
-        self, port: int, answer: _Answering, session_header: str, parent_header: str | None
+        self,
+        port: int,
+        answer: _Answering,
+        session_header: str,
+        parent_header: str | None,
+        page: Page | None,
     ) -> None:
         self.answer = answer
         self.session_header = session_header
         self.parent_header = parent_header
+        self.page = page
         self._connections: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), _Handler)
+        if page is not None:
+            page.open()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
@@ -79,11 +97,14 @@ class Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that went away in the middle of a request is no news.
+        # An OSError is a client that went away in the middle of a request.
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
     def stop(self) -> None:
+        """Stop listening, end all connections, and wait for the handlers."""
+        if self.page is not None:
+            self.page.close()
         self.shutdown()
         for connection in list(self._connections):
             with contextlib.suppress(OSError):
@@ -101,18 +122,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         try:
-            request = self._read()
+            answer = self._answer()
         except _Refused as refused:
             self._refuse(refused.status, str(refused))
         else:
-            self._write(self.server.answer(request))
+            self._write(answer)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _serve
 
     def parse_request(self) -> bool:
-        if not self.raw_requestline.strip():  # which http.server would leave without an answer
-            self.command = self.requestline = ""
-            self.send_error(400, "the request line is empty")
+        # http.server splits the line at whatever a str takes for white space, \x1c and \xa0
+        # included, and closes the connection without an answer if nothing is left.
+        line = self.raw_requestline.rstrip(b"\r\n")
+        if _has_control(line) or not line.decode("latin-1").split():
+            self.command = self.requestline = self.path = ""
+            self.send_error(400, "the request line is empty, or has control characters")
             return False
         stream, head = self.rfile, _Head(self.rfile)
         self.rfile = cast(BufferedIOBase, head)
@@ -126,16 +150,21 @@ class _Handler(BaseHTTPRequestHandler):
         return is_read
 
     def log_message(self, *args: Any) -> None:
-        """The audit log is the log."""
+        """Log nothing: the audit log is the log."""
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        # What http.server cannot read is the client's fault here, whatever it thinks itself.
         self.request_version = "HTTP/1.1"
+        if code == 501 and self._is_for_the_page():
+            code = 405
+        # http.server calls an unknown method or version a fault of the server (501, 505).
         self._refuse(code if code < 500 else 400, message or "bad request")
 
     def _refuse(self, status: int, message: str) -> None:
         self.close_connection = True
-        self._write(error(status, message))
+        answer = error(status, message)
+        if status == 405:
+            answer.headers["Allow"] = "GET, HEAD"
+        self._write(answer)
         # Closed at once, with more of the request on its way, the connection would be reset, and
         # the client would never see the answer.
         self.connection.shutdown(socket.SHUT_WR)
@@ -145,10 +174,29 @@ class _Handler(BaseHTTPRequestHandler):
             if not self.connection.recv(65536):
                 break
 
-    def _read(self) -> RecordedRequest:
+    def _answer(self) -> Answer:
         if self.request_version == "HTTP/0.9":
             self.request_version = "HTTP/1.0"
             raise _Refused(400, "HTTP/0.9 is not served")
+        if self.server.page is not None and self._is_for_the_page():
+            return self._answer_of(self.server.page)
+        return self.server.answer(self._read())
+
+    def _is_for_the_page(self) -> bool:
+        path, _, _ = self.path.partition("?")
+        return self.server.page is not None and (path == _PAGE or path.startswith(f"{_PAGE}/"))
+
+    def _answer_of(self, page: Page) -> Answer:
+        if self.command not in ("GET", "HEAD"):
+            raise _Refused(405, "the page can only be read")
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            raise _Refused(400, "the page takes no body")
+        self.close_connection = True
+        hosts = self.headers.get_all("Host", [])
+        path, _, query = self.path.partition("?")
+        return page.answer(path, query, hosts[0] if len(hosts) == 1 else None)
+
+    def _read(self) -> RecordedRequest:
         session_id = self._id(self.server.session_header)
         parent_header = self.server.parent_header
         parent_session_id = None if parent_header is None else self._id(parent_header)
@@ -174,13 +222,19 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _id(self, name: str) -> str | None:
+        """Return the session, or the parent, that a header names."""
         value = self._single(name)
-        if value is not None:
-            try:
-                check_session_id(value, name)
-            except InvalidSessionID as invalid:
-                raise _Refused(400, str(invalid)) from None
-        return value
+        if value is None:
+            return None
+        if not name.lower().startswith(PREFIX):
+            # A gateway's own header may be made by a template or a function: a path, JSON.
+            if not _is_session_value(value):
+                raise _Refused(400, f"{name} is empty, too long, or not printable ASCII")
+            return value
+        try:
+            return check_session_id(value, name)
+        except InvalidSessionID as invalid:
+            raise _Refused(400, str(invalid)) from None
 
     def _single(self, name: str) -> str | None:
         values = self.headers.get_all(name, [])
@@ -203,17 +257,25 @@ class _Handler(BaseHTTPRequestHandler):
             body += self._read_exactly(size, MAX_BODY - len(body))
             if self.rfile.read(2) != b"\r\n":
                 raise _Refused(400, "a chunk of the body is malformed")
-        try:
-            http.client.parse_headers(self.rfile)  # the trailers
-        except http.client.HTTPException:
-            raise _Refused(431, "the trailers are too large") from None
+        self._skip_trailers()
         return bytes(body)
 
     def _read_chunk_size(self) -> int:
         line = self.rfile.readline(MAX_CHUNK_LINE + 1)
         if len(line) > MAX_CHUNK_LINE:
             raise _Refused(400, "the line before a chunk is too long")
-        return self._number(line.decode("latin-1").partition(";")[0].strip(), 16)
+        return self._number(line.decode("latin-1").partition(";")[0].strip(" \t\r\n"), 16)
+
+    def _skip_trailers(self) -> None:
+        for _ in range(MAX_TRAILERS + 1):
+            line = self.rfile.readline(MAX_LINE + 1)
+            if len(line) > MAX_LINE:
+                raise _Refused(431, "a trailer is too long")
+            if not _is_header(line):
+                raise _Refused(400, "a trailer is malformed, or the last one is missing its end")
+            if not line.strip(b"\r\n"):
+                return
+        raise _Refused(431, "there are too many trailers")
 
     def _number(self, digits: str, base: int) -> int:
         if not re.fullmatch("[0-9]{1,16}" if base == 10 else "[0-9A-Fa-f]{1,16}", digits):
@@ -229,11 +291,18 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _write(self, answer: Answer) -> None:
-        chunked = answer.streamed and self.request_version == "HTTP/1.1"
+        with contextlib.ExitStack() as stack:
+            if isinstance(answer.chunks, Generator):
+                stack.callback(answer.chunks.close)  # at once, even if the client has gone away
+            self._write_head(answer)
+            if self.command != "HEAD" and answer.has_body:
+                self._write_body(answer)
+
+    def _write_head(self, answer: Answer) -> None:
         self.send_response(answer.status)
         for name, value in answer.headers.items():
             self.send_header(name, value)
-        if chunked:
+        if self._is_chunked(answer):
             self.send_header("Transfer-Encoding", "chunked")
         elif answer.streamed:
             self.close_connection = True
@@ -242,9 +311,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self.close_connection:
             self.send_header("Connection", "close")
         self.end_headers()
-        if self.command == "HEAD" or not answer.has_body:
-            return
+
+    def _write_body(self, answer: Answer) -> None:
+        chunked = self._is_chunked(answer)
         for chunk in answer.chunks:
             self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk) if chunked else chunk)
         if chunked:
             self.wfile.write(b"0\r\n\r\n")
+
+    def _is_chunked(self, answer: Answer) -> bool:
+        return answer.streamed and self.request_version == "HTTP/1.1"

@@ -15,6 +15,7 @@ from support.calls import PROMPT, call
 
 from cagent_session import Gateway, session_scope
 from cagent_session.testing import RecordingGateway
+from cagent_session.testing._limits import RateLimit
 
 FORWARD = "https://api.openai.com/v1"
 
@@ -218,7 +219,7 @@ class TestLimit:
 
     def test_ends_after_a_minute(self, monkeypatch: pytest.MonkeyPatch):
         now = 1000.0
-        monkeypatch.setattr("cagent_session.testing.time.monotonic", lambda: now)
+        monkeypatch.setattr("cagent_session.testing._limits.time.monotonic", lambda: now)
         with RecordingGateway(requests_per_minute=1) as recording:
             headers = {"X-Cagent-Session-Id": "a"}
             seen = []
@@ -232,6 +233,33 @@ class TestLimit:
     def test_must_be_positive(self, limit):
         with pytest.raises(ValueError, match="at least 1"):
             RecordingGateway(requests_per_minute=limit)
+
+
+class TestLimitMemory:
+    def test_sessions_whose_minute_is_over_are_forgotten(self, monkeypatch: pytest.MonkeyPatch):
+        now = 0.0
+        monkeypatch.setattr("cagent_session.testing._limits.time.monotonic", lambda: now)
+        limit = RateLimit(2)
+        for number in range(1000):
+            now += 1
+            assert limit.seconds_to_wait(f"s{number}") is None
+        assert len(limit._served_at) == 60
+
+    def test_session_in_use_is_remembered(self, monkeypatch: pytest.MonkeyPatch):
+        now = 0.0
+        monkeypatch.setattr("cagent_session.testing._limits.time.monotonic", lambda: now)
+        limit = RateLimit(2)
+        seen = []
+        for now in (0.0, 30.0, 59.0, 60.0, 61.0, 90.0):
+            limit.seconds_to_wait(f"other-at-{now}")
+            seen.append(limit.seconds_to_wait("s1"))
+        assert seen == [None, None, 1, None, 29, None]
+
+    def test_refused_requests_take_no_memory(self):
+        limit = RateLimit(1)
+        for _ in range(100):
+            limit.seconds_to_wait("s1")
+        assert len(limit._served_at["s1"]) == 1
 
 
 class TestLife:
