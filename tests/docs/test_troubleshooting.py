@@ -1,0 +1,81 @@
+"""Rows of docs/troubleshooting.md: what the debug log says, and what arrives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import requests
+from requests.adapters import HTTPAdapter
+
+from cagent_session import Gateway, instrument, session_scope
+from cagent_session.testing import RecordingGateway
+
+
+@pytest.fixture
+def recording(caplog: pytest.LogCaptureFixture) -> Iterator[RecordingGateway]:
+    caplog.set_level(logging.DEBUG, "cagent_session")
+    with RecordingGateway() as recording:
+        yield recording
+
+
+@pytest.fixture
+def http(recording: RecordingGateway) -> Iterator[requests.Session]:
+    """A `requests.Session` with a gateway at 127.0.0.1 mounted on it."""
+    with requests.Session() as http:
+        Gateway(recording.url, forward="https://api.openai.com/v1").mount(http)
+        yield http
+
+
+def at(recording: RecordingGateway, authority: str) -> str:
+    return recording.url.replace("127.0.0.1", authority) + "/v1/models"
+
+
+@pytest.mark.parametrize("authority", ["localhost", "user:password@127.0.0.1"])
+def test_mounted_gateway_is_not_asked_for_another_spelling(http, recording, caplog, authority):
+    with session_scope("session-1"):
+        http.get(at(recording, authority))
+    assert recording.requests[0].session_id is None
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("authority", ["localhost", "user:password@127.0.0.1"])
+def test_instrument_says_that_no_gateway_owns_another_spelling(recording, caplog, authority):
+    gateway = Gateway(recording.url, forward="https://api.openai.com/v1")
+    with instrument(gateway), session_scope("session-1"):
+        requests.get(at(recording, authority))
+    assert recording.requests[0].session_id is None
+    assert "not gateway-bound, as no gateway owns it" in caplog.messages[0]
+    assert "password" not in caplog.text
+
+
+def test_adapter_mounted_afterwards_at_longer_prefix_takes_the_request(http, recording, caplog):
+    http.mount(f"{recording.url}/v1/models", HTTPAdapter())
+    with session_scope("session-1"):
+        http.get(at(recording, "127.0.0.1"))
+    assert recording.requests[0].session_id is None
+    assert caplog.messages == []
+
+
+def test_empty_forward_opts_out(http, recording, caplog):
+    with session_scope("session-1"):
+        http.get(at(recording, "127.0.0.1"), headers={"X-Cagent-Forward": ""})
+    assert recording.requests[0].session_id is None
+    assert "not gateway-bound, as its X-Cagent-Forward is empty" in caplog.messages[0]
+
+
+def test_own_value_stays_outside_every_session(http, recording):
+    own = {"X-Cagent-Session-Id": "own"}
+    http.get(at(recording, "127.0.0.1"), headers=own)
+    with session_scope("session-1"):
+        http.get(at(recording, "127.0.0.1"), headers=own)
+    assert [request.session_id for request in recording.requests] == ["own", "session-1"]
+
+
+def test_copy_of_sent_request_shows_no_session(http, recording):
+    """As in a dump of requests_toolbelt, which copies the request."""
+    with session_scope("session-1"):
+        answer = http.get(at(recording, "127.0.0.1"))
+    assert answer.request.headers["X-Cagent-Session-Id"] == "session-1"
+    assert "X-Cagent-Session-Id" not in answer.request.copy().headers
