@@ -21,9 +21,9 @@ BARS = {
     "our transport": (
         OURS,
         (
-            "`GatewayAdapter(gateway)`, owned",
-            "`GatewayPoolManager(gateway)`, owned",
-            *["`GatewayTransport(gateway)`, owned"] * 2,
+            "`GatewayAdapter(gateway)`, gateway-bound by URL",
+            "`GatewayPoolManager(gateway)`, gateway-bound by URL",
+            *["`GatewayTransport(gateway)`, gateway-bound by URL"] * 2,
         ),
     ),
     "OpenTelemetry's instrumentation": (

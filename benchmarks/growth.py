@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import requests
 from harness import Table, added, measure, median, microseconds, ratio, show
 from requests.adapters import HTTPAdapter
-from stubs import GATEWAY, OWNED, CopyIdiom, no_adapters, prepare, sender
+from stubs import AT_GATEWAY, GATEWAY, CopyIdiom, no_adapters, prepare, sender
 
 from cagent_session import GatewayAdapter, current_session_id, session_scope
 
@@ -30,16 +30,18 @@ def by_headers() -> Table:
         with session_scope("session-1"):
             times = measure(
                 {
-                    "plain": sender(HTTPAdapter(), prepare(OWNED, headers)),
-                    "copy": sender(CopyIdiom(), prepare(OWNED, headers)),
-                    "ours": sender(GatewayAdapter(GATEWAY), prepare(OWNED, headers)),
+                    "plain": sender(HTTPAdapter(), prepare(AT_GATEWAY, headers)),
+                    "copy": sender(CopyIdiom(), prepare(AT_GATEWAY, headers)),
+                    "ours": sender(GatewayAdapter(GATEWAY), prepare(AT_GATEWAY, headers)),
                 },
                 rounds=15,
             )
         ours, copy = (added(times[case], times["plain"]) for case in ("ours", "copy"))
-        total = len(prepare(OWNED, headers).headers)
+        total = len(prepare(AT_GATEWAY, headers).headers)
         rows.append([str(total), microseconds(median(ours)), f"{ratio(ours, copy):.2f} x"])
-    return Table("headers", ["headers", "owned, added", "to the `request.copy()` idiom"], rows)
+    return Table(
+        "headers", ["headers", "added, gateway-bound by URL", "to the `request.copy()` idiom"], rows
+    )
 
 
 def by_threads() -> Table:
@@ -67,7 +69,8 @@ def in_threads(count: int, adapter: HTTPAdapter) -> Callable[[], None]:
 
     def run() -> None:
         threads = [
-            threading.Thread(target=work, args=(number, prepare(OWNED))) for number in range(count)
+            threading.Thread(target=work, args=(number, prepare(AT_GATEWAY)))
+            for number in range(count)
         ]
         for thread in threads:
             thread.start()

@@ -1,4 +1,4 @@
-"""Compare functions fairly on a noisy machine: interleaved rounds, medians, ratios of one run."""
+"""Time functions fairly on a noisy machine: interleaved rounds, medians, ratios within a round."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -14,13 +14,13 @@ from typing import TypeAlias
 #: Less than 1 for a quick look: fewer and shorter rounds, smaller counts.
 scale = 1.0
 
-#: Seconds of this process per call, in each round.
-Times: TypeAlias = list[float]
+#: What a case takes: seconds of the processor's time per call in each round, or instructions.
+Samples: TypeAlias = list[float]
 
 
 @dataclass(frozen=True)
 class Within:
-    """A case that needs the process in some state: entered before it is timed, left after it."""
+    """A case that needs the process in some state: entered before it runs, left after it."""
 
     state: Callable[[], AbstractContextManager[object]]
     call: Callable[[], object]
@@ -46,15 +46,15 @@ class Table:
 
 def measure(
     cases: Mapping[str, Case], *, rounds: int = 41, seconds: float = 0.02
-) -> dict[str, Times]:
-    """The times of each case. In a round every case has its turn.
+) -> dict[str, Samples]:
+    """Return the times of each case. In a round every case has its turn.
 
     So a slow moment of the machine hits all of them, and a ratio within a round means something
     even if the rounds differ. The clock is the processor's, which stands still while others run.
     """
     seconds *= scale
     loops = {name: _calibrate(case, seconds) for name, case in cases.items()}
-    times: dict[str, Times] = {name: [] for name in cases}
+    times: dict[str, Samples] = {name: [] for name in cases}
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -74,28 +74,18 @@ def scaled(count: int) -> int:
     return max(2, round(count * scale))
 
 
-def median(times: Times) -> float:
-    return statistics.median(times)
+def median(samples: Samples) -> float:
+    return statistics.median(samples)
 
 
-def added(times: Times, to: Times) -> Times:
-    """What ``times`` are above ``to``, round by round."""
-    return [a - b for a, b in zip(times, to, strict=True)]
+def added(samples: Samples, to: Samples) -> Samples:
+    """Return what ``samples`` are above ``to``, round by round."""
+    return [a - b for a, b in zip(samples, to, strict=True)]
 
 
-def ratio(times: Times, to: Times) -> float:
-    """The median over the rounds of ``times / to``."""
-    return statistics.median(a / b for a, b in zip(times, to, strict=True))
-
-
-def table_of_added(name: str, unit: str, of_unit: Times, of_cases: Mapping[str, Times]) -> Table:
-    """What each case adds to a request, next to what ``unit`` does."""
-    rows, figures = [], {}
-    for case, times in of_cases.items():
-        multiple = ratio(times, of_unit)
-        rows.append([case, microseconds(median(times)), f"{multiple:.2f} x"])
-        figures[case] = median(times) * 1e6
-    return Table(name, ["case", "added", f"to {unit}"], rows, figures)
+def ratio(samples: Samples, to: Samples) -> float:
+    """Return the median over the rounds of ``samples / to``."""
+    return statistics.median(a / b for a, b in zip(samples, to, strict=True))
 
 
 def microseconds(seconds: float) -> str:
@@ -107,6 +97,16 @@ def show(tables: Iterable[Table]) -> None:
         print(f"\n### {table.name}\n\n{table}", flush=True)
 
 
+@contextlib.contextmanager
+def ready(case: Case) -> Iterator[Callable[[], object]]:
+    """Enter the state that ``case`` needs, and give the function to call."""
+    if isinstance(case, Within):
+        with case.state():
+            yield case.call
+    else:
+        yield case
+
+
 def _calibrate(case: Case, seconds: float) -> int:
     loops = 1
     while _time(case, loops) * loops < seconds / 2:
@@ -115,11 +115,8 @@ def _calibrate(case: Case, seconds: float) -> int:
 
 
 def _time(case: Case, loops: int) -> float:
-    state, call = contextlib.nullcontext, case
-    if isinstance(case, Within):
-        state, call = case.state, case.call
     repeat = range(loops)
-    with state():
+    with ready(case) as call:
         begin = time.process_time()
         for _ in repeat:
             call()

@@ -1,4 +1,4 @@
-"""What the debug log costs a gateway-bound request, switched off and on."""
+"""What the debug log adds to a gateway-bound request, switched off and on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import logging
 from collections.abc import Iterator
 from unittest import mock
 
-from harness import Table, Within, added, measure, median, microseconds, ratio, show
+from comparison import Comparison, tables_of
+from harness import Table, Within, show
 from requests.adapters import HTTPAdapter
-from stubs import GATEWAY, OWNED, no_adapters, prepare, sender
+from stubs import AT_GATEWAY, GATEWAY, no_adapters, prepare, sender
 
 from cagent_session import GatewayAdapter, session_scope
 from cagent_session._gate import gate
@@ -34,23 +35,19 @@ def at_debug() -> Iterator[None]:
 
 
 def tables() -> Iterator[Table]:
-    send = sender(GatewayAdapter(GATEWAY), prepare(OWNED))
+    return tables_of("log", comparisons())
+
+
+def comparisons() -> Iterator[Comparison]:
+    send = sender(GatewayAdapter(GATEWAY), prepare(AT_GATEWAY))
+    cases = {
+        "plain": sender(HTTPAdapter(), prepare(AT_GATEWAY)),
+        "no log": Within(lambda: mock.patch.object(gate, "_log", Never()), send),
+        "off": send,
+        "on, to a handler that drops the record": Within(at_debug, send),
+    }
     with no_adapters(), session_scope("session-1"):
-        times = measure(
-            {
-                "plain": sender(HTTPAdapter(), prepare(OWNED)),
-                "no log": Within(lambda: mock.patch.object(gate, "_log", Never()), send),
-                "off": send,
-                "on, to a handler that drops the record": Within(at_debug, send),
-            }
-        )
-    plain = times.pop("plain")
-    more = {case: added(times[case], plain) for case in times}
-    rows = [
-        [case, microseconds(median(more[case])), f"{ratio(more[case], more['no log']):.2f} x"]
-        for case in more
-    ]
-    yield Table("log", ["the log", "owned, added", "to no log"], rows)
+        yield Comparison("log", "no log", cases, plain="plain")
 
 
 if __name__ == "__main__":

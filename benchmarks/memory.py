@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from harness import Table, scaled, show
-from stubs import GATEWAY, OWNED, no_adapters, prepare, sender
+from stubs import AT_GATEWAY, GATEWAY, no_adapters, prepare, sender
 
 from cagent_session import GatewayAdapter, session_scope
 
@@ -20,7 +20,7 @@ def tables() -> Iterator[Table]:
     rows = []
     count = scaled(1_000_000)
     with no_adapters():
-        send = sender(GatewayAdapter(GATEWAY), prepare(OWNED))
+        send = sender(GatewayAdapter(GATEWAY), prepare(AT_GATEWAY))
         for name, case in (("scopes", scope), ("requests", send)):
             for _ in range(1000):
                 case()

@@ -1,4 +1,4 @@
-"""What a request of httpx or httpx2 costs more, the network stubbed out."""
+"""What a transport adds to a request of httpx or httpx2, without a network."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import Any
 
 import httpx
 import httpx2
-from harness import Table, Within, added, measure, show, table_of_added
+from comparison import Comparison, tables_of
+from harness import Table, Within, show
 from opentelemetry.instrumentation.httpx import (
     SyncOpenTelemetryTransport,
     SyncOpenTelemetryTransportHttpx2,
 )
 from stubs import (
+    AT_GATEWAY,
     ELSEWHERE,
     GATEWAY,
-    MARKS,
-    OWNED,
+    GATEWAY_HEADERS,
     PROMPT,
     SESSION_ID,
-    TRACER_PROVIDER,
     in_baggage,
     instrumented,
     no_transports,
+    tracer_provider,
 )
 
 from cagent_session import current_session_id, session_scope
@@ -33,15 +34,19 @@ UNIT = "the `Request(...)` idiom"
 
 
 def tables() -> Iterator[Table]:
+    return tables_of("on_httpx", comparisons())
+
+
+def comparisons() -> Iterator[Comparison]:
     for library, ours, traced in (
         (httpx, GatewayTransport, SyncOpenTelemetryTransport),
         (httpx2, GatewayTransportHttpx2, SyncOpenTelemetryTransportHttpx2),
     ):
-        with no_transports(library):
-            yield compare(library, ours, traced)
+        with no_transports(library), session_scope("session-1"):
+            yield comparison(library, ours, traced)
 
 
-def compare(library: Any, gateway_transport: Any, traced_transport: Any) -> Table:
+def comparison(library: Any, gateway_transport: Any, traced_transport: Any) -> Comparison:
     inner = library.HTTPTransport()
     client = library.Client(transport=inner)
 
@@ -67,9 +72,9 @@ def compare(library: Any, gateway_transport: Any, traced_transport: Any) -> Tabl
             return inner.handle_request(request)
 
     def handler(
-        transport: Any, url: str = OWNED, marks: dict[str, str] | None = None
+        transport: Any, url: str = AT_GATEWAY, own: dict[str, str] | None = None
     ) -> Callable[[], object]:
-        request = client.build_request("POST", url, json=PROMPT, headers=marks)
+        request = client.build_request("POST", url, json=PROMPT, headers=own)
         headers = request.headers
 
         def handle() -> object:
@@ -79,37 +84,34 @@ def compare(library: Any, gateway_transport: Any, traced_transport: Any) -> Tabl
 
         return handle
 
-    with session_scope("session-1"):
-        times = measure(
-            {
-                "plain": handler(inner, OWNED, MARKS),
-                UNIT: handler(CopyIdiom(), OWNED, MARKS),
-                "setting the header in place": handler(InPlaceIdiom(), OWNED, MARKS),
-                "`GatewayTransport()`, bound": handler(
-                    gateway_transport(None, inner), OWNED, MARKS
-                ),
-                "`GatewayTransport(gateway)`, owned": handler(gateway_transport(GATEWAY, inner)),
-                "`GatewayTransport()`, not bound": handler(gateway_transport(None, inner)),
-                "`GatewayTransport(gateway)`, not owned": handler(
-                    gateway_transport(GATEWAY, inner), ELSEWHERE
-                ),
-                "`instrument(gateway)`, owned": Within(
-                    lambda: instrumented(GATEWAY), handler(inner)
-                ),
-                "`instrument(gateway)`, not owned": Within(
-                    lambda: instrumented(GATEWAY), handler(inner, ELSEWHERE)
-                ),
-                "after `uninstrument()`": Within(
-                    lambda: instrumented(GATEWAY, then_off=True), handler(inner)
-                ),
-                "OpenTelemetry's transport, baggage": Within(
-                    in_baggage, handler(traced_transport(inner, TRACER_PROVIDER))
-                ),
-            }
-        )
-    plain = times.pop("plain")
-    more = {case: added(times[case], plain) for case in times}
-    return table_of_added(library.__name__, UNIT, more[UNIT], more)
+    cases = {
+        "plain": handler(inner, AT_GATEWAY, GATEWAY_HEADERS),
+        UNIT: handler(CopyIdiom(), AT_GATEWAY, GATEWAY_HEADERS),
+        "setting the header in place": handler(InPlaceIdiom(), AT_GATEWAY, GATEWAY_HEADERS),
+        "`GatewayTransport()`, gateway-bound by header": handler(
+            gateway_transport(None, inner), AT_GATEWAY, GATEWAY_HEADERS
+        ),
+        "`GatewayTransport(gateway)`, gateway-bound by URL": handler(
+            gateway_transport(GATEWAY, inner)
+        ),
+        "`GatewayTransport()`, not gateway-bound": handler(gateway_transport(None, inner)),
+        "`GatewayTransport(gateway)`, not gateway-bound": handler(
+            gateway_transport(GATEWAY, inner), ELSEWHERE
+        ),
+        "`instrument(gateway)`, gateway-bound by URL": Within(
+            lambda: instrumented(GATEWAY), handler(inner)
+        ),
+        "`instrument(gateway)`, not gateway-bound": Within(
+            lambda: instrumented(GATEWAY), handler(inner, ELSEWHERE)
+        ),
+        "after `uninstrument()`": Within(
+            lambda: instrumented(GATEWAY, then_off=True), handler(inner)
+        ),
+        "OpenTelemetry's transport, baggage": Within(
+            in_baggage, handler(traced_transport(inner, tracer_provider()))
+        ),
+    }
+    return Comparison(library.__name__, UNIT, cases, plain="plain")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How many requests a client can send, end to end over loopback, to a server of its own."""
+"""How many requests a client can send over loopback, to a server in another process."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 
 import httpx
 import httpx2
+import instructions
 import requests
 import urllib3
+from comparison import Comparison
 from harness import Case, Table, Within, measure, median, ratio, show
 from opentelemetry.instrumentation.httpx import (
     SyncOpenTelemetryTransport,
     SyncOpenTelemetryTransportHttpx2,
 )
-from opentelemetry.instrumentation.requests import RequestsInstrumentor
-from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
 from stubs import (
     FORWARD,
     PROMPT,
     SESSION_ID,
-    TRACER_PROVIDER,
     in_baggage,
     instrumented,
     traced,
+    tracer_provider,
 )
 
 from cagent_session import (
@@ -44,21 +44,32 @@ from cagent_session.integrations.httpx2 import GatewayTransport as GatewayTransp
 
 SESSION = "session-1"
 BODY = json.dumps(PROMPT).encode()
-TRANSPORT, INSTRUMENT, OPENTELEMETRY = "transport", "`instrument(gateway)`", "OpenTelemetry"
+PLAIN, TRANSPORT = "plain", "transport"
+INSTRUMENT, OPENTELEMETRY = "`instrument(gateway)`", "OpenTelemetry"
 
 
 def tables() -> Iterator[Table]:
+    counts = instructions.count("on_loopback") if instructions.wanted else {}
     rows, figures = [], {}
+    for comparison in comparisons():
+        library = comparison.name
+        times = measure(comparison.cases, rounds=101)
+        counted = counts.get(library, {})
+        for case in comparison.cases:
+            share = ratio(times[PLAIN], times[case])
+            figures[f"{library}, {case}"] = share
+            cells = [f"{1 / median(times[case]):.0f}", f"{share:.2f}", "-"]
+            if case in counted:
+                cells[2] = f"{ratio(counted[PLAIN], counted[case]):.2f}"
+            rows.append([f"{library}, {case}", *cells])
+    head = ["client", "requests a second", "share, by the clock", "share, in instructions"]
+    yield Table("loopback", head, rows, figures)
+
+
+def comparisons() -> Iterator[Comparison]:
     with a_server() as url, contextlib.ExitStack() as opened, session_scope(SESSION):
         for library, cases in clients(url, opened).items():
-            times = measure(cases, rounds=101)
-            plain = times.pop("plain")
-            shares = {case: ratio(plain, times[case]) for case in times}
-            cells = map("{:.3f}".format, shares.values())
-            rows.append([library, f"{1 / median(plain):.0f}/s", *cells])
-            figures |= {f"{library}, {case}": share for case, share in shares.items()}
-    head = ["client", "plain", TRANSPORT, INSTRUMENT, OPENTELEMETRY]
-    yield Table("loopback", head, rows, figures)
+            yield Comparison(library, PLAIN, cases)
 
 
 @contextlib.contextmanager
@@ -101,32 +112,36 @@ def clients(url: str, opened: contextlib.ExitStack) -> dict[str, dict[str, Case]
 
     adapter = requests.adapters.HTTPAdapter
     return {
-        "requests": compare(
+        "requests": cases_of(
             gateway,
             plain=with_requests(adapter(), told),
             ours=with_requests(GatewayAdapter(gateway), {}),
-            bare=with_requests(adapter(), {}),
-            theirs=Within(lambda: traced(RequestsInstrumentor), with_requests(adapter(), told)),
+            untold=with_requests(adapter(), {}),
+            theirs=Within(
+                lambda: traced("requests", "RequestsInstrumentor"), with_requests(adapter(), told)
+            ),
         ),
-        "urllib3": compare(
+        "urllib3": cases_of(
             gateway,
             plain=with_urllib3(urllib3.PoolManager(), told),
             ours=with_urllib3(GatewayPoolManager(gateway), {}),
-            bare=with_urllib3(urllib3.PoolManager(), {}),
+            untold=with_urllib3(urllib3.PoolManager(), {}),
             theirs=Within(
-                lambda: traced(URLLib3Instrumentor), with_urllib3(urllib3.PoolManager(), told)
+                lambda: traced("urllib3", "URLLib3Instrumentor"),
+                with_urllib3(urllib3.PoolManager(), told),
             ),
         ),
     } | {
-        library.__name__: compare(
+        library.__name__: cases_of(
             gateway,
             plain=with_httpx(library.Client(transport=library.HTTPTransport()), told),
             ours=with_httpx(library.Client(transport=ours(gateway)), {}),
-            bare=with_httpx(library.Client(transport=library.HTTPTransport()), {}),
+            untold=with_httpx(library.Client(transport=library.HTTPTransport()), {}),
             theirs=Within(
                 in_baggage,
                 with_httpx(
-                    library.Client(transport=theirs(library.HTTPTransport(), TRACER_PROVIDER)), told
+                    library.Client(transport=theirs(library.HTTPTransport(), tracer_provider())),
+                    told,
                 ),
             ),
         )
@@ -137,18 +152,18 @@ def clients(url: str, opened: contextlib.ExitStack) -> dict[str, dict[str, Case]
     }
 
 
-def compare(
+def cases_of(
     gateway: Gateway,
     *,
     plain: Callable[[], object],
     ours: Callable[[], object],
-    bare: Callable[[], object],
+    untold: Callable[[], object],
     theirs: Case,
 ) -> dict[str, Case]:
     return {
-        "plain": plain,
+        PLAIN: plain,
         TRANSPORT: ours,
-        INSTRUMENT: Within(lambda: instrumented(gateway), bare),
+        INSTRUMENT: Within(lambda: instrumented(gateway), untold),
         OPENTELEMETRY: theirs,
     }
 

@@ -1,4 +1,4 @@
-"""What a request of requests costs more, the network stubbed out."""
+"""What a transport adds to a request of requests, without a network."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import requests
-from harness import Table, Within, added, measure, show, table_of_added
-from opentelemetry.instrumentation.requests import RequestsInstrumentor
+from comparison import Comparison, tables_of
+from harness import Table, Within, show
 from requests.adapters import HTTPAdapter
 from stubs import (
+    AT_GATEWAY,
     ELSEWHERE,
     GATEWAY,
-    MARKS,
-    OWNED,
+    GATEWAY_HEADERS,
     SESSION_ID,
     CopyIdiom,
     instrumented,
@@ -37,36 +37,41 @@ UNIT = "the `request.copy()` idiom"
 
 
 def tables() -> Iterator[Table]:
+    return tables_of("on_requests", comparisons())
+
+
+def comparisons() -> Iterator[Comparison]:
+    cases = {
+        "plain": sender(HTTPAdapter(), prepare(AT_GATEWAY, GATEWAY_HEADERS)),
+        UNIT: sender(CopyIdiom(), prepare(AT_GATEWAY, GATEWAY_HEADERS)),
+        "the `add_headers` idiom": sender(AddHeadersIdiom(), prepare(AT_GATEWAY, GATEWAY_HEADERS)),
+        "`GatewayAdapter()`, gateway-bound by header": sender(
+            GatewayAdapter(), prepare(AT_GATEWAY, GATEWAY_HEADERS)
+        ),
+        "`GatewayAdapter(gateway)`, gateway-bound by URL": sender(
+            GatewayAdapter(GATEWAY), prepare(AT_GATEWAY)
+        ),
+        "`GatewayAdapter()`, not gateway-bound": sender(GatewayAdapter(), prepare(AT_GATEWAY)),
+        "`GatewayAdapter(gateway)`, not gateway-bound": sender(
+            GatewayAdapter(GATEWAY), prepare(ELSEWHERE)
+        ),
+        "`instrument(gateway)`, gateway-bound by URL": Within(
+            lambda: instrumented(GATEWAY), sender(HTTPAdapter(), prepare(AT_GATEWAY))
+        ),
+        "`instrument(gateway)`, not gateway-bound": Within(
+            lambda: instrumented(GATEWAY), sender(HTTPAdapter(), prepare(ELSEWHERE))
+        ),
+        "after `uninstrument()`": Within(
+            lambda: instrumented(GATEWAY, then_off=True),
+            sender(HTTPAdapter(), prepare(AT_GATEWAY)),
+        ),
+        "OpenTelemetry's instrumentation, baggage": Within(
+            lambda: traced("requests", "RequestsInstrumentor"),
+            sender(HTTPAdapter(), prepare(AT_GATEWAY)),
+        ),
+    }
     with no_adapters(), session_scope("session-1"):
-        times = measure(
-            {
-                "plain": sender(HTTPAdapter(), prepare(OWNED, MARKS)),
-                UNIT: sender(CopyIdiom(), prepare(OWNED, MARKS)),
-                "the `add_headers` idiom": sender(AddHeadersIdiom(), prepare(OWNED, MARKS)),
-                "`GatewayAdapter()`, bound": sender(GatewayAdapter(), prepare(OWNED, MARKS)),
-                "`GatewayAdapter(gateway)`, owned": sender(GatewayAdapter(GATEWAY), prepare(OWNED)),
-                "`GatewayAdapter()`, not bound": sender(GatewayAdapter(), prepare(OWNED)),
-                "`GatewayAdapter(gateway)`, not owned": sender(
-                    GatewayAdapter(GATEWAY), prepare(ELSEWHERE)
-                ),
-                "`instrument(gateway)`, owned": Within(
-                    lambda: instrumented(GATEWAY), sender(HTTPAdapter(), prepare(OWNED))
-                ),
-                "`instrument(gateway)`, not owned": Within(
-                    lambda: instrumented(GATEWAY), sender(HTTPAdapter(), prepare(ELSEWHERE))
-                ),
-                "after `uninstrument()`": Within(
-                    lambda: instrumented(GATEWAY, then_off=True),
-                    sender(HTTPAdapter(), prepare(OWNED)),
-                ),
-                "OpenTelemetry's instrumentation, baggage": Within(
-                    lambda: traced(RequestsInstrumentor), sender(HTTPAdapter(), prepare(OWNED))
-                ),
-            }
-        )
-    plain = times.pop("plain")
-    more = {case: added(times[case], plain) for case in times}
-    yield table_of_added("requests", UNIT, more[UNIT], more)
+        yield Comparison("requests", UNIT, cases, plain="plain")
 
 
 if __name__ == "__main__":

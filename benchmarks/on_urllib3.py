@@ -1,4 +1,4 @@
-"""What a request of urllib3 costs more, the network stubbed out."""
+"""What a transport adds to a request of urllib3, without a network."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import urllib3
-from harness import Table, Within, added, measure, show, table_of_added
-from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
+from comparison import Comparison, tables_of
+from harness import Table, Within, show
 from requests.adapters import HTTPAdapter
 from stubs import (
+    AT_GATEWAY,
     ELSEWHERE,
     GATEWAY,
-    MARKS,
-    OWNED,
+    GATEWAY_HEADERS,
     SESSION_ID,
     CopyIdiom,
     instrumented,
@@ -56,39 +56,43 @@ UNIT = "requests' `request.copy()` idiom"
 
 
 def tables() -> Iterator[Table]:
+    return tables_of("on_urllib3", comparisons())
+
+
+def comparisons() -> Iterator[Comparison]:
+    cases = {
+        "requests": sender(HTTPAdapter(), prepare(AT_GATEWAY, GATEWAY_HEADERS)),
+        UNIT: sender(CopyIdiom(), prepare(AT_GATEWAY, GATEWAY_HEADERS)),
+        "plain": asker(urllib3.PoolManager(), AT_GATEWAY, GATEWAY_HEADERS),
+        "copying the headers": asker(CopyHeadersIdiom(), AT_GATEWAY, GATEWAY_HEADERS),
+        "setting the header in place": asker(InPlaceIdiom(), AT_GATEWAY, GATEWAY_HEADERS),
+        "`GatewayPoolManager()`, gateway-bound by header": asker(
+            GatewayPoolManager(), AT_GATEWAY, GATEWAY_HEADERS
+        ),
+        "`GatewayPoolManager(gateway)`, gateway-bound by URL": asker(
+            GatewayPoolManager(GATEWAY), AT_GATEWAY
+        ),
+        "`GatewayPoolManager()`, not gateway-bound": asker(GatewayPoolManager(), AT_GATEWAY),
+        "`GatewayPoolManager(gateway)`, not gateway-bound": asker(
+            GatewayPoolManager(GATEWAY), ELSEWHERE
+        ),
+        "`instrument(gateway)`, gateway-bound by URL": Within(
+            lambda: instrumented(GATEWAY), asker(urllib3.PoolManager(), AT_GATEWAY)
+        ),
+        "`instrument(gateway)`, not gateway-bound": Within(
+            lambda: instrumented(GATEWAY), asker(urllib3.PoolManager(), ELSEWHERE)
+        ),
+        "after `uninstrument()`": Within(
+            lambda: instrumented(GATEWAY, then_off=True),
+            asker(urllib3.PoolManager(), AT_GATEWAY),
+        ),
+        "OpenTelemetry's instrumentation, baggage": Within(
+            lambda: traced("urllib3", "URLLib3Instrumentor"),
+            asker(urllib3.PoolManager(), AT_GATEWAY),
+        ),
+    }
     with no_adapters(), no_pools(), session_scope("session-1"):
-        times = measure(
-            {
-                "requests": sender(HTTPAdapter(), prepare(OWNED, MARKS)),
-                UNIT: sender(CopyIdiom(), prepare(OWNED, MARKS)),
-                "plain": asker(urllib3.PoolManager(), OWNED, MARKS),
-                "copying the headers": asker(CopyHeadersIdiom(), OWNED, MARKS),
-                "setting the header in place": asker(InPlaceIdiom(), OWNED, MARKS),
-                "`GatewayPoolManager()`, bound": asker(GatewayPoolManager(), OWNED, MARKS),
-                "`GatewayPoolManager(gateway)`, owned": asker(GatewayPoolManager(GATEWAY), OWNED),
-                "`GatewayPoolManager()`, not bound": asker(GatewayPoolManager(), OWNED),
-                "`GatewayPoolManager(gateway)`, not owned": asker(
-                    GatewayPoolManager(GATEWAY), ELSEWHERE
-                ),
-                "`instrument(gateway)`, owned": Within(
-                    lambda: instrumented(GATEWAY), asker(urllib3.PoolManager(), OWNED)
-                ),
-                "`instrument(gateway)`, not owned": Within(
-                    lambda: instrumented(GATEWAY), asker(urllib3.PoolManager(), ELSEWHERE)
-                ),
-                "after `uninstrument()`": Within(
-                    lambda: instrumented(GATEWAY, then_off=True),
-                    asker(urllib3.PoolManager(), OWNED),
-                ),
-                "OpenTelemetry's instrumentation, baggage": Within(
-                    lambda: traced(URLLib3Instrumentor), asker(urllib3.PoolManager(), OWNED)
-                ),
-            }
-        )
-    unit = added(times.pop(UNIT), times.pop("requests"))
-    plain = times.pop("plain")
-    more = {case: added(times[case], plain) for case in times}
-    yield table_of_added("urllib3", UNIT, unit, more)
+        yield Comparison("urllib3", UNIT, cases, plain="plain", plain_of_unit="requests")
 
 
 if __name__ == "__main__":

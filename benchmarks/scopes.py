@@ -1,4 +1,4 @@
-"""What entering and leaving a scope takes."""
+"""What it takes to enter and leave a scope."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 import structlog
-from harness import Table, measure, median, microseconds, ratio, show
+from comparison import Comparison, tables_of
+from harness import Table, show
 from opentelemetry import context
 
 from cagent_session import session_scope
 
-UNIT = "a bare `ContextVar.set` and `reset`"
+UNIT = "`ContextVar.set` and `reset`"
 
 
 def tables() -> Iterator[Table]:
+    return tables_of("scopes", comparisons())
+
+
+def comparisons() -> Iterator[Comparison]:
     variable: ContextVar[str] = ContextVar("variable")
     scope = session_scope("session-1")
 
-    def bare() -> None:
+    def set_and_reset() -> None:
         token = variable.set("session-1")
         variable.reset(token)
 
@@ -37,20 +42,14 @@ def tables() -> Iterator[Table]:
     def of_opentelemetry() -> None:
         context.detach(context.attach(context.set_value("session.id", "session-1")))
 
-    times = measure(
-        {
-            UNIT: bare,
-            "`with scope:`, one object entered again and again": entered_again,
-            '`with session_scope("session-1"):`': made_and_entered,
-            "OpenTelemetry's `attach` and `detach`": of_opentelemetry,
-            "structlog's `bound_contextvars`": of_structlog,
-        }
-    )
-    rows = [
-        [case, microseconds(median(times[case])), f"{ratio(times[case], times[UNIT]):.1f} x"]
-        for case in times
-    ]
-    yield Table("scopes", ["case", "time", f"to {UNIT}"], rows)
+    cases = {
+        UNIT: set_and_reset,
+        "`with scope:`, one object entered again and again": entered_again,
+        '`with session_scope("session-1"):`': made_and_entered,
+        "OpenTelemetry's `attach` and `detach`": of_opentelemetry,
+        "structlog's `bound_contextvars`": of_structlog,
+    }
+    yield Comparison("scopes", UNIT, cases)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-import httpx
-import httpx2
 import requests
 import urllib3
-from opentelemetry import baggage, context
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
-from opentelemetry.sdk.trace import TracerProvider
 from requests.adapters import HTTPAdapter
 from urllib3.connectionpool import HTTPConnectionPool
 
@@ -29,15 +26,15 @@ GATEWAY = Gateway(
     model="gpt-4o-mini",
     model_name="main",
 )
-OWNED = GATEWAY.endpoint("v1/chat/completions")
+AT_GATEWAY = GATEWAY.endpoint("v1/chat/completions")
 ELSEWHERE = "https://api.example/v1/chat/completions"
 PROMPT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hello!"}]}
-#: What a caller sends who marks requests by hand.
-MARKS = gateway_headers(FORWARD, provider="openai", model="gpt-4o-mini", model_name="main")
+#: What a caller sets who has no Gateway, so that a request is gateway-bound.
+GATEWAY_HEADERS = gateway_headers(
+    FORWARD, provider="openai", model="gpt-4o-mini", model_name="main"
+)
 
 SESSION_ID = "X-Cagent-Session-Id"
-
-TRACER_PROVIDER = TracerProvider()
 
 
 class CopyIdiom(HTTPAdapter):
@@ -115,6 +112,9 @@ def sender(adapter: HTTPAdapter, request: requests.PreparedRequest) -> Callable[
 @contextlib.contextmanager
 def instrumented(*gateways: Gateway, then_off: bool = False) -> Iterator[None]:
     """``instrument(*gateways)``, and afterwards the classes as they were before it."""
+    import httpx
+    import httpx2
+
     with contextlib.ExitStack() as stack:
         for owner, name in (
             (HTTPAdapter, "send"),
@@ -132,19 +132,33 @@ def instrumented(*gateways: Gateway, then_off: bool = False) -> Iterator[None]:
         uninstrument()
 
 
+# OpenTelemetry is imported late: under valgrind that takes most of a minute.
+
+
+@functools.cache
+def tracer_provider() -> Any:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    return TracerProvider()
+
+
 @contextlib.contextmanager
-def traced(instrumentor: type[BaseInstrumentor]) -> Iterator[None]:
-    """With OpenTelemetry's instrumentation in place, and the session in its baggage."""
-    instrumentor().instrument(tracer_provider=TRACER_PROVIDER)
+def traced(library: str, instrumentor: str) -> Iterator[None]:
+    """With OpenTelemetry's instrumentation of ``library``, and the session in its baggage."""
+    module = importlib.import_module(f"opentelemetry.instrumentation.{library}")
+    made = getattr(module, instrumentor)()
+    made.instrument(tracer_provider=tracer_provider())
     try:
         with in_baggage():
             yield
     finally:
-        instrumentor().uninstrument()
+        made.uninstrument()
 
 
 @contextlib.contextmanager
 def in_baggage() -> Iterator[None]:
+    from opentelemetry import baggage, context
+
     token = context.attach(baggage.set_baggage("session.id", "session-1"))
     try:
         yield

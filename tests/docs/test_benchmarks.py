@@ -1,10 +1,12 @@
-"""That each benchmark runs, and that the page shows what they find; never how long it takes."""
+"""Each benchmark runs, and docs/performance.md shows its tables. No test looks at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ def scripts():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         patch.setattr(importlib.import_module("harness"), "scale", 0.001)
+        patch.setattr(importlib.import_module("instructions"), "wanted", False)
         yield
 
 
@@ -48,10 +51,10 @@ def first_cells(lines: list[str]) -> list[str]:
 
 def test_the_page_shows_the_tables_that_the_scripts_make(found):
     blocks = re.findall(
-        r"<!-- table: (\w+) -->\n\n(.*?)\n\n<!-- end -->", PAGE.read_text(), re.DOTALL
+        r"<!-- measured: (\w+) -->\n\n(.*?)\n\n<!-- end -->", PAGE.read_text(), re.DOTALL
     )
     shown = {name: block.splitlines() for name, block in blocks}
-    assert shown.keys() - {"versions"} == found.keys()
+    assert shown.keys() - {"summary", "versions"} == found.keys()
     for name, table in found.items():
         made = str(table).splitlines()
         assert shown[name][0] == made[0]
@@ -85,3 +88,14 @@ def test_end_to_end_all_but_opentelemetry_send_the_same_bytes():
                     getattr(case, "call", case)()
             plain, *others = (sorted(each.raw.lower().splitlines()) for each in server.arrived)
             assert others == [plain, plain]
+
+
+@pytest.mark.skipif(
+    shutil.which("valgrind") is None and "CI" not in os.environ, reason="valgrind is missing"
+)
+def test_stamping_a_request_takes_fewer_instructions_than_copying_it():
+    instructions, on_requests = map(importlib.import_module, ("instructions", "on_requests"))
+    stamped = "`GatewayAdapter()`, gateway-bound by header"
+    counts = instructions.count("on_requests", [stamped])["requests"]
+    plain, copy, ours = (counts[case][0] for case in ("plain", on_requests.UNIT, stamped))
+    assert plain < ours < copy
