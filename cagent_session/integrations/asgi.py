@@ -33,6 +33,7 @@ class SessionMiddleware:
         is ignored unless it returns a true value. Left out, every client may name a session, so
         strangers must not be able to reach the service.
     :raises ValueError: for a name that no header can have, or that has a meaning of its own.
+    :raises TypeError: for an ``app`` or a ``trusted`` that cannot be called.
 
     ::
 
@@ -48,6 +49,13 @@ class SessionMiddleware:
         parent_header: str | None = None,
         trusted: Callable[[_Scope], bool] | None = None,
     ) -> None:
+        if not callable(app):
+            raise TypeError(f"app must be an ASGI application, not {type(app).__name__}")
+        if trusted is not None and not callable(trusted):
+            raise TypeError(
+                f"trusted must be a function of the scope, not {type(trusted).__name__}: "
+                'trusted=lambda scope: scope["client"][0] == "127.0.0.1"'
+            )
         check_session_header(session_header)
         if parent_header is not None:
             check_parent_header(parent_header, session_header)

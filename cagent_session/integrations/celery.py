@@ -31,6 +31,7 @@ def carry_session(app: Celery | None = None) -> None:
     task. Calling it twice is harmless.
 
     :param app: the app. Left out, all apps of this process, including those made later.
+    :raises TypeError: for an ``app`` that is none.
 
     ::
 
@@ -40,6 +41,11 @@ def carry_session(app: Celery | None = None) -> None:
     global _everywhere
     # celery.current_app is a proxy.
     app = getattr(app, "_get_current_object", lambda: app)()
+    if not isinstance(app, Celery | None):
+        raise TypeError(
+            f"app must be the Celery app, not {type(app).__name__}: carry_session(app), "
+            "or carry_session() for all apps"
+        )
     if app is None:
         _everywhere = True
         signals.before_task_publish.connect(_on_publish, dispatch_uid=_on_publish)

@@ -27,6 +27,7 @@ class SessionMiddleware:
         ignored unless it returns a true value. Left out, every client may name a session, so
         strangers must not be able to reach the service.
     :raises ValueError: for a name that no header can have, or that has a meaning of its own.
+    :raises TypeError: for an ``app`` or a ``trusted`` that cannot be called.
 
     ::
 
@@ -42,6 +43,13 @@ class SessionMiddleware:
         parent_header: str | None = None,
         trusted: Callable[[dict[str, Any]], bool] | None = None,
     ) -> None:
+        if not callable(app):
+            raise TypeError(f"app must be a WSGI application, not {type(app).__name__}")
+        if trusted is not None and not callable(trusted):
+            raise TypeError(
+                f"trusted must be a function of the environ, not {type(trusted).__name__}: "
+                'trusted=lambda environ: environ["REMOTE_ADDR"] == "127.0.0.1"'
+            )
         check_session_header(session_header)
         if parent_header is not None:
             check_parent_header(parent_header, session_header)

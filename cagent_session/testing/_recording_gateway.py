@@ -21,6 +21,22 @@ if TYPE_CHECKING:
     from ._server import Server
 
 
+def _check_limit(requests_per_minute: object) -> None:
+    if requests_per_minute is None:
+        return
+    if not isinstance(requests_per_minute, int):
+        kind = type(requests_per_minute).__name__
+        raise TypeError(f"requests_per_minute must be an int, or None for no limit, not {kind}")
+    if requests_per_minute < 1:
+        raise ValueError("requests_per_minute must be at least 1, or None for no limit")
+
+
+def _check_function(name: str, value: object, example: str) -> None:
+    if value is not None and not callable(value):
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be a function, not {kind}: {name}={example}")
+
+
 class RecordingGateway:
     """A models gateway on loopback that records every request, bills it and limits it.
 
@@ -47,8 +63,9 @@ class RecordingGateway:
         to read none.
     :param page: whether to serve a page for the browser, at ``/_sessions`` below ``url``, that
         shows the sessions of the last 10,000 calls as they arrive.
-    :raises ValueError: for a ``requests_per_minute`` below 1, or a header's name that a
-        ``Gateway`` would refuse.
+    :raises ValueError: for a ``requests_per_minute`` below 1, a ``port`` that there is not, or a
+        header's name that a ``Gateway`` would refuse.
+    :raises TypeError: for arguments of another type, such as the answer itself as ``respond``.
 
     ``reply`` and ``respond`` are attributes as well, and can be set at any time. An exception in
     ``respond`` or ``on_call`` is printed on stderr, and the request answered with status 500.
@@ -66,8 +83,16 @@ class RecordingGateway:
         parent_header: str | None = PARENT_SESSION_ID,
         page: bool = False,
     ) -> None:
-        if requests_per_minute is not None and requests_per_minute < 1:
-            raise ValueError("requests_per_minute must be at least 1, or None for no limit")
+        _check_limit(requests_per_minute)
+        if not isinstance(reply, str):
+            raise TypeError(
+                f"reply must be a str, not {type(reply).__name__}: for another answer, "
+                "respond=lambda request: {...}"
+            )
+        _check_function("respond", respond, "lambda request: {...}")
+        _check_function("on_call", on_call, "print")
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port must be from 0, for a free one, to 65535, not {port}")
         check_session_header(session_header)
         if parent_header is not None:
             check_parent_header(parent_header, session_header)
