@@ -54,7 +54,7 @@ class SessionMiddleware:
         if trusted is not None and not callable(trusted):
             raise TypeError(
                 f"trusted must be a function of the scope, not {type(trusted).__name__}: "
-                'trusted=lambda scope: scope["client"][0] == "127.0.0.1"'
+                'trusted=lambda scope: (b"x-service-key", KEY) in scope["headers"]'
             )
         check_session_header(session_header)
         if parent_header is not None:

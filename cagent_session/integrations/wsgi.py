@@ -48,7 +48,7 @@ class SessionMiddleware:
         if trusted is not None and not callable(trusted):
             raise TypeError(
                 f"trusted must be a function of the environ, not {type(trusted).__name__}: "
-                'trusted=lambda environ: environ["REMOTE_ADDR"] == "127.0.0.1"'
+                'trusted=lambda environ: environ.get("HTTP_X_SERVICE_KEY") == KEY'
             )
         check_session_header(session_header)
         if parent_header is not None:
