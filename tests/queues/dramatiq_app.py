@@ -11,7 +11,12 @@ from dramatiq.middleware import AsyncIO
 from redis import Redis
 from support.pages import snippets
 
-from cagent_session import current_session_id, parent_session_id, session_scope
+from cagent_session import (
+    current_session_id,
+    parent_session_id,
+    root_session_id,
+    session_scope,
+)
 
 URL = os.environ["BROKER_URL"]
 redis = Redis.from_url(URL)
@@ -37,7 +42,7 @@ broker.middleware.insert(0, Between())
 
 
 def tell(label):
-    found = [label, current_session_id(), parent_session_id()]
+    found = [label, current_session_id(), parent_session_id(), root_session_id()]
     redis.rpush("between" if label == "between" else "told", json.dumps(found))
 
 

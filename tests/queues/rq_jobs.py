@@ -8,13 +8,18 @@ from redis import Redis
 from rq import Worker
 from support.pages import snippets
 
-from cagent_session import current_session_id, parent_session_id, session_scope
+from cagent_session import (
+    current_session_id,
+    parent_session_id,
+    root_session_id,
+    session_scope,
+)
 
 URL = os.environ["BROKER_URL"]
 
 
 def read(*_):
-    return current_session_id(), parent_session_id()
+    return current_session_id(), parent_session_id(), root_session_id()
 
 
 def leak():

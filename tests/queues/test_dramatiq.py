@@ -13,7 +13,7 @@ from support.services import running, wait_until
 from cagent_session import no_session, session_scope
 
 pytestmark = pytest.mark.filterwarnings("default")
-NOBODY = [None, None]
+OUTSIDE = [None, None, None]
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,11 @@ def test_the_middleware_of_the_page(actors, told, tmp_path):
         for number in range(10):
             with session_scope("main"), session_scope(f"s{number}"):
                 actors.leak.send(f"leak-{number}")
-                expected.append([f"leak-{number}", "left-open", f"s{number}"])
+                expected.append([f"leak-{number}", "left-open", f"s{number}", "main"])
                 actors.see.send(f"see-{number}")
-                expected.append([f"see-{number}", f"s{number}", "main"])
+                expected.append([f"see-{number}", f"s{number}", "main", "main"])
             actors.see.send(f"outside-{number}")
-            expected.append([f"outside-{number}", *NOBODY])
+            expected.append([f"outside-{number}", *OUTSIDE])
         with session_scope("main"), session_scope("s1"):
             actors.see.send_with_options(args=("delayed",), delay=50)
             actors.see_async.send("async")
@@ -72,24 +72,24 @@ def test_the_middleware_of_the_page(actors, told, tmp_path):
             with no_session():
                 actors.see.send("nobody")
         expected += [
-            ["delayed", "s1", "main"],
-            ["async", "s1", "main"],
-            *[["retried", "s1", "main"]] * 3,
-            ["failed", "s1", "main"],
-            ["published-same", "s1", "main"],
-            ["published-inner", "inner", "s1"],
-            ["piped-same", "s1", "main"],
-            ["piped-inner", "inner", "s1"],
-            ["pipe", "s1", "main"],
-            ["nobody", *NOBODY],
+            ["delayed", "s1", "main", "main"],
+            ["async", "s1", "main", "main"],
+            *[["retried", "s1", "main", "main"]] * 3,
+            ["failed", "s1", "main", "main"],
+            ["published-same", "s1", "main", "main"],
+            ["published-inner", "inner", "s1", "main"],
+            ["piped-same", "s1", "main", "main"],
+            ["piped-inner", "inner", "s1", "main"],
+            ["pipe", "s1", "main", "main"],
+            ["nobody", *OUTSIDE],
         ]
         found = told(len(expected), worker, tmp_path / "log")
         between = set(actors.redis.lrange("between", 0, -1))
     assert sorted(found, key=str) == sorted(expected, key=str)
-    assert between == {b'["between", null, null]'}
+    assert between == {b'["between", null, null, null]'}
 
 
-def test_without_it_a_scope_that_is_left_open_spreads(actors, told, tmp_path):
+def test_without_the_middleware_a_scope_that_is_left_open_spreads(actors, told, tmp_path):
     with worker_of(tmp_path, CARRY_SESSION="no") as worker:
         actors.see.send("before")
         actors.leak.send("leak")
@@ -98,9 +98,9 @@ def test_without_it_a_scope_that_is_left_open_spreads(actors, told, tmp_path):
                 actors.see.send(f"after-{number}")
         found = told(5, worker, tmp_path / "log")
     assert found == [
-        ["before", *NOBODY],
-        ["leak", "left-open", None],
-        *[[f"after-{number}", "left-open", None] for number in range(3)],
+        ["before", *OUTSIDE],
+        ["leak", "left-open", None, "left-open"],
+        *[[f"after-{number}", "left-open", None, "left-open"] for number in range(3)],
     ]
 
 
@@ -111,4 +111,4 @@ def test_a_message_from_elsewhere(actors, told, tmp_path):
             actors.see.send_with_options(args=("malformed",), session_id=value)
             actors.see.send_with_options(args=("parent",), parent_session_id=value)
         found = told(2 * len(values), worker, tmp_path / "log")
-    assert found == [["malformed", *NOBODY], ["parent", "s1", None]] * len(values)
+    assert found == [["malformed", *OUTSIDE], ["parent", "s1", None, "s1"]] * len(values)

@@ -12,7 +12,7 @@ import pytest
 from cagent_session import bind_session, session_scope
 
 pytestmark = pytest.mark.filterwarnings("default")
-NOBODY = (None, None)
+OUTSIDE = (None, None, None)
 
 
 @pytest.fixture(scope="module")
@@ -66,30 +66,30 @@ def test_a_worker(jobs, work, kind):
     enqueued.append(jobs.enqueue(jobs.read))
     command = ["-m", "rq.cli", "worker", "--burst", "--worker-class", f"rq.{kind}"]
     assert work(enqueued, *command, "--url", os.environ["BROKER_URL"]) == [
-        NOBODY,
-        ("s1", "main"),
-        ("left-open", "s1"),
-        NOBODY,
-        ("job", None),
-        ("job", "s1"),
-        ("s1", None),
-        NOBODY,
-        NOBODY,
-        ("s1", "main"),
-        NOBODY,
+        OUTSIDE,
+        ("s1", "main", "main"),
+        ("left-open", "s1", "main"),
+        OUTSIDE,
+        ("job", None, "job"),
+        ("job", "s1", "main"),
+        ("s1", None, "s1"),
+        OUTSIDE,
+        OUTSIDE,
+        ("s1", "main", "main"),
+        OUTSIDE,
     ]
 
 
 def test_a_worker_that_is_started_inside_a_scope(jobs, work):
-    """What the page warns of; what is bound or received does not mind."""
+    """What the page warns of; bound and received sessions are not affected."""
     with session_scope("s1"):
         bound = jobs.enqueue(jobs.read)
-    bare = jobs.queue.enqueue(jobs.read)
+    unbound = jobs.queue.enqueue(jobs.read)
     received = jobs.queue.enqueue(jobs.summarize, "chapter", "s2")
-    of_nobody = jobs.queue.enqueue(jobs.summarize, "chapter")
-    assert work([bare, bound, received, of_nobody], "rq_jobs.py") == [
-        ("of-the-worker", None),
-        ("s1", None),
-        ("s2", None),
-        NOBODY,
+    outside = jobs.queue.enqueue(jobs.summarize, "chapter")
+    assert work([unbound, bound, received, outside], "rq_jobs.py") == [
+        ("of-the-worker", None, "of-the-worker"),
+        ("s1", None, "s1"),
+        ("s2", None, "s2"),
+        OUTSIDE,
     ]
