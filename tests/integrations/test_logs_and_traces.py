@@ -7,15 +7,27 @@ import json
 import logging
 import logging.handlers
 import queue
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 import structlog
-from opentelemetry import baggage, context
+from loguru import logger as loguru_logger
+from opentelemetry import baggage, context, trace
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
+from opentelemetry.instrumentation.threading import ThreadingInstrumentor
+from support import pages, services
 from support.wire import Server, redirect
 
-from cagent_session import Gateway, SessionThreadPoolExecutor, session_scope
+from cagent_session import (
+    Gateway,
+    SessionThreadPoolExecutor,
+    bind_session,
+    current_session_id,
+    session_scope,
+)
+from cagent_session.integrations.asgi import SessionMiddleware
 from cagent_session.integrations.logging import SessionIDFilter
 from cagent_session.integrations.structlog import add_session_id
 
@@ -65,6 +77,46 @@ class TestLogging:
             logger.info("x")
         listener.stop()
         assert json.loads(stream.getvalue())["session"] == "s1"
+
+    def test_a_filter_on_the_handler_of_the_listener_is_too_late(self, logger):
+        """Why the page puts it on the QueueHandler."""
+        stream, records = io.StringIO(), queue.SimpleQueue()
+        logger.addHandler(logging.handlers.QueueHandler(records))
+        listener = logging.handlers.QueueListener(records, json_handler(stream))
+        listener.start()
+        with session_scope("s1"):
+            logger.info("x")
+        listener.stop()
+        assert json.loads(stream.getvalue())["session"] == "-"
+
+    def test_the_configuration_of_the_page(self, monkeypatch, capsys):
+        root = logging.getLogger()
+        monkeypatch.setattr(root, "handlers", [])
+        monkeypatch.setattr(root, "level", root.level)
+        (snippet,) = pages.snippets("integrations.md", "Logging")
+        exec(compile(snippet, "page", "exec"), {})
+        logging.getLogger("configured").info("before")
+        with session_scope("s1"):
+            logging.getLogger("configured").info("inside")
+        lines = [line.split()[2:] for line in capsys.readouterr().err.splitlines()]
+        assert lines == [["-", "before"], ["s1", "inside"]]
+
+
+class TestLoguru:
+    def test_the_patcher_of_the_page(self, capsys):
+        (snippet,) = pages.snippets("integrations.md", "loguru")
+        try:
+            exec(compile(snippet, "page", "exec"), {})
+            loguru_logger.info("before")
+            with session_scope("s1"):
+                loguru_logger.info("inside")
+                loguru_logger.bind(session_id="mine").info("own")
+            loguru_logger.complete()
+            lines = [line.split()[1:] for line in capsys.readouterr().err.splitlines()]
+        finally:
+            loguru_logger.remove()
+            loguru_logger.configure(patcher=lambda record: None)
+        assert lines == [["-", "before"], ["s1", "inside"], ["mine", "own"]]
 
 
 class TestStructlog:
@@ -117,6 +169,39 @@ class TestOpenTelemetry:
             },
             "later": {"session.id": "mine", "gen_ai.conversation.id": "s2"},
         }
+
+    def test_its_instrumentation_of_threads_carries_the_span_and_no_session(self, spans):
+        def see():
+            return trace.get_current_span(), current_session_id()
+
+        tracer = spans.provider.get_tracer("test")
+        namespace = {"bind_session": bind_session}
+        (snippet,) = pages.snippets("integrations.md", "OpenTelemetry")
+        try:
+            exec(compile(snippet, "page", "exec"), namespace)
+            with session_scope("s1"), tracer.start_as_current_span("outside") as span:
+                with ThreadPoolExecutor() as pool:
+                    assert pool.submit(see).result() == (span, None)
+                (bound,) = namespace["call_tools"]([see])
+                assert bound.result() == (span, "s1")
+        finally:
+            ThreadingInstrumentor().uninstrument()
+
+    @pytest.mark.parametrize("outermost", [True, False])
+    def test_the_span_of_a_request_has_its_session_if_ours_is_outside(self, spans, outermost):
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        def traced(app):
+            return OpenTelemetryMiddleware(app, tracer_provider=spans.provider)
+
+        app = SessionMiddleware(traced(app)) if outermost else traced(SessionMiddleware(app))
+        with services.uvicorn(app, lifespan="off") as port:
+            headers = {"X-Cagent-Session-Id": "s1"}
+            requests.get(f"http://127.0.0.1:{port}/", headers=headers, timeout=10)
+        (served,) = (span for span in spans.get_finished_spans() if span.parent is None)
+        assert served.attributes.get("session.id") == ("s1" if outermost else None)
 
     def test_next_to_the_instrumentation_of_requests(self, spans, server: Server):
         RequestsInstrumentor().instrument(tracer_provider=spans.provider)
