@@ -1,4 +1,4 @@
-"""What the commands share: they speak in lines, to readers who may go away."""
+"""Output of the commands: lines, to readers who may go away."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SIGPIPE = 141  # what a shell reports of a command whose reader has gone away
 
 
 def show(text: str) -> int:
-    """Print ``text`` as it is, at once; gives the exit status: not 0 if that was not possible."""
+    """Print ``text`` as it is, at once; return the exit status, not 0 if that was impossible."""
     try:
         print(text, end="", flush=True)
     except OSError as error:
@@ -19,7 +19,7 @@ def show(text: str) -> int:
 
 
 def unwritable(error: OSError) -> int:
-    """Give up stdout, as a shell's tools do: in silence if its reader has gone away."""
+    """Give up stdout as a shell's tools do: silently if its reader has gone away."""
     discard_output()
     if isinstance(error, BrokenPipeError):
         return _SIGPIPE
@@ -27,18 +27,18 @@ def unwritable(error: OSError) -> int:
 
 
 def fail(message: str) -> int:
-    """Say in one line on stderr what went wrong; gives the exit status for it."""
+    """Print one line on stderr about what went wrong; return the exit status for it."""
     print(f"cagent-session: {message}", file=sys.stderr)
     return 1
 
 
 def printable(text: str) -> str:
-    """``text`` without what would tell the terminal what to do, a new line included."""
+    """Replace control characters and non-ASCII characters, newlines included, with ``?``."""
     return re.sub(r"[^ -~]", "?", text)
 
 
 def discard_output() -> None:
-    """Write nothing to stdout from now on: when Python ends, it would try once more."""
+    """Send stdout nowhere from now on: Python would try to write the rest when it ends."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

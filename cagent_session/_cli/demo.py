@@ -1,4 +1,4 @@
-"""``cagent-session demo``: a small agent at work, and what its calls looked like on the wire."""
+"""``cagent-session demo``: run a small agent, and show what each of its calls sends."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import requests
 
-from .. import Gateway, SessionThreadPoolExecutor, bind_session, session_from
+from .. import Gateway, SessionThreadPoolExecutor, bind_session, no_session, session_from
 from ..headers import COMPACTING, FORWARD, GENERATING_TITLE, PARENT_SESSION_ID, PREFIX, SESSION_ID
-from ..testing import RecordedRequest, RecordingGateway
+from ..testing import RecordedRequest, RecordingGateway, Usage
 from .console import show
 
-MAIN, SUB, NOBODY = "session-main", "session-sub", None
+MAIN, SUB, NOBODY = "main", "sub", None
 TITLE, COMPACTION = {GENERATING_TITLE: "1"}, {COMPACTING: "1"}
-_TOKENS = ("prompt_tokens", "completion_tokens")
 
 
 @dataclass
@@ -27,21 +26,21 @@ class Session:
 
 
 class Agent:
-    """A run loop as a generator, with tools, title generation and compaction around it."""
+    """A run loop that is a generator, with tools, title generation and compaction around it."""
 
     def __init__(self, gateway: Gateway, provider_url: str) -> None:
         self.gateway = gateway
         self.provider_url = provider_url
         self.http: requests.Session = requests.Session()
-        self.http.trust_env = False  # both servers are on this machine, past every proxy
+        self.http.trust_env = False  # both servers are on this machine, behind no proxy
         gateway.mount(self.http)
 
     def ask(self, work: str, content: str, headers: Mapping[str, str] | None = None) -> str:
-        """One call of the model; ``work`` says in the records what it was for."""
+        """Call the model; ``work`` says in the gateway's records what the call was for."""
         return self._post(self.gateway.endpoint("v1/chat/completions"), work, content, headers)
 
     def ask_directly(self, work: str, content: str) -> str:
-        """The same at the provider, past the gateway."""
+        """Call the model at the provider itself, not through the gateway."""
         return self._post(f"{self.provider_url}/v1/chat/completions", work, content)
 
     def _post(
@@ -58,21 +57,21 @@ class Agent:
         """Answer ``prompt`` step by step."""
         title = threading.Thread(target=bind_session(self.generate_title), args=(prompt,))
         title.start()
-        yield self.ask("run loop, first turn", prompt)
+        yield self.ask("run loop, turn 1", prompt)
         with SessionThreadPoolExecutor(max_workers=2) as pool:
             yield from pool.map(self.use_tool, ["weather", "calendar"])
         yield from self.delegate(prompt)
         yield self.ask_directly("direct provider call", "embed this")
-        yield self.ask("run loop, last turn", "Put it all together.")
+        yield self.ask("run loop, turn 2", "Put it all together.")
         title.join()
 
     def use_tool(self, tool: str) -> str:
-        """What a tool asks the model, in a thread of the pool."""
-        return self.ask(f"tool in a pool: {tool}", f"Which arguments does {tool} need?")
+        """Ask the model, in a thread of the pool."""
+        return self.ask(f"tool: {tool}", f"Which arguments does {tool} need?")
 
     def generate_title(self, prompt: str) -> str:
-        """Run in the background, next to the run loop."""
-        return self.ask("title in a thread", f"Give this a title: {prompt}", TITLE)
+        """Ask the model for a title, in the background."""
+        return self.ask("title generation", f"Give this a title: {prompt}", TITLE)
 
     def delegate(self, prompt: str) -> Iterator[str]:
         """Let a sub-agent work in a session of its own."""
@@ -80,49 +79,73 @@ class Agent:
 
     @session_from("session.id")
     def run_sub_agent(self, session: Session, prompt: str) -> Iterator[str]:
-        """The loop of the sub-agent."""
-        yield self.ask("sub-agent, first turn", prompt)
-        yield self.ask("sub-agent, last turn", "Sum it up for the main agent.")
+        """Answer ``prompt`` for the main agent, in the sub-agent's own session."""
+        yield self.ask("sub-agent, turn 1", prompt)
+        yield self.ask("sub-agent, turn 2", "Sum it up for the main agent.")
 
     @session_from("session.id")
     def compact(self, session: Session) -> str:
-        """Shorten the conversation, when the user asks for it."""
+        """Shorten the conversation, because the user asked for it."""
         return self.ask("manual compaction", "Summarize the conversation so far.", COMPACTION)
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a call was for, where it should go, and with what on it."""
+    """What a call is for, what it should send and where, and what sees to that."""
 
     work: str
-    to_gateway: bool
     session_id: str | None
+    why: str
     parent: str | None = None
-    marks: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    to_gateway: bool = True
 
 
 EXPECTED = [
-    Call("run loop, first turn", True, MAIN),
-    Call("caller, between two steps", True, NOBODY),
-    Call("tool in a pool: weather", True, MAIN),
-    Call("tool in a pool: calendar", True, MAIN),
-    Call("title in a thread", True, MAIN, marks=TITLE),
-    Call("sub-agent, first turn", True, SUB, MAIN),
-    Call("sub-agent, last turn", True, SUB, MAIN),
-    Call("direct provider call", False, NOBODY),
-    Call("run loop, last turn", True, MAIN),
-    Call("manual compaction", True, MAIN, marks=COMPACTION),
+    Call("run loop, turn 1", MAIN, "@session_from on run"),
+    Call("between the turns", NOBODY, "run is suspended, see (1)"),
+    Call("tool: weather", MAIN, "SessionThreadPoolExecutor"),
+    Call("tool: calendar", MAIN, "SessionThreadPoolExecutor"),
+    Call("title generation", MAIN, "bind_session in a thread", labels=TITLE),
+    Call("sub-agent, turn 1", SUB, "@session_from inside main", MAIN),
+    Call("sub-agent, turn 2", SUB, "@session_from inside main", MAIN),
+    Call("run loop, turn 2", MAIN, "run goes on"),
+    Call("manual compaction", MAIN, "@session_from on compact", labels=COMPACTION),
+    Call("direct provider call", NOBODY, "not the gateway, see (2)", to_gateway=False),
 ]
 
-LEGEND = """\
-A small agent has run on this machine. Its calls of the model, as they arrived on the wire:
+INTRODUCTION = """\
+A small agent ran against a gateway on this machine. Its calls of the model, as
+they arrived on the wire:
+"""
 
-  TO       the gateway, or the provider past it
+LEGEND = """\
   SESSION  X-Cagent-Session-Id, who is billed
   PARENT   X-Cagent-Parent-Session-Id, for whom a sub-agent works
-  MARK     X-Cagent-GeneratingTitle or X-Cagent-Compacting, what docker-agent says of such calls
-  FORWARD  X-Cagent-Forward, the provider that the gateway is to relay to
+  LABEL    X-Cagent-GeneratingTitle or X-Cagent-Compacting, for work in the
+           background, as docker-agent has them
+  WHY      what sees to it in the agent's code
   -        no such header
+
+  (1) The run loop is a generator, and its caller makes a call of its own
+      between two steps. A "with session_scope(...)" around the yield would bill
+      that call to main. @session_from covers the steps, not what is between.
+  (2) The call is made in session main, but to another server: nothing is sent.
+"""
+
+NEXT = """\
+Next: watch your own agent. Start a gateway that has a page for the browser:
+
+  cagent-session gateway --port 8080
+
+and run the agent in another terminal, with http://127.0.0.1:8080/v1 as its base
+URL and these lines around it:
+
+  from cagent_session import Gateway, instrument, session_scope
+
+  url, forward = "http://127.0.0.1:8080", "https://api.openai.com/v1"
+  with instrument(Gateway(url, forward=forward)), session_scope("session-1"):
+      ...
 """
 
 
@@ -134,44 +157,55 @@ class Arrived(NamedTuple):
 
 
 def main() -> int:
-    """Run the agent, print what arrived, and give back the exit status."""
+    """Run the agent, print what arrived, and return the exit status."""
     with RecordingGateway() as gateway, RecordingGateway() as provider:
-        where = Gateway(
-            gateway.url, forward=provider.url, provider="demo", parent_header=PARENT_SESSION_ID
-        )
-        agent = Agent(where, provider.url)
-        session = Session(MAIN)
-        steps = agent.run(session, "What is on today, and shall I take an umbrella?")
-        next(steps)
-        agent.ask("caller, between two steps", "Are you there?")
-        for _ in steps:
-            pass
-        agent.compact(session)
-        agent.http.close()
+        _run_agent(gateway, provider)
     arrived = [Arrived(True, request) for request in gateway.requests]
     arrived += [Arrived(False, request) for request in provider.requests]
     rows, wrong = _calls(arrived, provider.url)
     if wrong:
         verdict = f"WRONG: {wrong} of {len(EXPECTED)} calls were not attributed as they should be."
     else:
-        verdict = f"All {len(EXPECTED)} calls were attributed rightly, as they arrived on the wire."
+        verdict = f"All {len(EXPECTED)} calls were attributed correctly."
     bill = ["What the gateway bills; a token is a word:", "", *_table(_bill(gateway), numbers=True)]
-    lines = [LEGEND, *_table(rows), "", *bill, "", verdict, ""]
+    lines = [INTRODUCTION, *_table(rows), "", LEGEND, *bill, "", verdict, "", NEXT]
     return show("\n".join(lines)) or int(wrong > 0)
 
 
+def _run_agent(gateway: RecordingGateway, provider: RecordingGateway) -> None:
+    where = Gateway(
+        gateway.url, forward=provider.url, provider="demo", parent_header=PARENT_SESSION_ID
+    )
+    agent = Agent(where, provider.url)
+    session = Session(MAIN)
+    # The caller's own calls are meant to have no session. Without this, the first of them would
+    # be logged as a probable mistake.
+    with no_session():
+        steps = agent.run(session, "What is on today, and shall I take an umbrella?")
+        next(steps)
+        agent.ask("between the turns", "Are you there?")
+        for _ in steps:
+            pass
+        agent.compact(session)
+    agent.http.close()
+
+
 def _calls(arrived: list[Arrived], forward: str) -> tuple[list[tuple[str, ...]], int]:
-    """A row for each call, and how many of them are wrong."""
-    rows: list[tuple[str, ...]] = [("CALL", "TO", "SESSION", "PARENT", "MARK", "FORWARD", "")]
+    """Return a row for each call, and how many of the calls are wrong."""
+    rows: list[tuple[str, ...]] = [("CALL", "SESSION", "PARENT", "LABEL", "WHY", "")]
     wrong = 0
     for call in EXPECTED:
         found = [each for each in arrived if _work(each.request) == call.work]
         is_right = len(found) == 1 and _is_right(call, found[0], forward)
         wrong += not is_right
         verdict = "ok" if is_right else "WRONG"
-        rows += [(call.work, *_on_the_wire(each), verdict) for each in found]
+        for each in found:
+            why = call.why
+            if each.at_gateway != call.to_gateway:
+                why = f"arrived at the {'gateway' if each.at_gateway else 'provider'}"
+            rows.append((call.work, *_on_the_wire(each.request), why, verdict))
         if not found:
-            rows.append((call.work, "nowhere", "-", "-", "-", "-", verdict))
+            rows.append((call.work, "-", "-", "-", "did not arrive anywhere", verdict))
     return rows, wrong
 
 
@@ -182,7 +216,7 @@ def _is_right(call: Call, arrived: Arrived, forward: str) -> bool:
         FORWARD: forward,
         GENERATING_TITLE: None,
         COMPACTING: None,
-        **call.marks,
+        **call.labels,
     }
     headers = arrived.request.headers
     if not call.to_gateway:
@@ -192,15 +226,12 @@ def _is_right(call: Call, arrived: Arrived, forward: str) -> bool:
     return arrived.at_gateway and all(as_expected)
 
 
-def _on_the_wire(arrived: Arrived) -> tuple[str, ...]:
-    request = arrived.request
-    marks = [name for name in (GENERATING_TITLE, COMPACTING) if name in request.headers]
+def _on_the_wire(request: RecordedRequest) -> tuple[str, ...]:
+    labels = {GENERATING_TITLE: "title", COMPACTING: "compact"}
     return (
-        "gateway" if arrived.at_gateway else "provider",
         request.session_id or "-",
         request.parent_session_id or "-",
-        ", ".join(mark.removeprefix("X-Cagent-") for mark in marks) or "-",
-        request.forward or "-",
+        ",".join(label for name, label in labels.items() if name in request.headers) or "-",
     )
 
 
@@ -209,7 +240,7 @@ def _work(request: RecordedRequest) -> str:
 
 
 def _bill(gateway: RecordingGateway) -> list[tuple[str, ...]]:
-    """A row for each session, a sub-agent's below its parent's, and one for no session."""
+    """Return a row for each session, a sub-agent's below its parent's, and one for no session."""
     parents = {each.session_id: each.parent_session_id for each in gateway.requests}
     sessions = gateway.sessions
 
@@ -225,13 +256,12 @@ def _bill(gateway: RecordingGateway) -> list[tuple[str, ...]]:
     for session_id in sorted(sessions):
         if parents[session_id] not in sessions:
             rows += rows_of(session_id, 0)
-    outside = [each for each in gateway.audit_log if each["session_id"] is None]
-    total = {key: sum(each[key] for each in outside) for key in _TOKENS}
-    return [*rows, _row("(no session)", {"requests": len(outside), **total})]
+    return [*rows, _row("(no session)", gateway.unattributed)]
 
 
-def _row(name: str, usage: Mapping[str, int]) -> tuple[str, ...]:
-    return (name, *(str(usage[key]) for key in ("requests", *_TOKENS)))
+def _row(name: str, usage: Usage) -> tuple[str, ...]:
+    numbers = (usage.requests, usage.prompt_tokens, usage.completion_tokens)
+    return (name, *map(str, numbers))
 
 
 def _table(rows: Sequence[tuple[str, ...]], numbers: bool = False) -> Iterator[str]:

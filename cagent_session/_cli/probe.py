@@ -1,4 +1,4 @@
-"""``cagent-session probe``: one real request through a gateway, and what came of it."""
+"""``cagent-session probe``: send one real request through a gateway, and report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from urllib.parse import parse_qsl, quote, urljoin
 
@@ -14,56 +15,73 @@ from urllib3.exceptions import IncompleteRead
 
 from .. import Gateway, session_scope
 from .._gate.urls import bare, masked
-from ..headers import FORWARD, SESSION_ID
+from ..headers import FORWARD
 from .console import fail, printable, show
 
 TIMEOUT = 30  # seconds, for all of it
 SHOWN_BODY = 8192  # bytes
-SECRET = 6  # characters
+SECRET = 6  # characters; something shorter may be part of an ordinary word
+LONG = 256  # characters, of a word that is looked for on its own
+
+_HOW_TO_PASS_A_KEY = (
+    "pass a key with --header-env Authorization=VARIABLE, an environment variable that holds the "
+    "header's whole value, such as 'Bearer ...'"
+)
 
 _has_secret_value = re.compile(r"auth|cookie|key|secret|token", re.IGNORECASE).search
 _HAVE_URLS = {"location", "content-location", "link", "refresh", FORWARD.lower()}
 
 
-def main(url: str, forward: str, session_id: str | None, headers: list[tuple[str, str]]) -> int:
-    """Send the request, print what went out and what came back; gives back the exit status."""
-    exchange = _Exchange(url, forward, session_id or str(uuid.uuid4()), dict(headers))
+def main(
+    gateway: Gateway,
+    *,
+    session_id: str | None,
+    parent_id: str | None,
+    headers: dict[str, str],
+) -> int:
+    """Send the request, print what was sent and what came back; return the exit status."""
+    exchange = _Exchange(gateway, session_id or str(uuid.uuid4()), parent_id, headers)
     exchange.wait()
     response, problem = exchange.response, exchange.problem
     if response is None:
-        return fail(f"no answer from {masked(url)}: {problem}")
-    report = _Report(exchange, response, [url, forward])
+        return fail(f"no answer from {masked(gateway.url)}: {problem}")
+    report = _Report(exchange, response)
     could_not_write = show("\n".join([*report.lines(), ""]))
     if could_not_write:
         return could_not_write
+    if response.status_code in (401, 403):
+        return fail(f"the gateway answered {report.status}; {_HOW_TO_PASS_A_KEY}")
     if not response.ok:
         return fail(f"the gateway answered {report.status}")
     return fail(f"the answer is not complete: {problem}") if problem else 0
 
 
 class _OneRequest(requests.Session):
-    """A session that leaves redirects alone: requests reads the whole body of one otherwise."""
+    """A ``requests.Session`` that ignores redirects: it would read the whole body of one."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
 
 
 class _Exchange:
-    """One request and its answer, as far as that came in time."""
+    """One request and as much of its answer as came in time."""
 
-    def __init__(self, url: str, forward: str, session_id: str, headers: dict[str, str]) -> None:
+    def __init__(
+        self, gateway: Gateway, session_id: str, parent_id: str | None, headers: dict[str, str]
+    ) -> None:
+        self.gateway = gateway
         self.session_id = session_id
+        self.parent_id = parent_id
         self.headers = headers
         self.response: requests.Response | None = None
         self.body: bytes = b""
         self.problem: str | None = None
-        self._gateway = Gateway(url, forward=forward)
         self._failure: BaseException | None = None
 
     def wait(self) -> None:
         """Send the request, and read its answer."""
-        # In a thread of its own, as the timeouts of sockets know nothing of a slow name server,
-        # nor of a server that sends a byte a second.
+        # In a thread, because the timeouts of a socket cover neither a slow name server nor a
+        # server that sends a byte a second.
         thread = threading.Thread(target=self._run, daemon=True)
         thread.start()
         thread.join(TIMEOUT)
@@ -76,38 +94,42 @@ class _Exchange:
 
     def _run(self) -> None:
         try:
-            with _OneRequest() as http, session_scope(self.session_id):
-                self._gateway.mount(http)
-                url = self._gateway.url
+            with _OneRequest() as http, self._scope():
+                self.gateway.mount(http)
+                url = self.gateway.url
                 request = http.prepare_request(requests.Request("GET", url, self.headers))
                 settings = http.merge_environment_settings(url, {}, True, None, None)
                 with http.send(
                     request, timeout=TIMEOUT, allow_redirects=False, **settings
                 ) as response:
                     self.response = response
-                    # Byte by byte, so that what has come is here when the time is over.
+                    # Byte by byte, so that all that came is in the report when time is up.
                     for byte in response.iter_content(1):
                         self.body += byte
                         if len(self.body) > SHOWN_BODY:
                             break
                     else:
                         missing = response.raw.length_remaining
-                        if missing:  # urllib3 1.26 says nothing of its own
+                        if missing:  # urllib3 1.26 does not raise this itself
                             raise IncompleteRead(len(self.body), missing)
         except BaseException as failure:
             self._failure = failure
 
+    def _scope(self) -> session_scope:
+        if self.parent_id is None:
+            return session_scope(self.session_id)
+        return session_scope(self.session_id, parent=self.parent_id)
+
 
 class _Report:
-    """What a person gets to see of an exchange.
+    """The exchange as a person gets to see it.
 
-    Not shown, wherever it turns up, is what was given in a header or a query, if it is long
-    enough: something shorter would be in the middle of other words.
+    Values that were given in a header or a query are masked wherever they turn up, unless they
+    are too short to be told from ordinary words.
     """
 
-    def __init__(
-        self, exchange: _Exchange, response: requests.Response, urls: Iterable[str]
-    ) -> None:
+    def __init__(self, exchange: _Exchange, response: requests.Response) -> None:
+        gateway = exchange.gateway
         self._exchange = exchange
         self._response = response
         self._sent = {
@@ -117,15 +139,22 @@ class _Report:
         self._given = {name.lower(): value for name, value in exchange.headers.items()}
         self._is_stamped = (
             response.request.headers.get(FORWARD) != ""
-            and response.request.headers.get(SESSION_ID) == exchange.session_id
+            and response.request.headers.get(gateway.session_header) == exchange.session_id
         )
+        ids = {
+            exchange.session_id: gateway.session_header,
+            exchange.parent_id: gateway.parent_header,
+        }
+        self._ids = {
+            name.lower(): value for value, name in ids.items() if value is not None and name
+        }
         values = [*self._given.values(), *filter(None, map(self._secret_value, self._sent))]
-        words = _spellings([*values, *_in_queries(urls)]) - {exchange.session_id}
-        self._secrets = sorted(words, key=len, reverse=True)
+        queries = _in_queries(filter(None, [gateway.url, gateway.forward]))
+        self._secrets = _Secrets(_spellings([*values, *queries]) - set(self._ids.values()))
         self.status: str = self._shown(f"{response.status_code} {response.reason or ''}".strip())
 
     def lines(self) -> Iterator[str]:
-        """The request, the answer, and what is to be said about them."""
+        """Yield the lines about the request and the answer, and a last one with the outcome."""
         request = self._response.request
         yield f"> {request.method} {self._shown(masked(str(request.url)))}"
         for name, value in self._sent.items():
@@ -143,7 +172,7 @@ class _Report:
         return self._sent[name] if _has_secret_value(name) else None
 
     def _header(self, name: str, value: str, was_given: bool) -> str:
-        if name.lower() == SESSION_ID.lower() and self._is_stamped:
+        if self._is_stamped and self._ids.get(name.lower()) == value:
             return f"{name}: {value}"
         if value and (was_given or _has_secret_value(name)):
             value = "***"
@@ -152,17 +181,13 @@ class _Report:
         return self._shown(f"{name}: {value}")
 
     def _shown(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return printable(text)
+        return printable(self._secrets.masked(text))
 
     def _shown_body(self, body: bytes) -> str:
         text = _decoded(body, self._response.encoding)
         is_cut = len(body) > SHOWN_BODY
         if is_cut or self._exchange.problem:
-            # What is at the end may be the beginning of a secret.
-            ends = (secret[:n] for secret in self._secrets for n in range(1, len(secret)))
-            text = text.removesuffix(max(filter(text.endswith, ends), key=len, default=""))
+            text = self._secrets.without_beginning_at_the_end(text)
         shown = "\n".join(map(self._shown, re.split("\r?\n", text)))[:SHOWN_BODY]
         return f"{shown}\n(cut off after {SHOWN_BODY} bytes)" if is_cut else shown
 
@@ -184,6 +209,51 @@ class _Report:
         return said
 
 
+class _Secrets:
+    """Words that are not shown.
+
+    ``text.replace`` for each word would do, in a time that grows with the number of words times
+    the length of the text, and a header of 64 KiB may have ten thousand words. There can be only a
+    few long ones.
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._words = set(words)
+        longest_first = sorted(self._words, key=len, reverse=True)
+        self._long = [word for word in longest_first if len(word) > LONG]
+        # The lengths of the other words that begin with these characters, the longest first.
+        self._lengths: defaultdict[str, list[int]] = defaultdict(list)
+        for word in longest_first[len(self._long) :]:
+            lengths = self._lengths[word[:SECRET]]
+            if not lengths or lengths[-1] != len(word):
+                lengths.append(len(word))
+
+    def masked(self, text: str) -> str:
+        """Return ``text`` with ``***`` in place of every word."""
+        for word in self._long:
+            text = text.replace(word, "***")
+        parts: list[str] = []
+        end = 0  # of the last word that is hidden
+        for start in range(len(text) - SECRET + 1):
+            for length in self._lengths.get(text[start : start + SECRET], ()):
+                if text[start : start + length] in self._words:
+                    if start >= end:  # else it overlaps a word that is hidden already
+                        parts += [text[end:start], "***"]
+                    end = max(end, start + length)
+                    break
+        return "".join([*parts, text[end:]])
+
+    def without_beginning_at_the_end(self, text: str) -> str:
+        """Return ``text`` without an end that may be the beginning of a word."""
+        longest = 0
+        for word in self._words:
+            for size in range(min(len(word) - 1, len(text)), longest, -1):
+                if word.startswith(text[-size:]):
+                    longest = size
+                    break
+        return text[: len(text) - longest]
+
+
 def _in_queries(urls: Iterable[str]) -> Iterator[str]:
     for url in urls:
         query = url.partition("?")[2]
@@ -192,7 +262,7 @@ def _in_queries(urls: Iterable[str]) -> Iterator[str]:
 
 
 def _spellings(values: Iterable[str]) -> set[str]:
-    """The words of some values, as they are, and as URLs and JSON spell them."""
+    """Return the words of some values, as they are and as URLs and JSON spell them."""
     words = {word for value in values for word in [value, *value.split()] if len(word) >= SECRET}
     return {
         spelling
@@ -204,7 +274,7 @@ def _spellings(values: Iterable[str]) -> set[str]:
 def _decoded(body: bytes, encoding: str | None) -> str:
     try:
         return body.decode(encoding or "utf-8", "replace")
-    except (LookupError, ValueError):  # the server chose it
+    except (LookupError, ValueError):  # the server may name any encoding
         return body.decode("utf-8", "replace")
 
 
@@ -216,16 +286,16 @@ def _target(url: str, location: str) -> str:
 
 
 def _reason(failure: BaseException) -> str:
-    """The innermost cause: the outer ones are long, and show the whole URL."""
+    """Return the innermost cause: the outer ones are long, and show the whole URL."""
     if isinstance(failure, requests.Timeout):
         return f"timed out after {TIMEOUT} s"
     where = "by the proxy: " if isinstance(failure, requests.exceptions.ProxyError) else ""
     cause = failure
-    # urllib3 1.26 first tries an argument that http.client does not have.
+    # urllib3 1.26 first tries an argument that http.client does not take.
     while cause.__context__ is not None and not isinstance(cause.__context__, TypeError):
         cause = cause.__context__
     if type(cause) is OSError and not cause.strerror:
-        return where + printable(str(cause))  # requests misses a file of certificates
+        return where + printable(str(cause))  # from requests: a missing certificate file
     strerror = getattr(cause, "strerror", None)
     if strerror:
         return f"{where}{strerror}"

@@ -1,8 +1,9 @@
-"""The demo: does it say what is right, and notice what is wrong?"""
+"""``cagent-session demo``: it shows that calls are attributed correctly, and notices if not."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 
 import pytest
 import requests
@@ -24,40 +25,70 @@ def line_of(lines: list[str], work: str) -> str:
     return line
 
 
-def test_every_call_is_attributed_rightly(capsys):
+def verdict(lines: list[str]) -> str:
+    (line,) = (line for line in lines if re.match("All|WRONG", line))
+    return line
+
+
+def test_every_call_is_attributed_correctly(capsys):
     status, lines = run(capsys)
     assert status == 0
     for call in demo.EXPECTED:
-        words = line_of(lines, call.work).removeprefix(call.work).split()
-        marks = [name.removeprefix("X-Cagent-") for name in call.marks]
-        destination = "gateway" if call.to_gateway else "provider"
-        expected = [destination, call.session_id, call.parent, ",".join(marks)]
-        assert words[:4] == [word or "-" for word in expected]
-        assert words[4].startswith("http://127.0.0.1:" if call.to_gateway else "-")
-        assert words[5] == "ok"
-    assert lines[-1].startswith("All 10 calls were attributed rightly")
+        cells = re.split(" {2,}", line_of(lines, call.work))
+        labels = {"X-Cagent-GeneratingTitle": "title", "X-Cagent-Compacting": "compact"}
+        label = "".join(labels[name] for name in call.labels)
+        expected = [call.work, call.session_id or "-", call.parent or "-", label or "-", call.why]
+        assert cells == [*expected, "ok"]
+    assert verdict(lines) == "All 10 calls were attributed correctly."
 
 
-def test_its_columns_are_explained(capsys):
+def test_output_fits_a_terminal_of_80_columns(capsys):
     _, lines = run(capsys)
-    (columns,) = (line.split() for line in lines if line.startswith("CALL  "))
-    for column in columns[1:]:
-        assert any(line.startswith(f"  {column} ") for line in lines)
+    assert max(map(len, lines)) <= 80
 
 
-def test_the_bill(capsys):
+def test_wrong_rows_fit_a_terminal_of_80_columns(capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_is_right", lambda *arguments: False)
     _, lines = run(capsys)
-    bill = lines[lines.index("What the gateway bills; a token is a word:") + 2 : -2]
-    assert [re.split(" {2,}", line.strip()) for line in bill] == [
+    assert max(map(len, lines)) <= 80
+
+
+def test_every_column_is_explained_below_the_table(capsys):
+    _, lines = run(capsys)
+    (table,) = (number for number, line in enumerate(lines) if line.startswith("CALL  "))
+    for column in lines[table].split()[1:]:
+        assert any(line.startswith(f"  {column} ") for line in lines[table:])
+    for note in re.findall(r"see (\(\d\))", "\n".join(lines)):
+        assert any(line.startswith(f"  {note} ") for line in lines[table:])
+
+
+def test_bill_shows_a_sub_agent_below_its_parent(capsys):
+    _, lines = run(capsys)
+    start = lines.index("What the gateway bills; a token is a word:") + 2
+    bill = lines[start : lines.index("", start)]
+    assert [re.split(" {2,}", line) for line in bill] == [
         ["BILL FOR", "REQUESTS", "PROMPT TOKENS", "COMPLETION TOKENS"],
-        ["session-main", "6", "43", "30"],
-        ["session-sub", "2", "17", "10"],
-        ["family total", "8", "60", "40"],
+        ["main", "6", "43", "30"],
+        ["", "sub", "2", "17", "10"],
+        ["", "family total", "8", "60", "40"],
         ["(no session)", "1", "3", "5"],
     ]
 
 
-def test_what_docker_agent_marks_is_marked(monkeypatch):
+def test_what_to_do_next_comes_last_and_works(capsys):
+    """The lines that the demo ends with, with a gateway of the command in place of theirs."""
+    _, lines = run(capsys)
+    _, _, following = "\n".join(lines).partition("\nNext: ")
+    assert "\n  cagent-session gateway --port 8080\n" in following
+    code = textwrap.dedent(following[following.index("  from cagent_session") :])
+    with RecordingGateway() as recording:
+        code = code.replace("http://127.0.0.1:8080", recording.url)
+        call = f"requests.post({recording.url + '/v1/chat/completions'!r}, json={{}})"
+        exec(code.replace("...", call), {"requests": requests})
+        assert recording.requests[0].session_id == "session-1"
+
+
+def test_titles_and_compactions_carry_docker_agents_labels(monkeypatch):
     gateways = []
 
     class Kept(RecordingGateway):
@@ -68,20 +99,20 @@ def test_what_docker_agent_marks_is_marked(monkeypatch):
     monkeypatch.setattr(demo, "RecordingGateway", Kept)
     assert main(["demo"]) == 0
     gateway, _ = gateways
-    marks = {
+    labels = {
         request.json["metadata"]["work"]: (name, request.headers[name])
         for request in gateway.requests
         for name in ("X-Cagent-GeneratingTitle", "X-Cagent-Compacting")
         if name in request.headers
     }
-    assert marks == {
-        "title in a thread": ("X-Cagent-GeneratingTitle", "1"),
+    assert labels == {
+        "title generation": ("X-Cagent-GeneratingTitle", "1"),
         "manual compaction": ("X-Cagent-Compacting", "1"),
     }
-    assert gateway.family("session-main").requests == 8
+    assert gateway.family("main").requests == 8
 
 
-def test_a_proxy_in_the_environment_is_passed_by(capsys, monkeypatch):
+def test_proxy_in_the_environment_is_ignored(capsys, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
     assert run(capsys)[0] == 0
@@ -90,24 +121,24 @@ def test_a_proxy_in_the_environment_is_passed_by(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("lineage", "wrong"),
     [
-        # everybody is in the main session, without a parent
-        (("session-main", None), ["caller, between two steps", "sub-agent, last turn"]),
-        # nobody is in a session
-        ((None, None), ["run loop, first turn", "sub-agent, last turn"]),
-        # the sub-agent is everybody, and has no parent
-        (("session-sub", None), ["run loop, first turn", "sub-agent, last turn"]),
-        # all have a parent
-        (("session-main", "session-sub"), ["run loop, first turn", "manual compaction"]),
+        # every call in the main session, without a parent
+        (("main", None), ["between the turns", "sub-agent, turn 2"]),
+        # no call in a session
+        ((None, None), ["run loop, turn 1", "sub-agent, turn 2"]),
+        # every call in the sub-agent's session, without a parent
+        (("sub", None), ["run loop, turn 1", "sub-agent, turn 2"]),
+        # every call with a parent
+        (("main", "sub"), ["run loop, turn 1", "manual compaction"]),
     ],
     ids=str,
 )
-def test_a_wrong_session_or_parent_is_found(capsys, monkeypatch, lineage, wrong):
+def test_wrong_session_or_parent_is_found(capsys, monkeypatch, lineage, wrong):
     monkeypatch.setattr("cagent_session._gate.gate.current_lineage", lambda: lineage)
     status, lines = run(capsys)
     assert status == 1
     for work in wrong:
         assert line_of(lines, work).endswith("WRONG")
-    assert lines[-1].startswith("WRONG: ")
+    assert verdict(lines).startswith("WRONG: ")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +150,7 @@ def test_a_wrong_session_or_parent_is_found(capsys, monkeypatch, lineage, wrong)
         ("X-Cagent-Forward", "http://elsewhere.example"),
     ],
 )
-def test_a_wrong_mark_is_found(capsys, monkeypatch, name, value):
+def test_wrong_label_or_forward_is_found(capsys, monkeypatch, name, value):
     original = requests.Session.prepare_request
 
     def prepare(self, request):
@@ -133,11 +164,11 @@ def test_a_wrong_mark_is_found(capsys, monkeypatch, name, value):
     monkeypatch.setattr(requests.Session, "prepare_request", prepare)
     status, lines = run(capsys)
     assert status == 1
-    work = "manual compaction" if name == "X-Cagent-Compacting" else "title in a thread"
+    work = "manual compaction" if name == "X-Cagent-Compacting" else "title generation"
     assert line_of(lines, work).endswith("WRONG")
 
 
-def test_a_mark_too_many_is_found(capsys, monkeypatch):
+def test_label_on_every_call_is_found(capsys, monkeypatch):
     original = demo.Agent.ask
 
     def ask(self, work, content, headers=None):
@@ -146,17 +177,17 @@ def test_a_mark_too_many_is_found(capsys, monkeypatch):
     monkeypatch.setattr(demo.Agent, "ask", ask)
     status, lines = run(capsys)
     assert status == 1
-    assert lines[-1].startswith("WRONG: 8 of 10 calls")
+    assert verdict(lines).startswith("WRONG: 8 of 10 calls")
 
 
-def test_a_call_that_is_missing_is_found(capsys, monkeypatch):
+def test_missing_call_is_found(capsys, monkeypatch):
     monkeypatch.setattr(demo.Agent, "compact", lambda self, session: "")
     status, lines = run(capsys)
     assert status == 1
-    assert re.search(r"nowhere .* WRONG$", line_of(lines, "manual compaction"))
+    assert re.search(r"did not arrive anywhere +WRONG$", line_of(lines, "manual compaction"))
 
 
-def test_a_call_that_comes_twice_is_found(capsys, monkeypatch):
+def test_call_that_arrives_twice_is_found(capsys, monkeypatch):
     original = demo.Agent.compact
 
     def compact(self, session):
@@ -167,10 +198,10 @@ def test_a_call_that_comes_twice_is_found(capsys, monkeypatch):
     status, lines = run(capsys)
     assert status == 1
     assert sum(line.startswith("manual compaction") for line in lines) == 2
-    assert lines[-1].startswith("WRONG: 1 of 10 calls")
+    assert verdict(lines).startswith("WRONG: 1 of 10 calls")
 
 
-def test_an_identifier_at_the_provider_is_found(capsys, monkeypatch):
+def test_identifier_at_the_provider_is_found(capsys, monkeypatch):
     original = demo.Agent.ask_directly
 
     def ask_directly(self, work, content):
@@ -181,3 +212,15 @@ def test_an_identifier_at_the_provider_is_found(capsys, monkeypatch):
     status, lines = run(capsys)
     assert status == 1
     assert line_of(lines, "direct provider call").endswith("WRONG")
+
+
+def test_call_at_the_wrong_server_is_found(capsys, monkeypatch):
+    def ask_directly(self, work, content):
+        return self.ask(work, content)
+
+    monkeypatch.setattr(demo.Agent, "ask_directly", ask_directly)
+    status, lines = run(capsys)
+    assert status == 1
+    assert re.search(
+        r"  main .* arrived at the gateway +WRONG$", line_of(lines, "direct provider call")
+    )

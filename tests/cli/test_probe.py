@@ -1,4 +1,4 @@
-"""The probe: one real request, and nothing on the screen that must not be there."""
+"""``cagent-session probe``: the request that it sends, and its report of the answer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from support.wire import Server, redirect, response
 
 from cagent_session.__main__ import main
+from cagent_session.testing import RecordingGateway
 
 FORWARD = "https://api.openai.com/v1"
 
@@ -80,6 +81,101 @@ class TestProbe:
         err = capsys.readouterr().err
         assert "certificate verify failed" in err
         assert err.count("\n") == 1
+
+
+class TestGatewaysOfOtherMakes:
+    def test_session_header_alone(self, capsys):
+        with RecordingGateway(session_header="X-Session-Id") as recording:
+            arguments = ["--session-header", "X-Session-Id", "--session-id", "s1"]
+            assert probe(recording.url, *arguments) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert "> X-Session-Id: s1\n" in out
+        assert out.endswith("stamped with session s1; answered 200 OK\n")
+        assert recording.requests[0].session_id == "s1"
+        names = [name.lower() for name in recording.requests[0].headers]
+        assert not [name for name in names if name.startswith("x-cagent-")]
+
+    def test_parent(self, capsys):
+        names = {"session_header": "X-Session-Id", "parent_header": "X-Secret-Parent"}
+        with RecordingGateway(**names) as recording:
+            arguments = ["--session-header", "X-Session-Id", "--session-id", "sub-agent"]
+            arguments += ["--parent-header", "X-Secret-Parent", "--parent-id", "main-agent"]
+            assert probe(recording.url, *arguments) == 0
+            (request,) = recording.requests
+        assert (request.session_id, request.parent_session_id) == ("sub-agent", "main-agent")
+        assert "> X-Secret-Parent: main-agent\n" in capsys.readouterr().out
+
+    def test_parent_header_without_a_parent_sends_none(self, capsys, recording_gateway):
+        arguments = ["--forward", FORWARD, "--parent-header", "X-Cagent-Parent-Session-Id"]
+        assert probe(recording_gateway.url, *arguments) == 0
+        assert recording_gateway.requests[0].parent_session_id is None
+
+    def test_forward_and_session_header_go_together(self, capsys):
+        with RecordingGateway(session_header="X-Session-Id") as recording:
+            arguments = ["--forward", FORWARD, "--session-header", "X-Session-Id"]
+            assert probe(recording.url, *arguments, "--session-id", "s1") == 0
+        assert recording.requests[0].forward == FORWARD
+        assert last_line(capsys) == "stamped with session s1; answered 200 OK"
+
+    def test_session_header_whose_name_sounds_like_a_secret_is_shown(self, capsys):
+        with RecordingGateway(session_header="X-Auth-Session") as recording:
+            arguments = ["--session-header", "X-Auth-Session", "--session-id", "session-1"]
+            assert probe(recording.url, *arguments) == 0
+        out = capsys.readouterr().out
+        assert "> X-Auth-Session: session-1\n" in out
+        assert '"session_id": "session-1"' in out
+
+
+class TestKeys:
+    def test_header_of_an_environment_variable_is_sent_and_masked(
+        self, capsys, monkeypatch, recording_gateway
+    ):
+        monkeypatch.setenv("KEY_FOR_TEST", "Bearer hunter2\n")
+        recording_gateway.respond = lambda request: {"saw": request.headers["Authorization"]}
+        arguments = ["--forward", FORWARD, "--header-env", "Authorization=KEY_FOR_TEST"]
+        assert probe(recording_gateway.url, *arguments) == 0
+        assert recording_gateway.requests[0].headers["Authorization"] == "Bearer hunter2"
+        out = capsys.readouterr().out
+        assert "> Authorization: ***\n" in out
+        assert "hunter2" not in out
+
+    @pytest.mark.parametrize("more", [[], ["--header", "Authorization: Bearer hunter2"]])
+    @pytest.mark.parametrize(("status", "has_hint"), [(401, True), (403, True), (404, False)])
+    def test_401_and_403_say_how_to_pass_a_key(self, capsys, status, has_hint, more):
+        with Server(lambda request: response(status)) as server:
+            assert probe(server.origin, "--forward", FORWARD, *more) == 1
+        err = capsys.readouterr().err
+        assert err.startswith(f"cagent-session: the gateway answered {status} Status")
+        assert err.count("\n") == 1
+        assert ("--header-env Authorization=VARIABLE" in err) == has_hint
+
+
+class TestLongHeaders:
+    """The report takes a time that is linear in what was given and in what came back."""
+
+    # With a pass over the text for every word, and a prefix of every length, these took minutes.
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "x" * 60_000,
+            " ".join(f"word-{number}" for number in range(6000)),
+            " ".join(f"{number:06}" for number in range(8000)),
+        ],
+        ids=["one word", "words with one beginning", "short words"],
+    )
+    def test_are_reported_in_seconds(self, capsys, value):
+        def respond(request):
+            headers = {f"X-Echo-{number}": value for number in range(20)}
+            return response(body=value.encode(), headers=headers)
+
+        with Server(respond) as server:
+            start = time.process_time()
+            assert probe(server.origin, "--forward", FORWARD, "--header", f"X-Any: {value}") == 0
+            seconds = time.process_time() - start
+        out = capsys.readouterr().out
+        assert value[-10:] not in out
+        assert seconds < 4
 
 
 def last_line(capsys) -> str:

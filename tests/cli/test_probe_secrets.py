@@ -1,4 +1,4 @@
-"""What the probe must not show: whatever was given to it in a header or a query."""
+"""``cagent-session probe`` shows no value that was given to it in a header or a query."""
 
 from __future__ import annotations
 
@@ -60,6 +60,13 @@ def test_a_secret_where_the_answer_breaks_off_is_masked(capsys, part):
     with Breaking() as server:
         assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: hunter2") == 1
     assert "\nyou said \n" in capsys.readouterr().out
+
+
+def test_words_that_overlap_are_masked_as_one(capsys):
+    with Server(lambda request: response(body=b"abcdefgh-hijklmno abcdefghijklmno")) as server:
+        headers = ["--header", "X-A: abcdefgh", "--header", "X-B: fghijklmno"]
+        assert probe(server.origin, "--forward", FORWARD, *headers) == 0
+    assert "\n***-hijklmno ***\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("value", "shown"), [("hunter", "***"), ("hunte", "hunte")])
