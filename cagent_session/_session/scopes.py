@@ -66,7 +66,8 @@ def close_scope(opener: object) -> None:
     Scopes may end out of order, or in another context than they began in, as an ordinary ``with``
     in a generator can. The scopes inside the one that ends stay open.
     """
-    reopen_scopes(suspend_scopes(opener))
+    if nested := suspend_scopes(opener):
+        reopen_scopes(nested)
 
 
 def suspend_scopes(opener: object) -> list[tuple[Lineage, Any]]:
@@ -89,11 +90,10 @@ def suspend_scopes(opener: object) -> list[tuple[Lineage, Any]]:
 
 def reopen_scopes(nested: list[tuple[Lineage, Any]]) -> None:
     """Enter the scopes that :func:`suspend_scopes` has left."""
-    if nested:
-        frame = _frame.get()
-        for lineage, opener in nested:
-            frame = (lineage, opener, frame)
-        _frame.set(frame)
+    frame = _frame.get()
+    for lineage, opener in nested:
+        frame = (lineage, opener, frame)
+    _frame.set(frame)
 
 
 def exchange_frames(frame: Any = _OUTERMOST) -> Any:
@@ -121,7 +121,8 @@ class ResumableScopes:
 
     def __enter__(self) -> None:
         open_scope(self._lineage, self)
-        reopen_scopes(self._nested)
+        if self._nested:
+            reopen_scopes(self._nested)
 
     def __exit__(self, *exc_info: object) -> None:
         self._nested = suspend_scopes(self)
@@ -140,6 +141,28 @@ def _after_fork_in_child() -> None:
     if util is not None:
         util.register_after_fork(_leave_all_scopes, _leave_all_scopes)
 
+
+def _start_without_session(original: Any) -> Any:
+    def start(self: Any) -> None:
+        # start() copies the context for the new thread, unless the Thread was given one. The copy
+        # must be without a session; in the starting thread the session is back at once.
+        token = _frame.set(_OUTERMOST)
+        try:
+            original.__get__(self, type(self))()
+        finally:
+            _frame.reset(token)
+
+    return start
+
+
+if getattr(sys.flags, "thread_inherit_context", False):
+    # Python hands the context to new threads here (free-threaded builds, from 3.14 on). A worker
+    # would keep the session in which its pool grew, for life, and bill everybody's calls to it.
+    import threading
+
+    from .._patching import patch
+
+    patch(threading.Thread, "start", _start_without_session)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

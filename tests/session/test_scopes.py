@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import enum
+import inspect
 import pickle
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -84,7 +86,21 @@ class TestScope:
             inner.__exit__(None, None, None)
             assert current_session_id() == "a"
 
-    def test_a_bare_with_around_a_yield_leaks_as_documented(self):
+    def test_leaving_many_in_the_order_of_entering_is_no_more_than_quadratic(self):
+        def time_for(number):
+            scopes = [session_scope(f"s{n}") for n in range(number)]
+            for scope in scopes:
+                scope.__enter__()
+            start = time.process_time()
+            for scope in scopes:
+                scope.__exit__(None, None, None)
+            return time.process_time() - start
+
+        # Quadratic would be 16, cubic 64.
+        assert min(time_for(1200) for _ in range(3)) < 40 * min(time_for(300) for _ in range(3))
+        assert current_session_id() is None
+
+    def test_a_with_around_a_yield_leaks_as_documented(self):
         def body():
             with session_scope("a"):
                 yield
@@ -109,6 +125,12 @@ class TestScope:
     )
     def test_show_their_session(self, scope, shown):
         assert repr(scope) == shown
+
+    def test_signature_says_what_is_left_out(self):
+        assert str(inspect.signature(session_scope)) == (
+            "(session_id: 'str' = <a fresh UUID4>, *, parent: 'str' = <the session outside>) "
+            "-> 'None'"
+        )
 
     @pytest.mark.parametrize("scope", [session_scope("a"), no_session()])
     def test_scopes_can_be_copied_and_pickled(self, scope):
@@ -159,10 +181,19 @@ class TestInvalidIDs:
         with session_scope(session_id) as bound:
             assert bound == current_session_id() == session_id
 
-    @pytest.mark.parametrize("value", [None, 1, b"s1", uuid.uuid4()])
-    def test_anything_but_a_str_is_a_type_error_at_once(self, value):
+    @pytest.mark.parametrize(
+        ("value", "remedy"),
+        [
+            (None, r"write (session_scope\(\) for a fresh ID|no parent= to have it inferred)"),
+            (1, r"pass str\(\.\.\.\) of it"),
+            (uuid.uuid4(), r"pass str\(\.\.\.\) of it"),
+            (b"s1", "decode it first"),
+        ],
+    )
+    def test_anything_but_a_str_is_a_type_error_at_once(self, value, remedy):
+        message = f"ID must be a str, not {type(value).__name__}: {remedy}"
         for options in ({"session_id": value}, {"session_id": "a", "parent": value}):
-            with pytest.raises(TypeError, match=f"ID must be a str, not {type(value).__name__}"):
+            with pytest.raises(TypeError, match=message):
                 session_scope(**options)
 
     def test_a_parent_has_to_be_valid_too(self):
