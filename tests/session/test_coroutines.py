@@ -211,6 +211,64 @@ class TestAsyncGenerators:
         asyncio.run(main())
         assert seen == ["body"]
 
+    @pytest.mark.parametrize("in_cycle", [True, False])
+    def test_finally_runs_in_its_own_session_wherever_it_is_collected(self, in_cycle):
+        """Without an event loop, Python closes a generator that is collected by itself."""
+        seen = []
+
+        @session_scope("body")
+        async def body():
+            try:
+                yield
+            finally:
+                seen.append(current_session_id())
+
+        steps = body()
+        with pytest.raises(StopIteration):
+            steps.__anext__().send(None)
+        if in_cycle:
+            cycle = [steps]
+            cycle.append(cycle)
+            del cycle
+        with session_scope("other"):
+            del steps
+            gc.collect()
+            assert current_session_id() == "other"
+        assert seen == ["body"]
+
+    @pytest.mark.filterwarnings("ignore:.*coroutine:RuntimeWarning")
+    @pytest.mark.parametrize("is_waiting", [True, False])
+    def test_finally_never_runs_in_another_session_after_the_loop_was_closed(self, is_waiting):
+        """Without ``shutdown_asyncgens()``, which ``asyncio.run()`` calls."""
+        seen = []
+
+        @session_scope("body")
+        async def body():
+            try:
+                yield
+                await asyncio.sleep(100)
+            finally:
+                seen.append(current_session_id())
+
+        async def main():
+            await kept[0].__anext__()
+            if is_waiting:
+                kept.append(asyncio.ensure_future(kept[0].__anext__()))
+                await asyncio.sleep(0)
+
+        kept = [body()]
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)  # it says that a task is still pending
+        loop.run_until_complete(main())
+        loop.close()
+        with session_scope("other"):
+            del loop
+            kept.clear()
+            gc.collect()
+            assert current_session_id() == "other"
+        # As without the decorator, Python does not run it at all for a generator at a yield.
+        assert seen == (["body"] if is_waiting else [])
+
     def test_the_event_loop_sees_the_wrapper_alone(self):
         """It closes at its end all that it has seen, in any order, and so the body's own."""
         seen = []
