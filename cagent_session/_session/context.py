@@ -1,4 +1,4 @@
-"""Which session am I in? Scopes say it for the code that they cover, and for nothing else."""
+"""Open a session for a block of code or a function, and ask which session is current."""
 
 from __future__ import annotations
 
@@ -32,17 +32,24 @@ __all__ = [
     "session_scope",
 ]
 
-_UNSET: Any = object()
-
 _ID = TypeVar("_ID")
 _Decorated = TypeVar(
     "_Decorated",
     bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]",
 )
 
+if sys.version_info >= (3, 14):
+    from annotationlib import Format
+
+    # Annotations may name what is imported for type checkers alone, or defined later. FORWARDREF
+    # does not fail on such names; the default does.
+    _signature = functools.partial(inspect.signature, annotation_format=Format.FORWARDREF)
+else:
+    _signature = inspect.signature
+
 
 def current_session_id() -> str | None:
-    """The ID of the session that is running this code, or ``None`` outside every scope.
+    """Return the ID of the session that is running this code, or ``None`` outside every scope.
 
     >>> with session_scope("s1"):
     ...     current_session_id()
@@ -52,7 +59,7 @@ def current_session_id() -> str | None:
 
 
 def parent_session_id() -> str | None:
-    """The parent of the session that is running this code, or ``None`` if it has none.
+    """Return the parent of the session that is running this code, or ``None`` if it has none.
 
     >>> with session_scope("main"), session_scope("sub-agent"):
     ...     parent_session_id()
@@ -73,15 +80,29 @@ def root_session_id() -> str | None:
     return current_lineage().root
 
 
-class _Scope(Generic[_ID]):
-    """What the two kinds of scope share: entering, leaving and decorating.
+class _Default:
+    """The default of an argument, shown in ``help()`` by what it stands for."""
 
-    A scope keeps nothing about its entries in itself, so that one object can be entered many
+    def __init__(self, stands_for: str) -> None:
+        self._stands_for = stands_for
+
+    def __repr__(self) -> str:
+        return f"<{self._stands_for}>"
+
+
+_FRESH: Any = _Default("a fresh UUID4")
+_INFERRED: Any = _Default("the session outside")
+
+
+class _Scope(Generic[_ID]):
+    """Base class of :class:`session_scope` and :class:`no_session`.
+
+    A scope stores nothing about its entries in itself. One object can therefore be entered many
     times, inside itself, and from many threads at once.
     """
 
     def lineage_in(self, outside: Lineage) -> Lineage:
-        """The session to enter, and its ancestors, coming from ``outside``."""
+        """Return the lineage to enter from the scope ``outside``."""
         raise NotImplementedError
 
     def __enter__(self) -> _ID:
@@ -97,12 +118,12 @@ class _Scope(Generic[_ID]):
 
 
 class session_scope(_Scope[str]):
-    """Bind a session ID to the code of a ``with`` block, or of every call of a function.
+    """Run a ``with`` block, or every call of a decorated function, in a session.
 
     :param session_id: 1 to 256 visible ASCII characters. Left out, every entry gets a fresh
         UUID4. ``None`` is refused: a missing ID must not turn into a random one.
-    :param parent: the ID of the session that this one works for. Left out, it is the session
-        that the scope is entered in; the current session and its ancestors keep the parent that
+    :param parent: the ID of the session that this one works for. Left out, it is the session in
+        which the scope is entered; the current session and its ancestors keep the parent that
         they have.
     :raises TypeError: at once, for anything but a ``str``.
     :raises InvalidSessionID: on entering the scope, for an ID that cannot be sent.
@@ -115,23 +136,28 @@ class session_scope(_Scope[str]):
         @session_scope()            # a session of its own for every call
         def handle(job): ...
 
-    Functions, methods, generator functions, ``async def`` and async generators can be
-    decorated. Of a generator the decorator covers the body: while it is suspended at a
-    ``yield``, the caller is in its own session again. A bare ``with session_scope(...)``
-    around a ``yield`` cannot do that, as no context variable can: it leaks into the caller
-    until the generator goes on. Decorate the generator function instead.
+    Functions, methods, generator functions, ``async def`` and async generators can be decorated.
+    A decorated generator runs its body in the session. While it is suspended at a ``yield``, its
+    caller is in the caller's own session. A ``with session_scope(...)`` around a ``yield`` cannot
+    do that: it leaks into the caller until the generator continues, as every context variable does
+    in Python. Decorate the generator function instead.
     """
 
     _are_checked = False
 
-    def __init__(self, session_id: str = _UNSET, *, parent: str = _UNSET) -> None:
-        if callable(session_id):
-            raise TypeError('write @session_scope() or @session_scope("..."), with parentheses')
-        for what, value in (("session ID", session_id), ("parent session ID", parent)):
-            if value is not _UNSET and not isinstance(value, str):
-                raise TypeError(f"{what} must be a str, not {type(value).__name__}")
-        self._session_id = None if session_id is _UNSET else session_id
-        self._parent = None if parent is _UNSET else parent
+    def __init__(self, session_id: str = _FRESH, *, parent: str = _INFERRED) -> None:
+        if session_id is not _FRESH and not isinstance(session_id, str):
+            raise TypeError(
+                f"session ID must be a str, not {type(session_id).__name__}: "
+                + _remedy(session_id, "session_scope() for a fresh ID, or no_session() for none")
+            )
+        if parent is not _INFERRED and not isinstance(parent, str):
+            raise TypeError(
+                f"parent session ID must be a str, not {type(parent).__name__}: "
+                + _remedy(parent, "no parent= to have it inferred")
+            )
+        self._session_id = None if session_id is _FRESH else session_id
+        self._parent = None if parent is _INFERRED else parent
 
     def lineage_in(self, outside: Lineage) -> Lineage:
         if not self._are_checked:
@@ -154,13 +180,24 @@ class session_scope(_Scope[str]):
         return f"session_scope({', '.join(given)})"
 
 
+def _remedy(value: object, for_none: str) -> str:
+    if value is None:
+        return f"write {for_none}"
+    if callable(value):
+        return 'as a decorator, write @session_scope() or @session_scope("..."), with parentheses'
+    return "decode it first" if isinstance(value, bytes) else "pass str(...) of it"
+
+
 class no_session(_Scope[None]):
-    """The opposite of :class:`session_scope`: no session is current inside.
+    """Run a ``with`` block, or every call of a decorated function, outside every session.
+
+    Requests to a gateway are then sent without a session, and without the warning that a forgotten
+    scope gets.
 
     ::
 
         with no_session():
-            report_health()         # is nobody's bill
+            report_health()         # not billed to any session
 
         @no_session()
         def report_health(): ...
@@ -178,11 +215,13 @@ class no_session(_Scope[None]):
 
 
 def session_from(name: str) -> Callable[[_Decorated], _Decorated]:
-    """Decorate a function one of whose arguments says which session it works for.
+    """Decorate a function so that each call runs in the session that an argument names.
 
-    :param name: a parameter's name, with dots for attributes of its value.
+    :param name: the name of a parameter whose value is the session ID, or a parameter and
+        attributes of its value, separated by dots.
     :raises TypeError: on decorating, if the function has no such parameter; on calling, if the
         value found is not a ``str``.
+    :raises AttributeError: on calling, if the value has no such attribute.
     :raises InvalidSessionID: on calling, if the value cannot be sent.
 
     ::
@@ -210,7 +249,7 @@ def session_from(name: str) -> Callable[[_Decorated], _Decorated]:
 
 
 class _SessionOfArgument:
-    """The scopes for a call of ``fn`` one of whose arguments says which session it works for."""
+    """Find the session of a call of ``fn`` in its arguments, and give the scopes for the call."""
 
     def __init__(self, fn: Callable[..., Any], name: str) -> None:
         self._fn = fn
@@ -219,7 +258,7 @@ class _SessionOfArgument:
         self._attribute = attrgetter(path) if path else None
         self._called = called = getattr(fn, "__qualname__", type(fn).__qualname__)
         try:
-            parameters = inspect.signature(fn).parameters
+            parameters = _signature(fn).parameters
         except ValueError:
             raise TypeError(f"{called} has no signature to find {name!r} in") from None
         found = parameters.get(self._parameter)
@@ -237,9 +276,15 @@ class _SessionOfArgument:
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ResumableScopes:
         value = self._argument(args, kwargs)
         if self._attribute is not None:
-            value = self._attribute(value)
+            try:
+                value = self._attribute(value)
+            except AttributeError as error:
+                raise AttributeError(f"no {self._name!r} in {self._where()}: {error}") from error
         if not isinstance(value, str):
-            raise TypeError(f"session ID {self._name!r} must be a str, not {type(value).__name__}")
+            raise TypeError(
+                f"session ID {self._name!r} must be a str, not {type(value).__name__}, in "
+                + self._where()
+            )
         return _in_scope(session_scope(value), args, kwargs)
 
     def _argument(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -250,6 +295,9 @@ class _SessionOfArgument:
         if self._is_required:
             raise TypeError(f"{self._called}() missing the argument {self._parameter!r}")
         return self._default
+
+    def _where(self) -> str:
+        return f"argument {self._parameter!r} of {self._called}()"
 
 
 def _in_scope(scope: _Scope[Any], args: Any, kwargs: Any) -> ResumableScopes:

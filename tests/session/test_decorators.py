@@ -110,13 +110,11 @@ class TestFunctions:
 
         class Agent:
             tool = session_scope("a")(Tool())
-            partial = session_scope("b")(functools.partial(Tool(), 1))
             builtin = session_scope("c")(len)
             bound = session_scope("d")(Tool().__call__)
 
         agent = Agent()
         assert agent.tool("x") == (("x",), "a")
-        assert agent.partial(2) == ((1, 2), "b")
         assert agent.builtin("abc") == 3
         assert agent.bound() == ((), "d")
 
@@ -276,10 +274,21 @@ class TestSessionFrom:
         def fn(sess):
             raise AssertionError("must not run")
 
-        with pytest.raises(TypeError, match=r"'sess\.id' must be a str, not NoneType"):
+        with pytest.raises(TypeError, match=r"'sess\.id' must be a str, not NoneType, in argument"):
             fn(types.SimpleNamespace(id=None))
         with pytest.raises(InvalidSessionID):
             fn(types.SimpleNamespace(id=""))
+
+    @pytest.mark.parametrize("value", [None, types.SimpleNamespace(id=None)])
+    def test_errors_name_the_argument_and_the_function(self, value):
+        @session_from("sess.id")
+        def fn(sess): ...
+
+        with pytest.raises(
+            (AttributeError, TypeError), match=r"argument 'sess' of .*fn\(\)"
+        ) as error:
+            fn(value)
+        assert "'sess.id'" in str(error.value)
 
     def test_generators_and_coroutines(self):
         @session_from("session_id")
