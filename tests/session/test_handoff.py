@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import importlib
 import inspect
 import logging
 import multiprocessing
+import operator
 import os
 import pickle
 import subprocess
@@ -52,6 +54,11 @@ def work_then_see(number):
 
 def fail():
     raise KeyError(current_session_id())
+
+
+with_buffersize = pytest.mark.skipif(
+    sys.version_info < (3, 14), reason="Executor.map() has no buffersize"
+)
 
 
 class TestBindSession:
@@ -289,6 +296,18 @@ class TestThreads:
             assert three.result() == ("b",)
             assert four.result() == (None,)
 
+    @with_buffersize
+    def test_map_with_a_buffer_binds_at_the_call(self):
+        with SessionThreadPoolExecutor(2) as pool:
+            with session_scope("a"):
+                other.set("a's")
+                results = pool.map(
+                    lambda number: (*see(number), other.get()), range(9), buffersize=2
+                )
+            with session_scope("b"):
+                other.set("b's")
+                assert list(results) == [("a", number, "a's") for number in range(9)]
+
     def test_it_carries_the_whole_context(self):
         other.set("traced")
         with SessionThreadPoolExecutor(1) as pool:
@@ -359,6 +378,14 @@ class TestProcesses:
             assert three.result(60) == "b"
             assert pool.submit(see).result(60) == (None,)
 
+    @with_buffersize
+    def test_map_with_a_buffer_binds_at_the_call(self, start):
+        with SessionProcessPoolExecutor(1, mp_context=start) as pool:
+            with session_scope("a"):
+                results = pool.map(see, range(4), buffersize=1)
+            with session_scope("b"):
+                assert list(results) == [("a", number) for number in range(4)]
+
     def test_a_plain_pool_with_bound_functions(self, start):
         with ProcessPoolExecutor(1, mp_context=start) as pool:
             with session_scope("a"):
@@ -392,6 +419,39 @@ class TestProcesses:
                 pool.submit(fail).result(60)
             with no_session():
                 assert pool.submit(see).result(60) == (None,)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="there are no interpreter pools")
+class TestInterpreters:
+    def test_the_executor_binds_at_the_call(self):
+        from cagent_session._session.interpreters import SessionInterpreterPoolExecutor
+
+        with SessionInterpreterPoolExecutor(1) as pool:
+            with session_scope("a"):
+                one = pool.submit(current_session_id)
+                two = pool.map(operator.call, [current_session_id] * 2)
+                three = pool.map(operator.call, [current_session_id] * 3, buffersize=1)
+            with session_scope("main"), session_scope("b"):
+                four = pool.submit(parent_session_id)
+                assert list(three) == ["a"] * 3
+            assert one.result() == "a"
+            assert list(two) == ["a"] * 2
+            assert four.result() == "main"
+            assert pool.submit(current_session_id).result() is None
+
+    def test_bound_function_keeps_its_session_in_a_plain_pool(self):
+        from concurrent.futures import InterpreterPoolExecutor
+
+        with InterpreterPoolExecutor(1) as pool:
+            with session_scope("a"):
+                assert pool.submit(bind_session(current_session_id)).result() == "a"
+            assert pool.submit(current_session_id).result() is None
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="there are interpreter pools")
+def test_interpreter_pools_of_an_old_python_are_an_import_error():
+    with pytest.raises(ImportError, match=r"needs Python 3\.14 or later"):
+        importlib.import_module("cagent_session._session.interpreters")
 
 
 def _put(results):
