@@ -25,21 +25,23 @@ def patch(
     A wrapper of wrapt or OpenTelemetry stays outermost and gets the replacement in place of the
     original: outside the wrapper, the replacement would keep the other library from removing it.
 
-    :param owner: the class in which the method is defined.
+    :param owner: the class to patch. A method that it inherits is defined on it; the base class and
+        its other subclasses keep theirs.
     :param make_patch: called with the original method and ``arguments``; returns the replacement.
     :param by: the function to call again if another library takes the replacement away, for a
         warning in the log ``cagent_session``. Without it there is no warning.
     """
+    is_inherited = name not in vars(owner)
     holder: Any = owner
-    attribute, method = name, vars(owner)[name]
+    attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
     # Also true of a wrapper made with functools.wraps around a patch of ours.
     if getattr(method, _IS_PATCH, False) is True:
         return
     # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
     while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
         holder, attribute, method = method, "__wrapped__", method.__wrapped__
-    is_original = getattr(method, "__globals__", None) is owner.__init__.__globals__  # type: ignore[misc]
-    if by and not is_original:
+    is_librarys_own = getattr(method, "__globals__", None) is vars(owner)["__init__"].__globals__
+    if by and not (is_librarys_own or is_inherited):
         _log.warning(
             "%s.%s is not the library's own, but %r: when that is taken back, %s has to be called "
             "again",
@@ -53,3 +55,13 @@ def patch(
     patched = functools.wraps(method)(make_patch(method, *arguments))
     setattr(patched, _IS_PATCH, True)
     setattr(holder, attribute, patched)
+
+
+def _inherited(owner: type, name: str) -> Any:
+    """Return a method for ``owner`` that calls the one of its base class."""
+
+    @functools.wraps(getattr(owner, name))
+    def inherited(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(super(owner, self), name)(*args, **kwargs)
+
+    return inherited

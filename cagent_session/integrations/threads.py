@@ -1,0 +1,137 @@
+"""Thread pools of other code: each call runs in the session that submitted it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
+from typing import Any
+
+from .._patching import patch
+from .._session.handoff import bind_call
+
+# This is a ThreadPoolExecutor, too, but it pickles its calls for other interpreters. What
+# bind_call() returns cannot be pickled.
+_INTERPRETER_POOLS: tuple[type, ...] = ()
+if sys.version_info >= (3, 14):
+    from concurrent.futures import InterpreterPoolExecutor
+
+    _INTERPRETER_POOLS = (InterpreterPoolExecutor,)
+
+_is_on = False
+_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it when this process was forked
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class Carrying:
+    """A context manager that restores, at its end, what was in force before the call."""
+
+    def __init__(self, before: bool) -> None:
+        self._before = before
+
+    def __enter__(self) -> Carrying:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        _switch(self._before)
+
+
+def carry_session() -> Carrying:
+    """Run each call in a thread pool of this process in the session that submitted it.
+
+    This does what :func:`~cagent_session.bind_session` does, for pools in code that you cannot
+    change: agent frameworks, SDKs, ``loop.run_in_executor``. It covers ``submit`` and ``map`` of
+    every ``ThreadPoolExecutor``, and the calls and callbacks of every
+    ``multiprocessing.pool.ThreadPool``. A call that is submitted outside every session runs in
+    none.
+
+    :returns: a context manager that restores what was in force before. Ignore it to carry the
+        session for the life of the process.
+
+    ::
+
+        carry_session()
+
+        with carry_session():
+            run_agent()
+
+    ``threading.Thread`` is left alone: a thread that lives on would keep the session of the code
+    that started it. The same holds for an endless loop that is submitted to a pool; submit it in
+    ``no_session()``. Pools of processes and interpreters are left alone, too: see
+    :class:`~cagent_session.SessionProcessPoolExecutor`.
+    """
+    with _lock:
+        patch(ThreadPoolExecutor, "submit", _carry_submit, by="carry_session()")
+        if sys.version_info >= (3, 14):
+            patch(ThreadPoolExecutor, "map", _carry_map, by="carry_session()")
+        # Pool defines these for processes as well, so they are patched on ThreadPool alone.
+        for name in ("map", "starmap", "imap", "imap_unordered"):
+            patch(ThreadPool, name, _carry_pool_call, by="carry_session()")
+        for name in ("apply_async", "map_async", "starmap_async"):
+            patch(ThreadPool, name, _carry_pool_call_with_callbacks, by="carry_session()")
+    return Carrying(_switch(True))
+
+
+def _switch(is_on: bool) -> bool:
+    """Switch the patches on or off, and return what was in force before."""
+    global _is_on
+    with _lock:
+        before, _is_on = _is_on, is_on
+    return before
+
+
+def _bound(fn: Any) -> Any:
+    return bind_call(fn) if callable(fn) else fn  # the pool raises its own error for the rest
+
+
+def _carry_submit(original: Any) -> Any:
+    def submit(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if _is_on and not isinstance(self, _INTERPRETER_POOLS):
+            fn = _bound(fn)
+        return original.__get__(self, type(self))(fn, *args, **kwargs)
+
+    return submit
+
+
+def _carry_map(original: Any) -> Any:
+    def map(self: Any, fn: Any, *iterables: Any, **options: Any) -> Any:
+        # map() calls submit(), at once but for buffersize: then most calls are submitted when a
+        # result is taken, and perhaps in another session.
+        is_late = options.get("buffersize") is not None
+        if _is_on and is_late and not isinstance(self, _INTERPRETER_POOLS):
+            fn = _bound(fn)
+        return original.__get__(self, type(self))(fn, *iterables, **options)
+
+    return map
+
+
+def _carry_pool_call(original: Any) -> Any:
+    def method(self: Any, func: Any, *args: Any, **options: Any) -> Any:
+        if _is_on:
+            func = _bound(func)
+        return original.__get__(self, type(self))(func, *args, **options)
+
+    return method
+
+
+def _carry_pool_call_with_callbacks(original: Any) -> Any:
+    def method(self: Any, func: Any, *args: Any, **options: Any) -> Any:
+        if _is_on:
+            func = _bound(func)
+            # After two further arguments come callback and error_callback.
+            args = (*args[:2], *map(_bound, args[2:]))
+            for name in {"callback", "error_callback"} & options.keys():
+                options[name] = _bound(options[name])
+        return original.__get__(self, type(self))(func, *args, **options)
+
+    return method
