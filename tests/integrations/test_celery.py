@@ -46,7 +46,7 @@ def worker(request, tasks, tmp_path_factory):
     command = [sys.executable, "-m", "celery", "-A", "celery_app", "worker", "--loglevel=INFO"]
     command += [f"--pool={request.param}", "--concurrency=1", "--without-mingle"]
     command += ["--without-gossip"]
-    environment = os.environ | {"PYTHONWARNINGS": "default"}  # its warnings are Celery's affair
+    environment = os.environ | {"PYTHONWARNINGS": "default"}  # Celery's own warnings
     with running(command, log, cwd=Path(__file__).parent, env=environment):
         # The first answer says that it is ready.
         assert value_of(tasks.see.delay(), log) is None

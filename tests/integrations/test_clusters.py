@@ -23,7 +23,7 @@ FORWARD = "https://api.openai.com/v1"
 
 @pytest.fixture(autouse=True)
 def _their_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the worker processes of an engine warn of is the engine's affair."""
+    """The warnings of an engine's processes are not about this package."""
     monkeypatch.setenv("PYTHONWARNINGS", "default")
 
 

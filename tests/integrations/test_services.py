@@ -157,13 +157,13 @@ class TestTheServiceOfThePage:
             assert get("/", X_Forwarded_For="10.0.0.7") == "10.0.0.7"
 
 
-def bare():
+def plain_with():
     with session_scope("inner"):
         for _ in range(3):
             yield f"{current_session_id()} "
 
 
-async def bare_async():
+async def plain_with_async():
     with session_scope("inner"):
         for _ in range(3):
             yield f"{current_session_id()} "
@@ -233,8 +233,8 @@ class TestFastAPI:
             ("/async-dependency/background", in_background_of_a_dependency, [async_dependency]),
             ("/stream", lambda: StreamingResponse(plain()), ()),
             ("/async-dependency/stream", lambda: StreamingResponse(plain()), [async_dependency]),
-            ("/stream/bare", lambda: StreamingResponse(bare()), ()),
-            ("/stream/bare-async", lambda: StreamingResponse(bare_async()), ()),
+            ("/stream/plain-with", lambda: StreamingResponse(plain_with()), ()),
+            ("/stream/plain-with-async", lambda: StreamingResponse(plain_with_async()), ()),
             ("/fails", fail, ()),
         ):
             api.get(route, dependencies=[*map(Depends, dependencies)])(endpoint)
@@ -276,8 +276,8 @@ class TestFastAPI:
         assert get("/stream", "s1").split() == ["s1"] * 3
 
     def test_a_plain_with_lasts_in_an_async_generator_and_not_in_a_sync_one(self, get):
-        assert get("/stream/bare", "s1").split() == ["inner", "s1", "s1"]
-        assert get("/stream/bare-async", "s1").split() == ["inner"] * 3
+        assert get("/stream/plain-with", "s1").split() == ["inner", "s1", "s1"]
+        assert get("/stream/plain-with-async", "s1").split() == ["inner"] * 3
 
     def test_the_handler_of_status_500_is_in_the_session(self, get):
         assert get("/fails", "s1") == "s1"
@@ -343,9 +343,9 @@ class TestFlask:
         assert seen == ["s1"]
 
     def test_a_plain_with_lasts_in_a_generator(self, app):
-        app.get("/bare")(bare)
+        app.get("/plain-with")(plain_with)
         with served(services.waitress, app) as get:
-            assert get("/bare", "s1").split() == ["inner"] * 3
+            assert get("/plain-with", "s1").split() == ["inner"] * 3
             assert get("/summaries", None, "POST") == "None"
 
 
@@ -379,8 +379,8 @@ class TestDjango:
             path("chats/<session_id>/stream", page["stream_chat"]),
             path("async", see),
             path("leak", leak),
-            path("bare", lambda request: StreamingHttpResponse(bare())),
-            path("bare-async", lambda request: StreamingHttpResponse(bare_async())),
+            path("plain-with", lambda request: StreamingHttpResponse(plain_with())),
+            path("plain-with-async", lambda request: StreamingHttpResponse(plain_with_async())),
             path("plain", lambda request: StreamingHttpResponse(plain())),
         ]
         monkeypatch.setitem(sys.modules, name, urls)
@@ -419,7 +419,7 @@ class TestDjango:
     def test_a_streamed_response_is_in_the_session_of_the_request(self, get):
         assert get("/plain", "s1").split() == ["s1"] * 3
 
-    @pytest.mark.parametrize("path", ["/bare", "/bare-async"])
+    @pytest.mark.parametrize("path", ["/plain-with", "/plain-with-async"])
     def test_a_plain_with_lasts_in_a_generator(self, get, path):
         assert get(path, "s1").split() == ["inner"] * 3
         assert get("/summaries") == "None"

@@ -70,7 +70,7 @@ def test_the_middleware_of_the_page(actors, told, tmp_path):
             (actors.publish.message("piped") | actors.see.message("pipe")).run()
             actors.see.send_with_options(args=("skipped",), max_age=-1)
             with no_session():
-                actors.see.send("nobody")
+                actors.see.send("outside")
         expected += [
             ["delayed", "s1", "main", "main"],
             ["async", "s1", "main", "main"],
@@ -81,7 +81,7 @@ def test_the_middleware_of_the_page(actors, told, tmp_path):
             ["piped-same", "s1", "main", "main"],
             ["piped-inner", "inner", "s1", "main"],
             ["pipe", "s1", "main", "main"],
-            ["nobody", *OUTSIDE],
+            ["outside", *OUTSIDE],
         ]
         found = told(len(expected), worker, tmp_path / "log")
         between = set(actors.redis.lrange("between", 0, -1))

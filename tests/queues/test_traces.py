@@ -155,7 +155,7 @@ def test_phoenix_shows_our_sessions(shown, client, provider, recording_gateway):
             stream = ask(client, stream=True, stream_options={"include_usage": True})
             with tracer.start_as_current_span("turn"), SessionThreadPoolExecutor() as pool:
                 list(pool.map(lambda _: ask(client), range(3)))
-        with session_scope("of-whoever-reads"):
+        with session_scope("of-the-reader"):
             for _ in stream:
                 pass
     found = shown(12)

@@ -8,37 +8,37 @@ import subprocess
 import sys
 from pathlib import Path
 
-NOBODY = [None, None]
+OUTSIDE = [None, None]
 DRIVEN = [["steps", None], ["inner", "steps"], ["steps", None]]
 DRIVEN_BOUND = [["steps", "caller"], ["inner", "steps"], ["steps", "caller"]]
 
 EVERYWHERE = {
-    "bare": NOBODY,
+    "plain": OUTSIDE,
     "scoped": ["scope", None],
     "fresh": [36, None],
     "by_argument": ["argument", None],
     "by_attribute": ["job", None],
-    "outside": NOBODY,
-    "driven": [[step, NOBODY] for step in DRIVEN],
-    "driven_async": [[["argument", None], NOBODY]] * 2,
+    "outside": OUTSIDE,
+    "driven": [[step, OUTSIDE] for step in DRIVEN],
+    "driven_async": [[["argument", None], OUTSIDE]] * 2,
     "method": ["self", None],
     "bound": ["caller", "main"],
     "bound_scoped": ["scope", "caller"],
-    "bound_outside": NOBODY,
+    "bound_outside": OUTSIDE,
     "bound_method": ["self", "caller"],
-    "driven_bound": [[step, NOBODY] for step in DRIVEN_BOUND],
-    "bare_again": NOBODY,
+    "driven_bound": [[step, OUTSIDE] for step in DRIVEN_BOUND],
+    "plain_again": OUTSIDE,
 }
 ACTORS = {
     "actor": {
         "step": ["self", None],
-        "report": NOBODY,
+        "report": OUTSIDE,
         "of_class": ["class", None],
         "static": ["static", None],
-        "bare": NOBODY,
+        "plain": OUTSIDE,
     },
-    "async_actor": {"step": ["self", None], "bare": NOBODY},
-    "bare_after_all": NOBODY,
+    "async_actor": {"step": ["self", None], "plain": OUTSIDE},
+    "plain_after_all": OUTSIDE,
 }
 COROUTINES = {"coroutine": ["coroutine", None], "bound_coroutine": ["coroutine", "caller"]}
 STREAMS = {
@@ -56,7 +56,7 @@ def run_in_main(engine: str, **environment: str) -> dict[str, object]:
         check=True,
         stdout=subprocess.PIPE,
         timeout=200,
-        # What the processes of an engine warn of is the engine's affair.
+        # The warnings of an engine's processes are not about this package.
         env=os.environ | {"PYTHONWARNINGS": "default"} | environment,
     )
     return json.loads(finished.stdout)

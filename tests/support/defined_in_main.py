@@ -77,7 +77,7 @@ class Agent:
     def __init__(self, session_id):
         self.session_id = session_id
 
-    def bare(self):
+    def plain(self):
         return seen()
 
     @session_from("self.session_id")
@@ -108,7 +108,7 @@ class AsyncAgent:
     def __init__(self, session_id):
         self.session_id = session_id
 
-    async def bare(self):
+    async def plain(self):
         return seen()
 
     @session_from("self.session_id")
@@ -141,7 +141,7 @@ def call(fn, *args, **kwargs):
 
 def what_all_take(submit):
     return {
-        "bare": submit(seen),
+        "plain": submit(seen),
         "scoped": submit(scoped),
         "fresh": submit(fresh),
         "by_argument": submit(by_argument, "argument"),
@@ -155,7 +155,7 @@ def what_all_take(submit):
         "bound_outside": submit(bind_session(outside)),
         "bound_method": submit(bind_session(Agent("self").step)),
         "driven_bound": submit(drive, bind_session(steps)),
-        "bare_again": submit(seen),
+        "plain_again": submit(seen),
     }
 
 
@@ -181,7 +181,7 @@ def dask():
         found["actor"] = actor(agent, result)
         agent = result(client.submit(AsyncAgent, "self", actor=True))
         found["async_actor"] = async_actor(agent, result)
-        found["bare_after_all"] = submit(seen)
+        found["plain_after_all"] = submit(seen)
     return found
 
 
@@ -217,7 +217,7 @@ def ray():
         agent = ray.remote(AsyncAgent).options(num_cpus=0).remote("self")
         found["async_actor"] = async_actor(Remote(agent), ray.get)
         found["async_actor_steps"] = list(map(ray.get, agent.steps.remote()))
-        found["bare_after_all"] = submit(seen)
+        found["plain_after_all"] = submit(seen)
         ray.shutdown()
     return found
 
@@ -238,12 +238,12 @@ def actor(agent, result):
         "report": result(agent.report()),
         "of_class": result(agent.of_class()),
         "static": result(agent.static()),
-        "bare": result(agent.bare()),
+        "plain": result(agent.plain()),
     }
 
 
 def async_actor(agent, result):
-    return {"step": result(agent.step()), "bare": result(agent.bare())}
+    return {"step": result(agent.step()), "plain": result(agent.plain())}
 
 
 if __name__ == "__main__":
