@@ -247,13 +247,13 @@ class TestSessionMiddleware:
         call_asgi(app, client="me")
         assert seen == ["s1", None, None]
 
-    def test_websockets_and_everything_else(self, inner, seen):
+    def test_websockets_are_in_the_session_and_the_lifespan_is_not(self, inner, seen):
         app = SessionMiddleware(inner)
         call_asgi(app, b"s1", type="websocket")
         call_asgi(app, b"s1", type="lifespan")
         assert seen == ["s1", None]
 
-    def test_driven_by_hand_its_session_is_not_current_between_the_steps(self):
+    def test_session_is_not_current_between_the_steps_of_a_server_that_drives_by_hand(self):
         """As a server may that drives the coroutines of several requests itself."""
 
         @types.coroutine
@@ -288,7 +288,7 @@ class TestSessionMiddleware:
                 assert current_session_id() == "of-the-server"
         assert [scope["seen"] for scope in scopes] == [["s1", "inner"] * 2, ["s2", "inner"] * 2]
 
-    def test_awaited_directly_it_leaves_nothing_behind(self):
+    def test_scope_left_open_by_the_application_ends_with_the_request(self):
         async def leaking(scope, receive, send):
             session_scope("leaked").__enter__()
 

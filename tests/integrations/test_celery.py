@@ -82,8 +82,8 @@ def clean(value, tasks):
 
 
 @pytest.mark.usefixtures("clean")
-class TestAWorker:
-    def test_runs_a_task_in_the_session_that_published_it(self, value, tasks, recording_gateway):
+class TestWorker:
+    def test_task_runs_in_the_session_that_published_it(self, value, tasks, recording_gateway):
         results = []
         for number in range(20):
             with session_scope(f"s{number}"):
@@ -93,33 +93,35 @@ class TestAWorker:
         arrived = {(request.path, request.session_id) for request in recording_gateway.requests}
         assert arrived == {(f"/s{number}", f"s{number}") for number in range(20)}
 
-    def test_runs_a_task_from_outside_in_none(self, value, tasks, recording_gateway):
+    def test_task_published_outside_every_session_runs_in_none(
+        self, value, tasks, recording_gateway
+    ):
         assert value(tasks.call.delay(recording_gateway.url, "x")) is None
         assert recording_gateway.requests[0].session_id is None
 
-    def test_by_name(self, value, tasks):
+    def test_task_sent_by_name_runs_in_its_session(self, value, tasks):
         with session_scope("s1"):
             assert value(tasks.app.send_task("celery_app.see")) == "s1"
         assert value(tasks.app.send_task("celery_app.see")) is None
 
-    def test_that_fails(self, value, tasks):
+    def test_failing_task_runs_in_its_session(self, value, tasks):
         with session_scope("s1"):
             result = tasks.fail.delay()
         with pytest.raises(KeyError, match="s1"):
             value(result)
 
-    def test_that_is_retried(self, value, tasks):
+    def test_retries_stay_in_the_session(self, value, tasks):
         with session_scope("s1"):
             result = tasks.retry.delay()
         assert value(result) == ["s1", 2]
         assert value(tasks.retry.delay()) == [None, 2]
 
-    def test_that_is_retried_outside_its_session(self, value, tasks):
+    def test_retry_published_outside_the_session_runs_in_none(self, value, tasks):
         with session_scope("s1"):
             result = tasks.retry_outside.delay()
         assert value(result) is None
 
-    def test_chains_groups_and_chords(self, value, tasks):
+    def test_chains_groups_and_chords_stay_in_the_session(self, value, tasks):
         with session_scope("s1"):
             in_a_row = celery.chain(tasks.see.s(), tasks.see.s(), tasks.see.s()).apply_async()
             at_once = celery.group(tasks.see.s() for _ in range(4)).apply_async()
@@ -131,12 +133,12 @@ class TestAWorker:
         assert value(joined) == ["s1"] * 3
         assert value(outside) is None
 
-    def test_that_publishes(self, value, tasks):
+    def test_tasks_published_by_a_task_run_in_its_scopes(self, value, tasks):
         with session_scope("s1"):
             inner = value(tasks.publish.delay(1))
         assert value(celery.result.AsyncResult(inner, app=tasks.app)) == ["inner", "s1", "s1"]
 
-    def test_carries_parent_and_root(self, value, tasks):
+    def test_parent_and_root_are_carried(self, value, tasks):
         with session_scope("main"):
             in_main = tasks.see_family.delay()
             with session_scope("sub"):
@@ -151,40 +153,40 @@ class TestAWorker:
         assert value(named) == ["s1", "named", "named"]
         assert value(tasks.see_family.delay()) == [None, None, None]
 
-    def test_carries_them_over_a_task_that_publishes(self, value, tasks):
+    def test_root_is_carried_over_a_task_that_publishes(self, value, tasks):
         with session_scope("main"), session_scope("sub"), session_scope("leaf"):
             inner = value(tasks.publish.delay(0))
         result = celery.result.AsyncResult(inner, app=tasks.app)
         assert value(result) == ["inner", "leaf", "main"]
 
-    def test_that_leaks(self, value, tasks):
+    def test_scope_left_open_by_a_task_ends_with_it(self, value, tasks):
         with session_scope("s1"):
             value(tasks.leak.delay())
             with pytest.raises(KeyError):
                 value(tasks.leak_and_fail.delay())
         # The fixture looks whether it stayed behind.
 
-    def test_calls_errbacks_in_the_session_of_the_task(self, tasks, told):
+    def test_errbacks_run_in_the_session_of_the_task(self, tasks, told):
         with session_scope("main"), session_scope("s1"):
             result = tasks.fail.apply_async(link_error=[tasks.errback.s(), tasks.errback_of.s()])
         outside = tasks.fail.apply_async(link_error=[tasks.errback.s(), tasks.errback_of.s()])
         assert told(result, 2) == [["KeyError", "s1", "main"], ["old", "s1", "main"]]
         assert told(outside, 2) == [["KeyError", None, None], ["old", None, None]]
 
-    def test_calls_errbacks_of_a_chord_whose_parts_were_never_run(self, tasks, told):
+    def test_errbacks_of_a_chord_with_expired_parts_run_in_its_session(self, tasks, told):
         late = tasks.see.s().set(expires=-1)
         body = tasks.collect.s().on_error(tasks.errback_of.s())
         with session_scope("main"), session_scope("s1"):
             result = celery.chord([late, late], body).apply_async()
         assert told(result, 1) == [["ChordError", "s1", "main"]]
 
-    def test_goes_on_after_a_task_that_it_does_not_know(self, value, tasks):
+    def test_worker_is_clean_after_an_unregistered_task(self, value, tasks):
         with session_scope("s1"):
             result = tasks.app.send_task("celery_app.unheard_of")
         with pytest.raises(celery.exceptions.NotRegistered):
             value(result)
 
-    def test_a_malformed_session_in_a_message(self, value, redis):
+    def test_malformed_values_in_a_message_are_ignored(self, value, redis):
         from celery import Celery
 
         with Celery("stranger", broker=redis, backend=redis, set_as_current=False) as stranger:
@@ -207,7 +209,7 @@ class TestAWorker:
 
 @pytest.mark.usefixtures("clean")
 @pytest.mark.parametrize("worker", ["prefork"], indirect=True)
-class TestAProcessThatDoesNotComeBack:
+class TestLostProcess:
     """What has to be done for its task is done elsewhere, in the task's session."""
 
     @pytest.mark.parametrize(
@@ -218,19 +220,21 @@ class TestAProcessThatDoesNotComeBack:
             ("lost_late", "WorkerLostError"),
         ],
     )
-    def test_its_errbacks(self, tasks, told, name, error):
+    def test_errbacks_of_a_lost_process_run_in_the_session_of_its_task(
+        self, tasks, told, name, error
+    ):
         task = getattr(tasks, name)
         with session_scope("main"), session_scope("s1"):
             result = task.apply_async(link_error=[tasks.errback.s(), tasks.errback_of.s()])
         assert told(result, 2) == [[error, "s1", "main"], ["old", "s1", "main"]]
 
-    def test_the_hook_of_its_task(self, tasks, told):
+    def test_on_failure_of_a_lost_process_runs_in_the_session_of_its_task(self, tasks, told):
         with session_scope("main"), session_scope("s1"):
             result = tasks.telling.delay()
         assert told(result, 1) == [["on_failure", "s1", "main"]]
 
     @pytest.mark.parametrize("name", ["requeued", "retried"])
-    def test_its_task_that_is_run_again(self, value, tasks, name):
+    def test_task_of_a_lost_process_that_runs_again_is_in_its_session(self, value, tasks, name):
         with session_scope("main"), session_scope("s1"):
             result = getattr(tasks, name).delay(f"runs-{name}")
         assert value(result) == ["s1", "main"]
@@ -244,7 +248,7 @@ class TestEager:
         yield
         tasks.app.conf.task_always_eager = False
 
-    def test_runs_in_the_session_of_the_caller(self, tasks):
+    def test_eager_task_runs_in_the_session_of_the_caller(self, tasks):
         with session_scope("s1"):
             assert tasks.see.delay().get() == "s1"
             tasks.leak.delay()
@@ -255,14 +259,14 @@ class TestEager:
             assert current_session_id() == "s1"
         assert tasks.see.delay().get() is None
 
-    def test_knows_all_ancestors(self, tasks):
+    def test_eager_task_knows_all_ancestors(self, tasks):
         with session_scope("main"), session_scope("sub"), session_scope("leaf"):
             assert tasks.see_family.delay().get() == ("leaf", "sub", "main")
             with session_scope("deep"):
                 assert tasks.parent_inside.delay("sub").get() == "main"
 
 
-def test_other_apps_are_left_alone(tasks, monkeypatch):
+def test_messages_of_other_apps_carry_no_session(tasks, monkeypatch):
     from celery import Celery, signals
 
     from cagent_session.integrations import celery

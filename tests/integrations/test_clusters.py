@@ -67,7 +67,7 @@ def dask():
 
 @pytest.mark.filterwarnings("default")
 class TestDask:
-    def test_many_sessions(self, dask, recording_gateway):
+    def test_thousands_of_tasks_run_in_their_sessions(self, dask, recording_gateway):
         """Thousands of small tasks of many sessions and of none."""
         url = recording_gateway.url
         futures = []
@@ -104,7 +104,7 @@ class TestDask:
 
 
 @pytest.mark.filterwarnings("default")
-def test_joblib(recording_gateway):
+def test_joblib_processes_run_in_the_bound_session(recording_gateway):
     url = recording_gateway.url
     with joblib.parallel_config("loky", n_jobs=2):
         for number in range(3):
@@ -124,11 +124,11 @@ def test_joblib(recording_gateway):
         ("dask", clusters.EVERYWHERE | clusters.COROUTINES | clusters.ACTORS),
     ],
 )
-def test_what_is_decorated_in_main(engine, expected):
+def test_functions_decorated_in_main_run_in_their_sessions(engine, expected):
     assert clusters.run_in_main(engine) == expected
 
 
-def test_requests_futures(recording_gateway):
+def test_requests_futures_send_in_the_session_that_submitted(recording_gateway):
     gateway = Gateway(recording_gateway.url, forward=FORWARD)
     with SessionThreadPoolExecutor(4) as pool, FuturesSession(executor=pool) as http:
         gateway.mount(http)

@@ -51,7 +51,7 @@ def json_handler(stream: io.StringIO, **options) -> logging.Handler:
 
 
 class TestLogging:
-    def test_is_on_every_record(self, logger):
+    def test_session_is_on_every_record(self, logger):
         stream = io.StringIO()
         logger.addHandler(json_handler(stream))
         logger.info("before")
@@ -60,13 +60,13 @@ class TestLogging:
         lines = [json.loads(line) for line in stream.getvalue().splitlines()]
         assert lines == [{"m": "before", "session": "-"}, {"m": "inside", "session": "s1"}]
 
-    def test_another_default(self, logger):
+    def test_default_outside_every_session_can_be_chosen(self, logger):
         stream = io.StringIO()
         logger.addHandler(json_handler(stream, default="none"))
         logger.info("x")
         assert json.loads(stream.getvalue())["session"] == "none"
 
-    def test_a_record_keeps_its_session_over_a_queue(self, logger):
+    def test_record_keeps_its_session_through_a_queue(self, logger):
         stream, records = io.StringIO(), queue.SimpleQueue()
         to_queue = logging.handlers.QueueHandler(records)
         to_queue.addFilter(SessionIDFilter())
@@ -78,7 +78,7 @@ class TestLogging:
         listener.stop()
         assert json.loads(stream.getvalue())["session"] == "s1"
 
-    def test_a_filter_on_the_handler_of_the_listener_is_too_late(self, logger):
+    def test_filter_on_the_handler_of_the_listener_is_too_late(self, logger):
         """Why the page puts it on the QueueHandler."""
         stream, records = io.StringIO(), queue.SimpleQueue()
         logger.addHandler(logging.handlers.QueueHandler(records))
@@ -89,7 +89,7 @@ class TestLogging:
         listener.stop()
         assert json.loads(stream.getvalue())["session"] == "-"
 
-    def test_the_configuration_of_the_page(self, monkeypatch, capsys):
+    def test_logging_configuration_of_the_page_shows_the_session(self, monkeypatch, capsys):
         root = logging.getLogger()
         monkeypatch.setattr(root, "handlers", [])
         monkeypatch.setattr(root, "level", root.level)
@@ -103,7 +103,7 @@ class TestLogging:
 
 
 class TestLoguru:
-    def test_the_patcher_of_the_page(self, capsys):
+    def test_loguru_patcher_of_the_page_shows_the_session(self, capsys):
         (snippet,) = pages.snippets("integrations.md", "loguru")
         try:
             exec(compile(snippet, "page", "exec"), {})
@@ -120,7 +120,7 @@ class TestLoguru:
 
 
 class TestStructlog:
-    def test_is_in_every_event(self):
+    def test_session_is_in_every_event(self):
         stream = io.StringIO()
         log = structlog.wrap_logger(
             structlog.PrintLogger(stream),
@@ -139,7 +139,7 @@ class TestStructlog:
 
 
 class TestOpenTelemetry:
-    def test_is_on_the_spans_that_start_in_it(self, spans):
+    def test_session_is_on_the_spans_that_start_in_it(self, spans):
         tracer = spans.provider.get_tracer("test")
         with tracer.start_as_current_span("outside"), session_scope("s1"):
             with tracer.start_as_current_span("inside"):
@@ -152,7 +152,7 @@ class TestOpenTelemetry:
         by_name = {span.name: span for span in spans.get_finished_spans()}
         assert by_name["thread"].parent.span_id == by_name["outside"].context.span_id
 
-    def test_what_a_span_is_started_with_is_kept(self, spans):
+    def test_attributes_that_a_span_is_started_with_are_kept(self, spans):
         tracer = spans.provider.get_tracer("test")
         with session_scope("s1"):
             for name in ("session.id", "gen_ai.conversation.id"):
@@ -170,7 +170,7 @@ class TestOpenTelemetry:
             "later": {"session.id": "mine", "gen_ai.conversation.id": "s2"},
         }
 
-    def test_its_instrumentation_of_threads_carries_the_span_and_no_session(self, spans):
+    def test_instrumentation_of_threads_carries_the_span_and_no_session(self, spans):
         def see():
             return trace.get_current_span(), current_session_id()
 
@@ -188,7 +188,7 @@ class TestOpenTelemetry:
             ThreadingInstrumentor().uninstrument()
 
     @pytest.mark.parametrize("outermost", [True, False])
-    def test_the_span_of_a_request_has_its_session_if_ours_is_outside(self, spans, outermost):
+    def test_span_of_a_request_has_the_session_if_our_middleware_is_outside(self, spans, outermost):
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b""})
@@ -203,7 +203,9 @@ class TestOpenTelemetry:
         (served,) = (span for span in spans.get_finished_spans() if span.parent is None)
         assert served.attributes.get("session.id") == ("s1" if outermost else None)
 
-    def test_next_to_the_instrumentation_of_requests(self, spans, server: Server):
+    def test_request_has_traceparent_and_session_under_the_instrumentation_of_requests(
+        self, spans, server: Server
+    ):
         RequestsInstrumentor().instrument(tracer_provider=spans.provider)
         try:
             with requests.Session() as http, session_scope("s1"):

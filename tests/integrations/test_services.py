@@ -254,7 +254,7 @@ class TestFastAPI:
     def test_a_scope_in_an_async_dependency_covers_the_endpoint(self, get, path):
         assert get(path, "s1") == "dependency"
 
-    def test_it_covers_background_tasks_and_the_streamed_response(self, get, seen):
+    def test_a_scope_in_an_async_dependency_covers_background_tasks_and_the_stream(self, get, seen):
         assert get("/async-dependency/stream", "s1").split() == ["dependency"] * 3
         get("/async-dependency/background", "s1")
         get("/sync")  # on the same connection: the tasks of the request before have ended
@@ -294,7 +294,7 @@ class TestFastAPI:
             assert get("/fails", "s1") == "None"
         assert seen == ["s1", "s1"]
 
-    def test_with_add_middleware_it_belongs_last(self, api, seen):
+    def test_middleware_added_after_ours_is_in_no_session(self, api, seen):
         api.add_middleware(asgi.SessionMiddleware)
 
         @api.middleware("http")

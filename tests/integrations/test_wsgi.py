@@ -54,7 +54,7 @@ class TestOnWaitress:
                 texts.append(session.get(url, headers=headers, timeout=10).text)
         assert texts == ["s1", "None", "s2", "None"]
 
-    def test_two_sessions_in_one_request_are_none(self, url, caplog):
+    def test_request_with_two_session_headers_is_in_no_session(self, url, caplog):
         """The server joins the headers, and what it makes of them must not be a third session."""
         connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
         connection.putrequest("GET", "/")
@@ -66,7 +66,7 @@ class TestOnWaitress:
         connection.close()
         assert len([record for record in caplog.records if record.name == "cagent_session"]) == 1
 
-    def test_nothing_stays_behind_on_the_threads(self, url):
+    def test_no_session_stays_behind_on_the_threads(self, url):
         with requests.Session() as session:
             for _ in range(4):
                 session.get(url + "/leak", headers={"X-Cagent-Session-Id": "s1"}, timeout=10)
@@ -154,7 +154,7 @@ class TestSessionMiddleware:
         assert call_wsgi(app, REMOTE_ADDR="10.0.0.2", **environ) == [b"None"]
         assert call_wsgi(app, REMOTE_ADDR="10.0.0.2") == [b"None"]
 
-    def test_iterating_and_closing_are_covered_and_the_server_is_not(self):
+    def test_iterating_and_closing_run_in_the_session_and_the_server_does_not(self):
         seen = []
 
         class Body:
@@ -196,7 +196,7 @@ class TestSessionMiddleware:
         assert closed == ["s1"]
 
     @pytest.mark.parametrize("kind", [list, tuple])
-    def test_a_list_that_does_something_of_its_own(self, kind):
+    def test_subclass_of_a_list_is_closed_in_the_session(self, kind):
         seen = []
 
         class Chunks(kind):
@@ -209,12 +209,12 @@ class TestSessionMiddleware:
         body.close()
         assert seen == ["s1"]
 
-    def test_an_iterator_without_close(self):
+    def test_iterator_without_close_is_accepted(self):
         body = call_wsgi(SessionMiddleware(lambda environ, start: iter([b"x"])))
         assert list(body) == [b"x"]
         body.close()
 
-    def test_generators_keep_a_scope_of_their_own(self):
+    def test_scope_of_a_generator_lasts_between_the_chunks(self):
         def app(environ, start):
             with session_scope("inner"):
                 yield current_session_id()
@@ -251,7 +251,7 @@ class TestSessionMiddleware:
             assert current_session_id() == "of-the-server"
         assert ended == [[], [("s1", None)], [("inner", "s1"), ("s1", None)]][steps]
 
-    def test_what_the_application_left_open_is_open_in_its_body(self):
+    def test_scope_left_open_by_the_application_is_open_in_its_body(self):
         def app(environ, start):
             session_scope("inner").__enter__()
             return body()
@@ -263,7 +263,7 @@ class TestSessionMiddleware:
         assert seen == ["inner"]
         assert current_session_id() is None
 
-    def test_files_stay_files(self, tmp_path):
+    def test_file_wrapper_is_passed_on_as_it_is(self, tmp_path):
         (tmp_path / "x").write_bytes(b"content")
         with (tmp_path / "x").open("rb") as file:
             app = SessionMiddleware(lambda environ, start: FileWrapper(file))

@@ -50,7 +50,7 @@ def told(actors):
     actors.redis.flushall()
 
 
-def test_the_middleware_of_the_page(actors, told, tmp_path):
+def test_middleware_of_the_page_carries_session_parent_and_root(actors, told, tmp_path):
     with worker_of(tmp_path) as worker:
         expected = []
         for number in range(10):
@@ -104,7 +104,7 @@ def test_without_the_middleware_a_scope_that_is_left_open_spreads(actors, told, 
     ]
 
 
-def test_a_message_from_elsewhere(actors, told, tmp_path):
+def test_malformed_options_of_a_message_are_ignored(actors, told, tmp_path):
     values = ["not valid", ["s1"], 7, None]
     with worker_of(tmp_path) as worker, session_scope("s1"):
         for value in values:

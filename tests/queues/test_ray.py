@@ -20,7 +20,7 @@ ENVIRONMENT = {
 }
 
 
-def test_what_is_decorated_in_main():
+def test_functions_decorated_in_main_run_in_their_sessions():
     expected = clusters.EVERYWHERE | clusters.ACTORS | clusters.STREAMS
     assert clusters.run_in_main("ray", **ENVIRONMENT) == expected
 
@@ -49,7 +49,7 @@ with tempfile.TemporaryDirectory(prefix="ray") as folder:
 """
 
 
-def test_the_lines_of_the_page(tmp_path):
+def test_task_and_actor_of_the_page_run_in_their_sessions(tmp_path):
     (snippet,) = pages.snippets("integrations.md", "Ray")
     script = tmp_path / "script.py"
     script.write_text(AS_ON_THE_PAGE.format(snippet=snippet), encoding="utf-8")

@@ -45,7 +45,7 @@ def work(jobs):
 
 
 @pytest.mark.parametrize("kind", ["Worker", "SimpleWorker"])
-def test_a_worker(jobs, work, kind):
+def test_bound_and_received_jobs_run_in_their_sessions(jobs, work, kind):
     """The last of them runs one job after the other in one process."""
     from rq import Retry
 
@@ -80,7 +80,7 @@ def test_a_worker(jobs, work, kind):
     ]
 
 
-def test_a_worker_that_is_started_inside_a_scope(jobs, work):
+def test_worker_started_inside_a_scope_runs_unbound_jobs_in_it(jobs, work):
     """What the page warns of; bound and received sessions are not affected."""
     with session_scope("s1"):
         bound = jobs.enqueue(jobs.read)

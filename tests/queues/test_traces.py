@@ -27,7 +27,7 @@ FORWARD = "https://api.openai.com/v1"
 MESSAGES = [{"role": "user", "content": "one two three"}]
 
 
-class TestTheOrderOfMiddleware:
+class TestOrderOfMiddleware:
     """Ours belongs outside: the span of a request is to start in its session."""
 
     def sessions(self, spans):
@@ -40,7 +40,7 @@ class TestTheOrderOfMiddleware:
         assert b"".join(body) == b"x"
         body.close()
 
-    def test_of_a_wsgi_service(self, spans):
+    def test_span_of_a_wsgi_request_has_the_session_if_ours_is_outside(self, spans):
         def app(environ, start_response):
             start_response("200 OK", [])
             yield b"x"
@@ -65,7 +65,7 @@ class TestTheOrderOfMiddleware:
 
         asyncio.run(app(scope, nothing, nothing))
 
-    def test_of_an_asgi_service(self, spans):
+    def test_span_of_an_asgi_request_has_the_session_if_ours_is_outside(self, spans):
         async def app(scope, receive, send):
             await receive()
             await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -144,7 +144,7 @@ def ask(client, **options):
     return client.chat.completions.create(model="m", messages=MESSAGES, **options)
 
 
-def test_phoenix_shows_our_sessions(shown, client, provider, recording_gateway):
+def test_phoenix_shows_the_sessions(shown, client, provider, recording_gateway):
     """Each with the traces that it has, and with the tokens that the gateway bills it for."""
     tracer = provider.get_tracer("agent")
     ask(client)
@@ -185,7 +185,7 @@ def test_a_trace_of_two_sessions_is_shown_in_one(shown, client, provider):
     }
 
 
-def test_a_session_of_openinference_is_kept(shown, client):
+def test_session_set_by_openinference_is_kept(shown, client):
     with session_scope("s1"), using_session("theirs"):
         ask(client)
     assert set(shown(1)) == {"theirs"}
