@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -30,6 +31,7 @@ from cagent_session import (
 from cagent_session.integrations.asgi import SessionMiddleware
 from cagent_session.integrations.logging import SessionIDFilter
 from cagent_session.integrations.structlog import add_session_id
+from cagent_session.integrations.threads import carry_session
 
 FORWARD = "https://api.openai.com/v1"
 
@@ -186,6 +188,24 @@ class TestOpenTelemetry:
                 assert bound.result() == (span, "s1")
         finally:
             ThreadingInstrumentor().uninstrument()
+
+    @pytest.mark.parametrize("ours_first", [True, False])
+    def test_carry_session_and_instrumentation_of_threads_carry_both(self, spans, ours_first):
+        def see():
+            return trace.get_current_span(), current_session_id()
+
+        tracer = spans.provider.get_tracer("test")
+        with contextlib.ExitStack() as undo:
+            if ours_first:
+                undo.enter_context(carry_session())
+            ThreadingInstrumentor().instrument()
+            undo.callback(ThreadingInstrumentor().uninstrument)
+            if not ours_first:
+                undo.enter_context(carry_session())
+            undo.enter_context(session_scope("s1"))
+            span = undo.enter_context(tracer.start_as_current_span("outside"))
+            pool = undo.enter_context(ThreadPoolExecutor())
+            assert pool.submit(see).result() == (span, "s1")
 
     @pytest.mark.parametrize("outermost", [True, False])
     def test_span_of_a_request_has_the_session_if_our_middleware_is_outside(self, spans, outermost):
