@@ -45,13 +45,15 @@ def draw(tables: Mapping[str, Table], to: Path) -> None:
         "axes.titlesize": 9,
     }
     with mpl.rc_context(style):
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        end_to_end(left, tables["loopback"])
-        added(right, tables)
-        left.set_yticks(range(len(LIBRARIES)), LIBRARIES)
-        left.invert_yaxis()
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        # As wide as a phone, one below the other, so that the letters need no zoom there.
+        figure = Figure(figsize=(4.6, 6.4), layout="constrained")
+        above, below = figure.subplots(2, 1)
+        end_to_end(above, tables["loopback"])
+        added(below, tables)
+        for axes in (above, below):
+            axes.set_yticks(range(len(LIBRARIES)), LIBRARIES)
+            axes.invert_yaxis()
+        figure.legend(*below.get_legend_handles_labels(), loc="outside lower center", ncols=1)
         figure.savefig(to, metadata={"Date": None})
 
 
