@@ -1,4 +1,8 @@
-"""The fixture ``recording_gateway``, for every test suite on a machine with this package."""
+"""The pytest fixture ``recording_gateway``.
+
+pytest loads this module in every test run on a machine that has the package, whether it uses the
+fixture or not. So all that costs time is imported when the fixture is asked for.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def recording_gateway() -> Iterator[RecordingGateway]:
-    """A models gateway on loopback that records, bills and limits what it is asked."""
+    """A models gateway on 127.0.0.1 that records, bills and limits the calls of each session."""
     from .testing import RecordingGateway
 
     with RecordingGateway() as recording:
