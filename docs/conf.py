@@ -39,7 +39,7 @@ autodoc_typehints_format = "short"
 nitpicky = True
 # The site is built without a network, so other projects' names lead nowhere.
 nitpick_ignore_regex = [
-    ("py:.*", r"(celery|collections|concurrent|email|httpx2?|requests|urllib3)\..*"),
+    ("py:.*", r"(celery|collections|concurrent|contextlib|email|httpx2?|requests|urllib3)\..*"),
     # Type variables.
     ("py:class", r"(cagent_session\.[\w.]+\.|~)?_[A-Z]\w*"),
     # What a respond= gives back, which the text next to it says.

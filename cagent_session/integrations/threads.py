@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
@@ -33,20 +34,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-class Carrying:
+class _Carrying:
     """A context manager that restores, at its end, what was in force before the call."""
 
     def __init__(self, before: bool) -> None:
         self._before = before
 
-    def __enter__(self) -> Carrying:
+    def __enter__(self) -> _Carrying:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         _switch(self._before)
 
 
-def carry_session() -> Carrying:
+def carry_session() -> AbstractContextManager[object]:
     """Run each call in a thread pool of this process in the session that submitted it.
 
     This does what :func:`~cagent_session.bind_session` does, for pools in code that you cannot
@@ -79,7 +80,7 @@ def carry_session() -> Carrying:
             patch(ThreadPool, name, _carry_pool_call, by="carry_session()")
         for name in ("apply_async", "map_async", "starmap_async"):
             patch(ThreadPool, name, _carry_pool_call_with_callbacks, by="carry_session()")
-    return Carrying(_switch(True))
+    return _Carrying(_switch(True))
 
 
 def _switch(is_on: bool) -> bool:

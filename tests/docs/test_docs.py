@@ -144,9 +144,13 @@ def test_no_page_installs_from_an_index():
             assert "cagent-session[" not in page.read_text(encoding="utf-8"), page
 
 
+# What this Python is too old for.
+OF_NEWER_PYTHONS = ["interpreters"] if sys.version_info < (3, 14) else []
+
+
 def test_examples_in_docstrings_run():
     for module in pkgutil.walk_packages(cagent_session.__path__, "cagent_session."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(("__main__", *OF_NEWER_PYTHONS)):
             doctest.testmod(importlib.import_module(module.name), raise_on_error=True)
 
 
@@ -158,16 +162,18 @@ DIRECTIVE = re.compile(
     r"(?:   :members:(.*)\n)?",
     re.MULTILINE,
 )
+REFERENCE_PAGE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+# A name that only newer Pythons have cannot be read from the code on all of them.
+WRITTEN_BY_HAND = re.findall(r"^\.\. py:class:: ([\w.]+)", REFERENCE_PAGE, re.MULTILINE)
 REFERENCE = {
-    name: (signature, members)
-    for name, signature, members in DIRECTIVE.findall(
-        (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    )
+    name: (signature, members) for name, signature, members in DIRECTIVE.findall(REFERENCE_PAGE)
 }
+REFERENCE |= dict.fromkeys(WRITTEN_BY_HAND, ("()", ""))
 
 
 def test_reference_has_every_public_name_and_no_other():
-    assert REFERENCE.keys() == PUBLIC.keys()
+    assert REFERENCE.keys() - PUBLIC.keys() == set(WRITTEN_BY_HAND if OF_NEWER_PYTHONS else [])
+    assert PUBLIC.keys() - REFERENCE.keys() == set()
     with pytest.raises(AttributeError):
         cagent_session.nonsense  # noqa: B018
 
