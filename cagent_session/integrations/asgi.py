@@ -22,8 +22,8 @@ class SessionMiddleware:
     and the request is served in no session.
 
     Put it outside all other middleware. What runs outside it can find the session of an earlier
-    request: with asyncio's own event loop, uvicorn hands a context variable that was set during a
-    request with a large body on to the next request on the same connection.
+    request: on asyncio's own event loop before Python 3.15, uvicorn hands a context variable that
+    was set during a request with a large body on to the next request on the same connection.
 
     :param app: the ASGI application.
     :param session_header: the name of the header that the session is read from.

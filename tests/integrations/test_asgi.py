@@ -6,6 +6,7 @@ import asyncio
 import gc
 import http.client
 import logging
+import sys
 import types
 import weakref
 
@@ -67,7 +68,7 @@ class TestKeepAliveOnUvicorn:
     """asyncio's loop reads on, after it was paused, in the context of the request that resumed it.
 
     uvicorn pauses it while a body is large. The next request on the connection starts in a copy of
-    that context.
+    that context. Python 3.15 reads on in the context of the connection.
     """
 
     def sessions(self, app, *session_ids):
@@ -91,9 +92,7 @@ class TestKeepAliveOnUvicorn:
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": family.encode()})
 
-    def test_a_scope_without_the_middleware_leaks_into_the_next_request(self):
-        """If this fails, uvicorn or asyncio is cured, and the documentation can say so."""
-
+    def test_a_scope_without_the_middleware_leaks_into_the_next_request_before_python_3_15(self):
         async def app(scope, receive, send):
             body = {b"x-cagent-session-id": None} | dict(scope.get("headers", ()))
             if (session_id := body[b"x-cagent-session-id"]) is None:
@@ -102,7 +101,11 @@ class TestKeepAliveOnUvicorn:
                 with session_scope(session_id.decode()):
                     await self.see(scope, receive, send)
 
-        assert self.sessions(app, "s1", None, "s2") == ["s1 of None", "s1 of None", "s2 of s1"]
+        found = self.sessions(app, "s1", None, "s2")
+        if sys.version_info < (3, 15):
+            assert found == ["s1 of None", "s1 of None", "s2 of s1"]
+        else:
+            assert found == ["s1 of None", "None of None", "s2 of None"]
 
     def test_the_middleware_serves_each_request_in_its_own_session(self):
         answers = self.sessions(SessionMiddleware(self.see), "s1", None, "s2", None)

@@ -430,7 +430,7 @@ class TestDjango:
 
 
 def test_requests_of_one_connection_are_apart_in_a_framework():
-    """uvicorn starts a request in the context of the one before, if that had a large body."""
+    """Before Python 3.15, a large body puts the next request into the context of its own."""
     api = FastAPI()
 
     async def scope_to_the_end(session_id: str):
@@ -448,5 +448,5 @@ def test_requests_of_one_connection_are_apart_in_a_framework():
             url = f"http://127.0.0.1:{port}"
             return [client.post(f"{url}/{n}", data=b"x" * 300_000).json() for n in ("a", "b")]
 
-    assert sessions_before(api) == [None, "a"]
+    assert sessions_before(api) == [None, "a" if sys.version_info < (3, 15) else None]
     assert sessions_before(asgi.SessionMiddleware(api)) == [None, None]
