@@ -116,6 +116,8 @@ def test_every_page_is_in_the_readme_and_in_the_site():
     table = readme.partition("\n## The pages\n")[2]
     named = dict(re.findall(r"^\| \[(.+)\]\(docs/(\w+)\.md\)", table, re.MULTILINE))
     assert set(named.values()) == pages - {"changelog"}
+    for title, page in named.items():
+        assert f"# {title}\n" in (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     site = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\w+$", site, re.MULTILINE)) == pages
 
