@@ -39,7 +39,11 @@ if sys.version_info >= (3, 14):
             return super().map(fn, *iterables, **options)
 
 else:
-    raise ImportError(
-        "SessionInterpreterPoolExecutor needs Python 3.14 or later; here, use "
-        "SessionProcessPoolExecutor or SessionThreadPoolExecutor"
-    )
+
+    def __getattr__(name: str) -> Any:
+        if name == "SessionInterpreterPoolExecutor":
+            raise ImportError(
+                f"{name} needs Python 3.14 or later; use SessionProcessPoolExecutor or "
+                "SessionThreadPoolExecutor on older ones"
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

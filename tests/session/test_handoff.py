@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import importlib
 import inspect
 import logging
 import multiprocessing
@@ -29,6 +28,7 @@ from cagent_session import (
     received_session,
     session_scope,
 )
+from cagent_session._session import interpreters
 
 other = contextvars.ContextVar("other", default="unset")
 
@@ -424,9 +424,7 @@ class TestProcesses:
 @pytest.mark.skipif(sys.version_info < (3, 14), reason="there are no interpreter pools")
 class TestInterpreters:
     def test_the_executor_binds_at_the_call(self):
-        from cagent_session._session.interpreters import SessionInterpreterPoolExecutor
-
-        with SessionInterpreterPoolExecutor(1) as pool:
+        with interpreters.SessionInterpreterPoolExecutor(1) as pool:
             with session_scope("a"):
                 one = pool.submit(current_session_id)
                 two = pool.map(operator.call, [current_session_id] * 2)
@@ -451,7 +449,7 @@ class TestInterpreters:
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="there are interpreter pools")
 def test_interpreter_pools_of_an_old_python_are_an_import_error():
     with pytest.raises(ImportError, match=r"needs Python 3\.14 or later"):
-        importlib.import_module("cagent_session._session.interpreters")
+        interpreters.SessionInterpreterPoolExecutor  # noqa: B018
 
 
 def _put(results):
