@@ -12,11 +12,12 @@ ROOT = Path(__file__).parent.parent.parent
 
 FILES = {
     *(".ruff.toml", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"),
-    *("pyproject.toml", "setup.cfg", "tox.ini"),
+    *("MANIFEST.in", "pyproject.toml", "setup.cfg", "setup.py", "tox.ini"),
 }
 # Of the tests a part that needs a gateway, threads, docs and typing, and takes seconds.
 QUICK = [
     "tests/docs/test_docs.py",
+    "tests/docs/test_frame.py",
     "tests/session/test_handoff.py",
     "tests/transports/test_mount.py",
 ]
@@ -40,7 +41,7 @@ def check_contents(wheel: Path, source: Path) -> None:
     assert not {name for name in in_wheel if name.startswith(("tests", "benchmarks", "docs"))}
     with tarfile.open(source) as archive:
         in_source = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = package | files_in("benchmarks", "docs", "tests") | FILES
+    wanted = package | files_in(".ci", "benchmarks", "docs", "tests") | FILES
     assert wanted <= in_source, wanted - in_source
 
 
