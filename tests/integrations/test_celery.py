@@ -16,7 +16,8 @@ from support.services import running
 
 from cagent_session import current_session_id, session_scope
 
-pytestmark = pytest.mark.filterwarnings("default")
+# One process of pytest-xdist runs them all: workers of Celery take seconds to start.
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.xdist_group("celery")]
 
 
 @pytest.fixture(scope="module")
