@@ -13,10 +13,10 @@ from unittest import mock
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from urllib3 import PoolManager, ProxyManager
 from urllib3.connectionpool import HTTPConnectionPool
 
 from cagent_session import Gateway, current_session_id, gateway_headers, instrument, uninstrument
-from cagent_session._gate.gate import passing
 
 FORWARD = "https://api.openai.com/v1"
 GATEWAY = Gateway(
@@ -119,9 +119,10 @@ def instrumented(*gateways: Gateway, then_off: bool = False) -> Iterator[None]:
         for owner, name in (
             (HTTPAdapter, "send"),
             (HTTPConnectionPool, "urlopen"),
+            (PoolManager, "urlopen"),
+            (ProxyManager, "urlopen"),
             *((module.HTTPTransport, "handle_request") for module in (httpx, httpx2)),
             *((module.AsyncHTTPTransport, "handle_async_request") for module in (httpx, httpx2)),
-            (passing, "is_watched"),
         ):
             stack.enter_context(mock.patch.object(owner, name, getattr(owner, name)))
         with mock.patch.object(logging.getLogger("cagent_session"), "disabled", True):

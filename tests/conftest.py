@@ -13,6 +13,7 @@ from support.transports import TRANSPORTS, Transport
 from support.wire import Server
 
 import cagent_session
+from cagent_session._gate.routes import BARE
 
 
 def pytest_configure() -> None:
@@ -53,6 +54,12 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a Redis of the tests' own."""
     with services.redis(tmp_path_factory.mktemp("redis")) as url:
         yield url
+
+
+@pytest.fixture(autouse=True)
+def _bare_gate_has_not_warned_yet() -> None:
+    """Let every test see the warnings that the gate without a gateway gives once per process."""
+    BARE.warned.clear()
 
 
 @pytest.fixture

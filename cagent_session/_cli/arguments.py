@@ -9,8 +9,9 @@ from collections.abc import Callable
 from functools import partial
 
 from .. import Gateway, __version__
+from .._gate.validation import check_name
 from .._session.ids import check_session_id
-from ..headers import PARENT_SESSION_ID, SESSION_ID, check_name
+from ..headers import PARENT_SESSION_ID, SESSION_ID
 from . import demo, gateway, probe
 
 _EXAMPLES = """\

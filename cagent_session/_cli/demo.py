@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import requests
 
 from .. import Gateway, SessionThreadPoolExecutor, bind_session, no_session, session_from
-from ..headers import COMPACTING, FORWARD, GENERATING_TITLE, PARENT_SESSION_ID, PREFIX, SESSION_ID
+from .._gate.validation import PREFIX
+from ..headers import COMPACTING, FORWARD, GENERATING_TITLE, PARENT_SESSION_ID, SESSION_ID
 from ..testing import RecordedRequest, RecordingGateway, Usage
 from .console import show
 

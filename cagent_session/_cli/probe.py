@@ -14,7 +14,7 @@ import requests
 from urllib3.exceptions import IncompleteRead
 
 from .. import Gateway, session_scope
-from .._gate.urls import bare, masked
+from .._gate.urls import masked, redacted
 from ..headers import FORWARD
 from .console import fail, printable, show
 
@@ -280,9 +280,9 @@ def _decoded(body: bytes, encoding: str | None) -> str:
 
 def _target(url: str, location: str) -> str:
     try:
-        return bare(urljoin(url, location))
+        return redacted(urljoin(url, location))
     except ValueError:
-        return bare("")
+        return redacted("")
 
 
 def _reason(failure: BaseException) -> str:

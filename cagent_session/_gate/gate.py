@@ -1,145 +1,178 @@
-"""The gate: one decision for every transport.
+"""The gate: decide which requests are gateway-bound, and what those get.
 
-A transport reads a request's URL and headers, asks :func:`gate`, and does to a copy of the request
-what the :class:`Stamp` says.
+A transport reads a request's URL and headers, asks :func:`gate`, and sends a copy of the request
+with the headers that it gives. Nothing here knows an HTTP library.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, MutableMapping
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, TypeAlias
+from urllib.parse import urljoin
 
-from .._session.scopes import current_lineage
-from ..headers import is_identifier, lower, without
+from .._session.scopes import Lineage, current_lineage
 from . import urls
-from .routes import AGENT, NOBODY, Owner
+from .passage import Stamped, StampedBytes
+from .routes import BARE, Headers, Kit, Library, Route, Router
+
+#: The headers to be set, and before that the names in lower case of those to be taken off.
+Stamp: TypeAlias = "tuple[Headers, list[Any]]"
 
 _log = logging.getLogger("cagent_session")
-
-# A request's headers by their names in lower case; each a tuple that has the value at its end.
-Headers: TypeAlias = dict[str, Any]
-# The values that count as the HTTP library's own, by the names in lower case. None stands for a
-# header that the library adds by itself where there is none.
-Defaults: TypeAlias = Mapping[str, tuple[str | bytes | None, ...]]
-
-
-_MISSING = (None,)
 _DEBUG = logging.DEBUG
+_MISSING = (None,)
+
+_IN_A_SESSION = (
+    "inside session_scope(...) or a function decorated with session_from(...), and from a thread "
+    "or a pool with bind_session(...)"
+)
 
 
 class SessionRequired(RuntimeError):
-    """A request to a gateway that requires a session was about to be sent outside every session."""
+    """A request to a gateway with ``require_session=True`` was about to be sent outside a session.
+
+    Nothing has been sent. Send the request inside ``session_scope(...)`` or a function decorated
+    with ``session_from(...)``, and from a thread or a pool with ``bind_session(...)``.
+    """
+
+    __module__ = "cagent_session"  # tracebacks then show the name that users import
 
 
-@dataclass
-class Stamp:
-    """What a gateway-bound request gets."""
-
-    url: Any  #: to be sent to
-    headers: dict[str, tuple[str, str]]  #: to be set, (name, value) by the name in lower case
-    removed: str | None  #: the name in lower case of a header to be taken off
-
-    def on(self, headers: Mapping[str, Any]) -> MutableMapping[str, Any]:
-        """``headers`` with this done to a copy of them, whatever spellings they have."""
-        made = without(headers, {*self.headers, self.removed or ""})
-        made.update(self.headers.values())
-        return made
-
-
-def is_bound(marker: str | bytes | None, owner: Owner) -> bool:
-    """Whether a request is gateway-bound.
+def is_bound(forward: str | bytes | None, route: Route) -> bool:
+    """Return whether a request is gateway-bound.
 
     It is if it carries a non-empty ``X-Cagent-Forward``, or if a gateway owns its URL and the
     caller has not opted out with an empty one.
+
+    :param forward: the request's ``X-Cagent-Forward``.
     """
-    return owner is not NOBODY if marker is None else bool(marker)
+    return route is not BARE if forward is None else bool(forward)
 
 
-def gate(url: Any, owner: Owner, headers: Headers, defaults: Defaults) -> Stamp | None:
+def gate(url: Any, route: Route, headers: Headers, library: Library) -> Stamp | None:
     """Decide whether a request is gateway-bound, and what it then gets.
 
-    :param url: of the request; what ``str()`` makes of it.
-    :param owner: who owns ``url``.
-    :param headers: the caller's, at least those that the owner looks at.
-    :param defaults: the HTTP library's, which are no choice of the caller's.
-    :returns: ``None`` for a request that must go out untouched.
-    :raises SessionRequired: if there is no session, and the owner requires one.
+    :param url: the request's; read with ``str()`` when it is logged.
+    :param route: to the gateway that owns ``url``, or ``BARE``.
+    :param headers: the request's by lower-case name; may be limited to ``route.names``.
+    :param library: the HTTP library whose request it is.
+    :returns: ``None`` for a request that must be sent unchanged.
+    :raises SessionRequired: if there is no session, and the gateway requires one.
     """
-    marker = headers.get("x-cagent-forward", _MISSING)[-1]
-    if not is_bound(marker, owner):
+    forward = headers.get(library.forward, _MISSING)[-1]
+    if not is_bound(forward, route):
         if _log.isEnabledFor(_DEBUG):
-            why = "no gateway owns it" if marker is None else "its X-Cagent-Forward is empty"
-            _log.debug("not gateway-bound, as %s: %s", why, urls.bare(str(url)))
+            why = "no gateway owns it" if forward is None else "its X-Cagent-Forward is empty"
+            _log.debug("not gateway-bound, as %s: %s", why, urls.redacted(str(url)))
         return None
-    stamped = owner.marks.copy()
-    if stamped and not stamped.keys().isdisjoint(dict.keys(headers)):
-        for key in [key for key in stamped if key in headers]:
-            if headers[key][-1] not in defaults.get(key, ()):
-                del stamped[key]
-    if headers.get("user-agent", _MISSING)[-1] in defaults.get("user-agent", ()):
-        stamped.setdefault("user-agent", AGENT)
+    kit = route.kit(library)
+    stamped = _gateway_headers(kit, headers, library)
+    removed: list[Any] = []
     lineage = current_lineage()
-    session_id, parent, removed = lineage[0], lineage[1], None
-    if session_id is not None:
-        stamped[owner.session_key] = (owner.session_header, session_id)
-        if owner.parent_header is not None:
-            if parent is None:
-                removed = owner.parent_header.lower()
-            else:
-                stamped[owner.parent_header.lower()] = (owner.parent_header, parent)
-    elif owner.require_session and not headers.get(owner.session_key, _MISSING)[-1]:
-        raise SessionRequired(
-            f"no session is in scope for a request to {urls.bare(str(url))}, and its gateway "
-            "requires one: send it inside session_scope(...) or a function decorated with "
-            "session_from(...), and from a thread or a pool with bind_session(...)"
-        )
+    if lineage.session is not None:
+        _add_session(stamped, removed, kit, headers, lineage)
+    elif not any(headers.get(name, _MISSING)[-1] for name in kit.session_names):
+        _outside_every_session(url, route, lineage)
     if _log.isEnabledFor(_DEBUG):
-        why = "it has X-Cagent-Forward" if owner is NOBODY else f"{urls.bare(owner.url)} owns it"
-        where = "no session" if session_id is None else f"session {session_id}"
-        _log.debug("gateway-bound, as %s, in %s: %s", why, where, urls.bare(str(url)))
-    return Stamp(owner.with_query(url), stamped, removed)
+        why = "it has X-Cagent-Forward" if route is BARE else f"{urls.redacted(route.url)} owns it"
+        where = "no session" if lineage.session is None else f"session {lineage.session}"
+        _log.debug("gateway-bound, as %s, in %s: %s", why, where, urls.redacted(str(url)))
+    return stamped, removed
 
 
-class Passing:
-    """What a transport of this package is passing on, for whoever is next on its way.
+def _gateway_headers(kit: Kit, headers: Headers, library: Library) -> Headers:
+    """Return the gateway headers for a request, less those that its caller has set."""
+    stamped = kit.gateway_headers.copy()
+    # dict.keys(): the headers of requests are an OrderedDict, whose own keys() is slow.
+    if stamped and not stamped.keys().isdisjoint(dict.keys(headers)):
+        for key in stamped.keys() & headers.keys():
+            del stamped[key]
+    if _is_signed(headers, library):
+        # The library's default headers may be signed, even one that is not there.
+        for key, _, _ in kit.stand_ins:
+            stamped.pop(key, None)
+        return stamped
+    for key, defaults, header in kit.stand_ins:
+        if headers.get(key, _MISSING)[-1] in defaults:
+            stamped[key] = header
+    return stamped
 
-    The seams of ``instrument`` leave that alone. As long as there are none, nobody has to say it.
-    """
 
-    is_watched = False
-    request: ContextVar[Any] = ContextVar("cagent_session_passing", default=None)
+def _is_signed(headers: Headers, library: Library) -> bool:
+    """Return whether a request carries a signature of its headers: SigV4, or RFC 9421."""
+    if library.signature_input in headers:
+        return True
+    value = headers.get(library.authorization, _MISSING)[-1]
+    if isinstance(value, bytes):
+        return b"SignedHeaders=" in value
+    return isinstance(value, str) and "SignedHeaders=" in value
 
-    def has(self, request: Any) -> bool:
-        """Whether it is ``request``, or has been copied into it by a transport in between."""
-        passed = self.request.get()
-        if passed is None or passed is request:
-            return passed is request
-        if (request.method, request.url) != (
-            getattr(passed, "method", None),
-            getattr(passed, "url", None),
-        ):
-            return False
-        # A copy has its identifiers; what somebody below asks for on their own has none.
-        names = getattr(passed.headers, "owner", NOBODY).session_names
-        return all(
-            name in request.headers for name in passed.headers if is_identifier(lower(name), names)
+
+def _add_session(
+    stamped: Headers, removed: list[Any], kit: Kit, headers: Headers, lineage: Lineage
+) -> None:
+    for key, name, make in kit.session_headers:
+        value = make(lineage)
+        # The caller's comes off first, as ours are sent in an order of their own.
+        if value is None or key in headers:
+            removed.append(key)
+        if value is not None:
+            if kit.in_bytes:
+                stamped[key] = name, key, StampedBytes(value.encode())
+            else:
+                stamped[key] = name, Stamped(value)
+
+
+def _outside_every_session(url: Any, route: Route, lineage: Lineage) -> None:
+    if route.require_session:
+        raise SessionRequired(
+            f"no session is in scope for a request to {urls.redacted(str(url))}, and its gateway "
+            f"requires one: send it {_IN_A_SESSION}"
+        )
+    if not lineage.is_deliberate:
+        _warn_once(
+            route,
+            "outside",
+            f"a request to {urls.redacted(str(url))} leaves outside every session: send it "
+            f"{_IN_A_SESSION}. Gateway(require_session=True) refuses such requests; if this one is "
+            "meant, send it inside no_session(). Further ones are not reported",
         )
 
 
-class PassingOn:
-    """Say that ``request`` is next, for the time of a ``with`` block."""
+def note_redirect(router: Router, route: Route, url: str, location: str, in_session: bool) -> None:
+    """Log that a gateway-bound request was answered with a redirect to another origin.
 
-    def __init__(self, request: object) -> None:
-        self._request = request
+    :param route: of the request that was answered.
+    :param url: of that request.
+    :param location: the redirect's target, which may be relative to ``url``.
+    :param in_session: whether the request carried a session, which the next hop will not.
+    """
+    try:
+        target = urljoin(url, location)
+    except ValueError:
+        target = ""
+    here, there = urls.origin_of(url), urls.origin_of(target)
+    if here is not None and here == there:
+        return
+    is_same_host = here is not None and there is not None and here.host == there.host
+    if is_same_host and in_session and router.route(target) is BARE:
+        _warn_once(
+            route,
+            "redirect",
+            f"{here} redirects a gateway-bound request to {there}, another origin, which gets no "
+            "session: if the gateway listens there, write that URL in Gateway(...). Further "
+            "redirects are not reported",
+        )
+    elif _log.isEnabledFor(_DEBUG):
+        _log.debug(
+            "redirected off the gateway's origin: from %s to %s",
+            urls.redacted(url),
+            urls.redacted(target),
+        )
 
-    def __enter__(self) -> None:
-        self._token = passing.request.set(self._request)
 
-    def __exit__(self, *exc_info: object) -> None:
-        passing.request.reset(self._token)
-
-
-passing: Passing = Passing()
+def _warn_once(route: Route, what: str, message: str) -> None:
+    """Warn, unless that has been done for this gateway (of ``BARE``: in this process)."""
+    this_call = object()
+    if route.warned.setdefault(what, this_call) is this_call:  # atomic, in any thread
+        _log.warning("%s", message)

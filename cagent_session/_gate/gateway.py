@@ -1,4 +1,4 @@
-"""Where the gateway is, and what it is to be told."""
+"""Where a gateway is, and which headers every request to it carries."""
 
 from __future__ import annotations
 
@@ -8,49 +8,57 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Any
-from urllib.parse import unquote_plus
+from typing import TYPE_CHECKING, Any
 
-import requests
-
-from .._transports.requests import GatewayAdapter, mount
-from ..headers import (
-    FORWARD,
-    PREFIX,
-    SESSION_ID,
-    check_fixed_header,
-    check_parent_header,
-    check_session_header,
-    gateway_headers,
-)
+from ..headers import FORWARD, SESSION_ID
 from . import urls
 from .gate import gate
-from .routes import Owner
+from .protocol import gateway_headers
+from .routes import Library, Route
+from .validation import (
+    PREFIX,
+    check_gateway_header,
+    check_parent_header,
+    check_session_header,
+    checked_dict,
+)
 
-__all__ = ["Gateway", "gateway_headers"]
+if TYPE_CHECKING:
+    import requests
+    from urllib3.util import Retry
+
+    from .._transports.requests import GatewayAdapter
 
 ENVIRONMENT = ("DOCKER_AGENT_MODELS_GATEWAY", "CAGENT_MODELS_GATEWAY")
 
+# For headers_for(): no defaults of a library, as it is not known which one will send.
+_NO_LIBRARY = Library({})
+
 
 @dataclass(frozen=True, repr=False)
-class Gateway(Owner):
-    """Where the models gateway listens, and what it is to be told with every request.
+class Gateway:
+    """Where a models gateway listens, and which headers every request to it carries.
 
     :param url: the gateway's base URL. Each parameter of its query is added to every request
         that goes to the gateway and does not have it yet.
     :param forward: the base URL of the provider that a docker-agent gateway relays to. Left out
         for a gateway or router that does not speak that protocol: then no ``X-Cagent-*`` header
-        is sent, and ``session_header`` has to be named.
-    :param provider: the provider's name, for the gateway's records; as the next two, it is
-        sent only if it is not empty.
+        is sent, and ``session_header`` or ``session_headers`` has to name others.
+    :param provider: the provider's name, for the gateway's records. Sent only if it is not empty,
+        as are ``model`` and ``model_name``.
     :param model: the model's ID.
     :param model_name: the model's name in the agent's configuration.
-    :param headers: further fixed headers for gateway-bound requests. They stand in for the HTTP
+    :param headers: further fixed headers for gateway-bound requests. They replace the HTTP
         library's own defaults, and give way to what the caller of a request has set.
-    :param session_header: the name under which this gateway wants the session.
-    :param parent_header: the name under which it wants the session's parent, if it does.
+    :param session_header: the name of the header that carries the session.
+    :param parent_header: the name of the header that carries the session's parent; none by default.
+    :param session_headers: further headers made from the session: a dict of names to templates
+        with ``{session}``, ``{parent}`` and ``{root}``, or to functions ``(session_id, parent_id,
+        root_id) -> str | None``. A header is left out if its template wants a parent that is not
+        there, or its function returns ``None``.
     :param require_session: refuse to send a request outside every session, with
-        :class:`~cagent_session.SessionRequired`.
+        :class:`~cagent_session.SessionRequired`. Without it, the first such request is sent and
+        logged as a warning.
     :raises ValueError: for a URL that is not plain http(s), a name that has a meaning of its own,
         or a value that cannot be sent in a header. No error shows a password.
 
@@ -67,6 +75,14 @@ class Gateway(Owner):
         http.post(gateway.endpoint("v1/chat/completions"), json=prompt)
 
         router = Gateway("http://router.example:8000", session_header="X-Session-ID")
+
+        helicone = Gateway(
+            "https://helicone.example",
+            session_headers={
+                "Helicone-Session-Id": "{root}",
+                "Helicone-Session-Path": "/{root}/{session}",
+            },
+        )
     """
 
     url: str
@@ -78,46 +94,76 @@ class Gateway(Owner):
     headers: Mapping[str, str] | None = field(default=None, hash=False)
     session_header: str = SESSION_ID
     parent_header: str | None = None
+    session_headers: Mapping[str, str | Callable[[str, str | None, str], str | None]] | None = (
+        field(default=None, hash=False)
+    )
     require_session: bool = False
 
     def __post_init__(self) -> None:
         urls.check("gateway URL", self.url)
-        try:
-            headers = dict(self.headers or {})
-        except (TypeError, ValueError):
-            kind = type(self.headers).__name__
-            raise TypeError(f"headers must be a dict of names and values, not a {kind}") from None
-        object.__setattr__(self, "headers", MappingProxyType(headers))
+        for what in ("headers", "session_headers"):
+            copied = MappingProxyType(checked_dict(what, getattr(self, what)))
+            object.__setattr__(self, what, copied)
         check_session_header(self.session_header)
+        taken = {self.session_header.lower()} if self._sends_session_header else set()
         if self.parent_header is not None:
-            check_parent_header(self.parent_header, self.session_header)
+            check_parent_header(self.parent_header, next(iter(taken), None))
+            taken.add(self.parent_header.lower())
+        for name in self.session_headers or {}:
+            check_session_header(name, "a name in session_headers", taken)
+            taken.add(name.lower())
         for name, value in (self.headers or {}).items():
-            check_fixed_header(name, value, self.session_names)
+            check_gateway_header(name, value, taken)
         if self.forward is None:
-            self._check_that_nothing_needs_forward()
-        _ = self.marks  # made now, so that what cannot be sent is refused now
+            self._check_without_forward()
+        _ = self._route  # built now, so that what cannot be sent is refused now
 
-    def _check_that_nothing_needs_forward(self) -> None:
+    def _check_without_forward(self) -> None:
         for what in ("provider", "model", "model_name"):
             if getattr(self, what):
-                raise ValueError(f"{what} is sent along with {FORWARD}: give the gateway's forward")
-        names = [self.session_header, self.parent_header or "", *(self.headers or {})]
+                raise ValueError(
+                    f"{what} is sent along with {FORWARD}: give the gateway's forward, as in "
+                    'forward="https://api.openai.com/v1"'
+                )
+        names = [self.parent_header or "", *(self.headers or {}), *(self.session_headers or {})]
+        if self._sends_session_header or not self.session_headers:
+            names.insert(0, self.session_header)
         for name in names:
             if name.lower().startswith(PREFIX):
                 raise ValueError(
-                    f"{name} never travels without {FORWARD}: give the gateway's forward, or name "
-                    "the session_header that this gateway reads"
+                    f"{name} never travels without {FORWARD}: give the gateway's forward, as in "
+                    'forward="https://api.openai.com/v1", or name the header that this gateway '
+                    'reads, as in session_header="X-Session-ID"'
                 )
 
+    @property
+    def _sends_session_header(self) -> bool:
+        """Whether ``session_header`` counts; without a ``forward``, its default does not."""
+        return self.forward is not None or self.session_header.lower() != SESSION_ID.lower()
+
     @classmethod
-    def from_env(cls, **options: Any) -> Gateway | None:
-        """The gateway that the environment names, or ``None`` if it names none.
+    def from_env(
+        cls,
+        *,
+        forward: str | None = None,
+        provider: str | None = None,
+        model: str | None = None,
+        model_name: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        session_header: str = SESSION_ID,
+        parent_header: str | None = None,
+        session_headers: (
+            Mapping[str, str | Callable[[str, str | None, str], str | None]] | None
+        ) = None,
+        require_session: bool = False,
+    ) -> Gateway | None:
+        """Return the gateway that the environment names, or ``None`` if it names none.
 
         ``DOCKER_AGENT_MODELS_GATEWAY`` is looked at first, then ``CAGENT_MODELS_GATEWAY``; an
-        empty one counts as missing.
-
-        :param options: all that :class:`Gateway` takes besides ``url``. They are checked in any
-            case.
+        empty one counts as missing, and spaces around the URL are taken off. The parameters
+        ``forward``, ``provider``, ``model``, ``model_name``, ``headers``, ``session_header``,
+        ``parent_header``, ``session_headers`` and ``require_session`` are those of
+        :class:`Gateway`, checked in any case.
 
         ::
 
@@ -126,83 +172,113 @@ class Gateway(Owner):
                 gateway.mount(http)
             base_url = gateway.endpoint("v1") if gateway else "https://api.openai.com/v1"
         """
+        make = partial(
+            cls,
+            forward=forward,
+            provider=provider,
+            model=model,
+            model_name=model_name,
+            headers=headers,
+            session_header=session_header,
+            parent_header=parent_header,
+            session_headers=session_headers,
+            require_session=require_session,
+        )
         for variable in ENVIRONMENT:
-            url = os.environ.get(variable)
+            url = os.environ.get(variable, "").strip()
             if url:
                 urls.check(variable, url)
-                return cls(url, **options)
-        cls("http://localhost", **options)
+                return make(url)
+        make("http://localhost")
         return None
 
     def endpoint(self, path: str) -> str:
-        """The full URL of ``path`` below the gateway's own: what to call, or an SDK's base URL.
+        """Return the full URL of ``path`` below the gateway's URL: a URL to call, or a base URL.
 
         The query of the gateway's URL is not in it; the transport adds that.
 
         :param path: such as ``v1/chat/completions``, with a slash before it or without.
-        :raises ValueError: for a ``path`` that is a URL of its own, has a fragment, spaces,
-            control characters, dot segments or invalid escapes.
+        :raises ValueError: for a ``path`` that is a URL, has a fragment, spaces, control
+            characters, dot segments or invalid escapes.
 
         >>> gateway = Gateway("https://router.example/team", session_header="X-Session-ID")
         >>> gateway.endpoint("v1/chat/completions")
         'https://router.example/team/v1/chat/completions'
         """
+        if not isinstance(path, str):
+            raise TypeError(
+                f'path must be a str, not {type(path).__name__}: write endpoint("v1/models")'
+            )
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-            raise ValueError("endpoint takes a path below the gateway's URL, not a URL")
-        url = f"{self._base}/{path.lstrip('/')}"
+            raise ValueError(
+                "endpoint takes a path below the gateway's URL, not a URL: write "
+                'endpoint("v1/chat/completions")'
+            )
+        url = f"{self._route.base}/{path.lstrip('/')}"
         urls.check("endpoint", url)
         return url
 
     def owns(self, url: str) -> bool:
-        """Whether ``url`` has the gateway's origin and lies at or below its path.
+        """Return whether ``url`` has the gateway's origin and lies at or below its path.
 
-        What could be read in two ways is not owned: a URL that is not clean http(s), or has user
-        info, and, for a gateway with a path, one with a dot segment in any spelling.
+        A URL that could be read in two ways is not the gateway's: one that is not clean http(s) or
+        has user info, and, for a gateway with a path, one with a dot segment in any spelling.
 
         :param url: a full URL; its query does not matter.
         """
         if not isinstance(url, str):
             raise TypeError(f"a URL must be a str, not {type(url).__name__}: give str(url)")
-        # Most URLs are decided by one of these two lines.
-        if self._is_plain(url) and not (self.path and "/." in url):
-            return True
-        if self.origin.host not in url.lower() or not urls.is_printable(url):
-            return False
-        parts = urls.split(url)
-        if parts is None or parts.has_user or parts.origin != self.origin:
-            return False
-        return not self.path or (
-            not urls.has_dot_segment(parts.path)
-            and f"{urls.canonical(parts.path)}/".startswith(f"{self.path}/")
-        )
+        return self._route.owns(url)
 
-    def mount(self, session: requests.Session, **adapter_kwargs: Any) -> GatewayAdapter:
-        """Mount a :class:`GatewayAdapter` on ``session`` for the gateway's URLs.
+    def mount(
+        self,
+        session: requests.Session,
+        *,
+        pool_connections: int | None = None,
+        pool_maxsize: int | None = None,
+        max_retries: Retry | int | None = None,
+        pool_block: bool | None = None,
+    ) -> GatewayAdapter:
+        """Put the gate in front of the adapters that a ``requests.Session`` has for the gateway.
 
-        A session can have many gateways, siblings and nested ones, mounted in any order; a request
-        belongs to the one with the longest path.
+        Retries, pools, TLS settings and caches of adapters that are mounted already stay in use, so
+        mount your own adapters first. Several gateways can be mounted on one ``requests.Session``,
+        siblings and nested ones, in any order; a request belongs to the one with the longest path.
+        Mount before threads use it: a ``requests.Session`` looks up its adapters without a lock.
 
         :param session: a ``requests.Session``.
-        :param adapter_kwargs: what ``requests``' ``HTTPAdapter`` takes, such as ``max_retries``.
-        :returns: the adapter.
-        :raises ValueError: if another gateway with the same origin and path is on the session.
+        :param pool_connections: with this or one of the next three, a new ``HTTPAdapter`` with
+            these settings sends the gateway's requests in place of the adapters that are there.
+        :param pool_maxsize: see ``requests.adapters.HTTPAdapter``, as for the others.
+        :param max_retries: retries of connections that failed, or a ``urllib3.util.Retry``.
+        :param pool_block: whether to wait for a free connection.
+        :returns: the adapter that a request to ``url`` of the gateway reaches.
+        :raises ValueError: if another gateway with the same origin and path is mounted there.
 
         ::
 
             http = requests.Session()
-            gateway.mount(http, pool_maxsize=32)
+            gateway.mount(http)
+            gateway.mount(http, max_retries=3)      # with an HTTPAdapter of its own
         """
-        adapter = GatewayAdapter(self, **adapter_kwargs)
-        mount(session, self, adapter)
-        return adapter
+        from .._transports.mounting import mount  # loads requests, and this module
+
+        settings = {
+            "pool_connections": pool_connections,
+            "pool_maxsize": pool_maxsize,
+            "max_retries": max_retries,
+            "pool_block": pool_block,
+        }
+        given = {name: value for name, value in settings.items() if value is not None}
+        return mount(session, self, given)
 
     def headers_for(self, url: str) -> dict[str, str]:
-        """The headers that a request to ``url`` gets right now; none if it is not the gateway's.
+        """Return the headers that a request to ``url`` gets now; none if it is not the gateway's.
 
-        For clients that let nobody plug in a transport. The query of the gateway's URL is the
-        caller's to add, and a ``User-Agent`` of this package is not among them.
+        For clients that do not accept a custom transport. The caller has to add the query of the
+        gateway's URL; a ``User-Agent`` of this package is not among the headers.
 
-        :param url: where the request goes.
+        :param url: where the request goes; ``ws`` and ``wss`` count as ``http`` and ``https``.
         :raises SessionRequired: if the gateway requires a session, and there is none.
 
         ::
@@ -212,49 +288,27 @@ class Gateway(Owner):
 
             bedrock.meta.events.register("before-send.bedrock-runtime", add)
         """
-        stamp = gate(url, self, {}, {}) if self.owns(url) else None
-        return {} if stamp is None else dict(stamp.headers.values())
+        if not isinstance(url, str):
+            raise TypeError(f"a URL must be a str, not {type(url).__name__}: give str(url)")
+        url = re.sub("^ws(s?)(?=:)", r"http\1", url, flags=re.IGNORECASE)
+        stamp = gate(url, self._route, {}, _NO_LIBRARY) if self._route.owns(url) else None
+        return {} if stamp is None else {name: str(value) for name, value in stamp[0].values()}
 
     @cached_property
-    def marks(self) -> dict[str, tuple[str, str]]:
-        """What each request gets besides its session: name and value, by the name in lower case."""
-        marks: dict[str, str] = {}
+    def _route(self) -> Route:
+        """What the transports use in the gateway's place."""
+        fixed: dict[str, str] = {}
         if self.forward is not None:
-            marks = gateway_headers(
+            fixed = gateway_headers(
                 self.forward, provider=self.provider, model=self.model, model_name=self.model_name
             )
-        # A fixed header of the user's comes second, and wins, in whatever case it is written.
-        pairs = [*marks.items(), *(self.headers or {}).items()]
-        return {name.lower(): (name, value) for name, value in pairs}
-
-    def with_query(self, url: Any) -> Any:
-        """``url`` with the parameters of the gateway's own that it does not have yet."""
-        if not self._query:
-            return url
-        base, hash_mark, fragment = url.partition("#")
-        base, _, query = base.partition("?")
-        pairs = query.split("&") if query else []
-        present = set(map(_query_name, pairs))
-        pairs += [pair for name, pair in self._query if name not in present]
-        return f"{base}?{'&'.join(pairs)}{hash_mark}{fragment}"
-
-    @cached_property
-    def _base(self) -> str:
-        return self.url.partition("?")[0].rstrip("/")
-
-    @cached_property
-    def _is_plain(self) -> Callable[[str], object]:
-        """Whether a URL is the gateway's own and more, in ASCII, without what is to be decoded."""
-        return re.compile(rf"{re.escape(self._base)}([/?#][!-$&-\[\]-~]*)?").fullmatch
-
-    @cached_property
-    def _query(self) -> list[tuple[str, str]]:
-        query = urls.check("gateway URL", self.url).query
-        return [(_query_name(pair), pair) for pair in query.split("&") if pair]
+        # A header of the user's comes second, and wins, in whatever case it is written.
+        return Route(self, fixed | dict(self.headers or {}))
 
     def __reduce__(self) -> Any:
         options = {each.name: getattr(self, each.name) for each in fields(self)}
-        options["headers"] = dict(options["headers"])
+        for what in ("headers", "session_headers"):
+            options[what] = dict(options[what])
         return partial(type(self), **options), ()
 
     def __repr__(self) -> str:
@@ -262,10 +316,7 @@ class Gateway(Owner):
         options = {each.name: getattr(self, each.name) for each in fields(self)[1:]} | {
             "forward": urls.masked(self.forward or ""),
             "headers": sorted(self.headers or ()),
+            "session_headers": sorted(self.session_headers or ()),
         }
         shown = "".join(f", {name}={value!r}" for name, value in options.items() if value)
         return f"{type(self).__name__}({urls.masked(self.url)!r}{shown})"
-
-
-def _query_name(pair: str) -> str:
-    return unquote_plus(pair.partition("=")[0])

@@ -1,122 +1,261 @@
-"""Whose a URL is: a gateway's, or nobody's."""
+"""Find the gateway that a URL belongs to, and prepare what requests to it get."""
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Mapping
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import unquote_plus
 
-from ..headers import FORWARD, SESSION_ID, USER_AGENT
+from ..headers import FORWARD, SESSION_ID
 from . import urls
+from .passage import Stamped, StampedBytes
+from .protocol import USER_AGENT
+from .session_headers import SessionHeader, further_header, parent_header, session_header
+from .validation import PREFIX
 
-AGENT = ("User-Agent", USER_AGENT)
+if TYPE_CHECKING:
+    from .gateway import Gateway
+
+# A header as a library keeps it, with its value at the end: (name, value), in httpx
+# (name, name in lower case, value) in bytes.
+Header: TypeAlias = tuple[Any, ...]
+# Headers by their names in lower case: str, in httpx bytes.
+Headers: TypeAlias = dict[Any, Header]
+#: Where a gateway is: two with one place cannot be told apart.
+Place: TypeAlias = tuple[urls.Origin, str]
 
 _host = re.compile(r"https?://(?:\[([^\]]*)\]|([^/?#:@\[\]\\\s]*))", re.IGNORECASE).match
+# What may follow a gateway's URL in one that needs no closer look.
+_is_plain = re.compile(r"(?:[/?#][!-$&-\[\]-~]*)?").fullmatch
 
 
-class Owner:
-    """Who owns a URL, for the gate and the transports: nobody, or the ``Gateway`` that this is.
+class Library:
+    """What the gate has to know of an HTTP library.
 
-    What they read at every request is worked out here once.
+    :param defaults: the header values that the library adds by itself, and that are therefore no
+        choice of the caller's, by the name in lower case. ``None`` among them stands for a header
+        that the library adds further down where there is none.
+    :param replaced: headers of ours that replace such values where the gateway has none.
+    :param in_bytes: whether it keeps headers in bytes, as httpx does.
     """
 
-    url: str
-    session_header: str = SESSION_ID
-    parent_header: str | None = None
-    require_session: bool = False
-
-    @cached_property
-    def marks(self) -> dict[str, tuple[str, str]]:
-        """What each request gets besides its session: name and value, by the name in lower case."""
-        return {}
-
-    @cached_property
-    def session_key(self) -> str:
-        """The session header's name in lower case."""
-        return self.session_header.lower()
-
-    @cached_property
-    def session_names(self) -> frozenset[str]:
-        """The names, in lower case, of the identifiers besides all ``X-Cagent-*``."""
-        return frozenset(
-            name.lower() for name in (self.session_header, self.parent_header) if name is not None
-        )
-
-    @cached_property
-    def looked_at(self) -> Mapping[str | bytes, str]:
-        """The names of the caller's headers that matter, by what they can be in lower case."""
-        names = {FORWARD.lower(), "user-agent", *self.marks, *self.session_names}
-        return {key: name for name in names for key in (name, name.encode())}
-
-    @cached_property
-    def in_bytes(self) -> frozenset[bytes]:
-        """The names in bytes that matter to requests, for which there is one more."""
-        return frozenset(key.encode() for key in {*self.looked_at.values(), "accept-encoding"})
-
-    @cached_property
-    def encoded(self) -> Mapping[str, tuple[bytes, bytes, bytes]]:
-        """The marks as httpx keeps headers: the name, the name in lower case, the value."""
-        marks = {"user-agent": AGENT} | self.marks
-        return {
-            key: (name.encode(), key.encode(), value.encode())
-            for key, (name, value) in marks.items()
+    def __init__(
+        self,
+        defaults: Mapping[str, tuple[str | None, ...]],
+        *,
+        replaced: Mapping[str, str] = {},
+        in_bytes: bool = False,
+    ) -> None:
+        self.in_bytes = in_bytes
+        self.defaults = {
+            key: tuple(value if value is None else self.text(value) for value in values)
+            for key, values in defaults.items()
         }
+        self.replaced = {"User-Agent": USER_AGENT, **replaced}
+        self.forward = self.text(FORWARD.lower())
+        self.authorization = self.text("authorization")
+        self.signature_input = self.text("signature-input")
 
-    @cached_property
-    def origin(self) -> urls.Origin:
-        """Scheme, host and port."""
-        return urls.check("gateway URL", self.url).origin
+    def text(self, text: str) -> Any:
+        """Return ``text`` as the library keeps it."""
+        return text.encode() if self.in_bytes else text
 
-    @cached_property
-    def path(self) -> str:
-        """The path that all its URLs begin with, without a slash at the end; often empty."""
-        return urls.canonical(urls.check("gateway URL", self.url).path.rstrip("/"))
+    def header(self, name: str, value: str) -> Header:
+        """Return a header that the gate sets, as the library keeps it."""
+        if self.in_bytes:
+            return name.encode(), name.lower().encode(), StampedBytes(value.encode())
+        return name, Stamped(value)
+
+
+class Kit:
+    """What a route puts on the requests of one library, in the shape that its headers have."""
+
+    def __init__(self, route: Route, library: Library) -> None:
+        text, header = library.text, library.header
+        self.in_bytes = library.in_bytes
+        self.gateway_headers: Headers = {
+            text(key): header(name, value) for key, (name, value) in route.gateway_headers.items()
+        }
+        #: the name in lower case, the library's own values, and what replaces them
+        self.stand_ins: list[tuple[Any, tuple[Any, ...], Header]] = []
+        replaced = {name.lower(): (name, value) for name, value in library.replaced.items()}
+        for key, (name, value) in (replaced | route.gateway_headers).items():
+            if key in library.defaults:
+                self.stand_ins.append((text(key), library.defaults[key], header(name, value)))
+        #: the name in lower case, the name, and what makes the value
+        self.session_headers = [
+            (text(each.key), text(each.name), each.value) for each in route.session_headers
+        ]
+        #: the names in lower case, any of which makes a request one of a session of the caller's
+        self.session_names = [text(name) for name in route.session_names]
+
+
+class Route:
+    """A gateway as the transports see it: all that they need for each request, prepared once.
+
+    :data:`BARE` is the route of a request that carries ``X-Cagent-Forward`` to a URL of no gateway.
+    """
+
+    def __init__(
+        self, gateway: Gateway | None = None, gateway_headers: Mapping[str, str] | None = None
+    ) -> None:
+        url = "" if gateway is None else gateway.url
+        parts = urls.check("gateway URL", url) if url else urls.Parts(_NOWHERE, "", "", False)
+        self.url = url  #: of the gateway
+        self.require_session = gateway is not None and gateway.require_session
+        self.base = url.partition("?")[0].rstrip("/")  #: that URL without its query
+        self.origin = parts.origin
+        #: The path that all its URLs begin with, without a slash at the end; often empty.
+        self.path = urls.canonical(parts.path.rstrip("/"))
+        self.place: Place = self.origin, self.path
+        self.query = [(_query_name(pair), pair) for pair in parts.query.split("&") if pair]
+        #: (name, value) by the name in lower case
+        self.gateway_headers = {
+            name.lower(): (name, value) for name, value in (gateway_headers or {}).items()
+        }
+        self.session_headers = tuple(_session_headers(gateway))
+        #: the identifiers besides X-Cagent-*, by their names in lower case
+        self.identifiers = frozenset(each.key for each in self.session_headers)
+        parent = None if gateway is None else gateway.parent_header
+        self.session_names = self.identifiers - {(parent or "").lower()}
+        #: the names that matter, in lower case, as text and as bytes
+        self.names = frozenset(
+            (
+                *(FORWARD.lower(), "user-agent", "accept", "accept-encoding"),
+                *("authorization", "signature-input", *self.gateway_headers, *self.identifiers),
+            )
+        )
+        self.names_in_bytes = frozenset(name.encode() for name in self.names)
+        self.warned: dict[str, object] = {}  #: the warnings that have been said, each once
+        self._kits: dict[Library, Kit] = {}
+
+    def kit(self, library: Library) -> Kit:
+        """Return what the requests of ``library`` get. It is made when first needed."""
+        return self._kits.get(library) or self._kits.setdefault(library, Kit(self, library))
 
     def owns(self, url: str) -> bool:
-        """Whether ``url`` is the owner's for certain."""
-        return False
+        """Return whether ``url`` lies at or below the gateway's URL, however it is read."""
+        # These two lines decide about most URLs: they begin as the gateway's does, and go on with
+        # nothing that needs decoding.
+        is_below = url.startswith(self.base) and _is_plain(url, len(self.base))
+        if is_below and not (self.path and "/." in url):
+            return True
+        if self.origin.host not in url.lower() or not urls.is_printable(url):
+            return False
+        parts = urls.split(url)
+        if parts is None or parts.has_user or parts.origin != self.origin:
+            return False
+        return not self.path or (
+            not urls.has_dot_segment(parts.path)
+            and f"{urls.canonical(parts.path)}/".startswith(f"{self.path}/")
+        )
 
-    def with_query(self, url: Any) -> Any:
-        """``url`` with the parameters that the owner wants on it."""
-        return url
+    def with_query(self, url: str) -> str:
+        """Return ``url`` with the gateway's query parameters that it does not have yet."""
+        base, hash_mark, fragment = url.partition("#")
+        base, _, query = base.partition("?")
+        pairs = query.split("&") if query else []
+        present = set(map(_query_name, pairs))
+        pairs += [pair for name, pair in self.query if name not in present]
+        return f"{base}?{'&'.join(pairs)}{hash_mark}{fragment}"
 
 
-NOBODY = Owner()
+_NOWHERE = urls.Origin("", "", 0)
 
 
-class Gateways:
-    """The gateways that one transport routes to.
+def _session_headers(gateway: Gateway | None) -> Iterable[SessionHeader]:
+    """Yield the headers made from the session, in the order in which they are sent."""
+    if gateway is None:
+        yield session_header(SESSION_ID)
+        return
+    if gateway._sends_session_header:
+        yield session_header(gateway.session_header)
+    if gateway.parent_header is not None:
+        yield parent_header(gateway.parent_header)
+    for name, given in (gateway.session_headers or {}).items():
+        yield further_header(name, given)
+
+
+BARE = Route()
+
+
+class Router:
+    """Find the gateway that a URL belongs to: the one with the longest path.
 
     :raises TypeError: for anything but gateways.
-    :raises ValueError: for two that differ and have one origin and path.
+    :raises ValueError: for two different gateways with the same origin and path.
     """
 
-    def __init__(self, *gateways: Owner) -> None:
-        known: dict[tuple[urls.Origin, str], Owner] = {}
+    def __init__(self, *gateways: Gateway | None) -> None:
+        self.gateways: dict[Place, Gateway] = {}
+        #: by host, an IPv6 address without brackets, as str and as bytes; the longest path first
+        self.hosts: dict[str | bytes, list[Route]] = {}
+        #: the identifiers of all routes besides X-Cagent-*, by their names in lower case
+        self.identifiers = BARE.identifiers
+        self._only: Route | None = None
         for gateway in gateways:
-            if not isinstance(gateway, Owner):
-                raise TypeError(f"gateway must be a Gateway or None, not {type(gateway).__name__}")
-            if known.setdefault((gateway.origin, gateway.path), gateway) != gateway:
-                raise ValueError(
-                    f"two different gateways are at {gateway.origin}{gateway.path}: use a client "
-                    "for each, or one without a gateway and headers=gateway_headers(...) per call"
-                )
-        #: by host, an IPv6 address without brackets; the longest path first
-        self.hosts: dict[str | bytes, list[Owner]] = {}
-        for gateway in sorted(known.values(), key=lambda each: -len(each.path)):
-            host = gateway.origin.host.strip("[]")
-            for key in (host, host.encode()):
-                self.hosts.setdefault(key, []).append(gateway)
-        self._only = gateways[0] if len(known) == 1 else None
+            if gateway is not None:
+                self.add(gateway)
 
-    def owner(self, url: str) -> Owner:
-        """Who owns ``url``, the one with the longest path if several do."""
+    def check(self, gateway: Gateway) -> Route:
+        """Raise if :meth:`add` would; return the route to ``gateway``."""
+        route = _route_of(gateway)
+        if self.gateways.get(route.place, gateway) != gateway:
+            raise ValueError(
+                f"two different gateways are at {route.origin}{route.path}: use a client "
+                "for each, or one without a gateway and headers=gateway_headers(...) per call"
+            )
+        return route
+
+    def add(self, gateway: Gateway) -> None:
+        """Route to one more gateway. Adding an equal one again changes nothing."""
+        route = self.check(gateway)
+        if route.place in self.gateways:
+            return
+        self.gateways[route.place] = gateway
+        host = route.origin.host.strip("[]")
+        routes = self.hosts.setdefault(host, [])
+        self.hosts[host.encode()] = routes
+        bisect.insort(routes, route, key=lambda each: -len(each.path))
+        self.identifiers |= route.identifiers
+        self._only = route if len(self.gateways) == 1 else None
+
+    def route(self, url: str) -> Route:
+        """Return the route to the gateway that owns ``url``, or :data:`BARE`."""
         if self._only is not None:
-            return self._only if self._only.owns(url) else NOBODY
+            return self._only if self._only.owns(url) else BARE
         host = _host(url) if self.hosts else None
         if host is not None:
-            for gateway in self.hosts.get((host[1] or host[2] or "").lower(), ()):
-                if gateway.owns(url):
-                    return gateway
-        return NOBODY
+            for route in self.hosts.get((host[1] or host[2] or "").lower(), ()):
+                if route.owns(url):
+                    return route
+        return BARE
+
+    def __reduce__(self) -> Any:
+        return Router, tuple(self.gateways.values())
+
+
+def _route_of(gateway: Any) -> Route:
+    route = getattr(gateway, "_route", None)
+    if not isinstance(route, Route):
+        kind = type(gateway).__name__
+        remedy = "write Gateway(url, forward=...)"
+        if isinstance(gateway, list | tuple | set):
+            remedy = "give each gateway as an argument of its own, as in instrument(*gateways)"
+        raise TypeError(f"gateway must be a Gateway or None, not {kind}: {remedy}")
+    return route
+
+
+def is_identifier(key: str, names: frozenset[str]) -> bool:
+    """Return whether a header is for the gateway's origin alone.
+
+    :param key: its name in lower case.
+    :param names: the identifiers besides ``X-Cagent-*``, in lower case.
+    """
+    return key.startswith(PREFIX) or key in names
+
+
+def _query_name(pair: str) -> str:
+    return unquote_plus(pair.partition("=")[0])

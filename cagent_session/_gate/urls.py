@@ -1,12 +1,12 @@
-"""Which URLs are safe to trust, and whose they are.
+"""Read URLs so strictly that every HTTP library reads them alike.
 
-Two libraries that read one URL differently are how an identifier gets to a stranger. So there
-is one pattern here for what all of them read alike; a URL that does not match it belongs to
-nobody.
+If two libraries parse a URL differently, an identifier can end up at the wrong host. Only URLs that
+match the strict pattern below are ever a gateway's, and only they have an origin here.
 """
 
 from __future__ import annotations
 
+import html
 import re
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -17,13 +17,15 @@ _match = re.compile(
     r"(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?(?:#.*)?",
     re.ASCII | re.IGNORECASE | re.DOTALL,
 ).fullmatch
+# What an error may show of an authority: a colon could be followed by a password.
+_is_plain_authority = re.compile(r"[\w.-]*|\[[0-9A-Fa-f:.]*\]").fullmatch
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-_ROUNDS = 8  # of decoding; what was escaped more often than that is doubtful
+_ROUNDS = 8  # of decoding; a path that was escaped more often than that is doubtful
 
 
 class Origin(NamedTuple):
-    """Scheme and host in lower case, and the port, written out or not."""
+    """Scheme and host in lower case, and the port with its default filled in."""
 
     scheme: str
     host: str
@@ -43,7 +45,7 @@ class Parts(NamedTuple):
 
 
 def split(url: str) -> Parts | None:
-    """The parts of an absolute http(s) URL, or ``None`` if libraries could differ about it."""
+    """Return the parts of an absolute http(s) URL; ``None`` if libraries may read it otherwise."""
     match = _match(url)
     if match is None:
         return None
@@ -53,19 +55,39 @@ def split(url: str) -> Parts | None:
     return Parts(origin, match["path"] or "", match["query"] or "", match["user"] is not None)
 
 
+def origin_of(url: str) -> Origin | None:
+    """Return the origin of ``url``, or ``None`` if it is doubtful."""
+    parts = split(url)
+    return None if parts is None else parts.origin
+
+
 def same_origin(url: str, other: str) -> bool:
-    """Whether two URLs have one origin for certain."""
+    """Return whether two URLs have one origin. A doubtful URL has the origin of no other."""
+    here = origin_of(url)
+    return here is not None and here == origin_of(other)
+
+
+def same(url: str, other: str) -> bool:
+    """Return whether two URLs differ in nothing but the spelling of their escapes."""
+    if url == other:
+        return True
     here, there = split(url), split(other)
-    return here is not None and there is not None and here.origin == there.origin
+    return (
+        here is not None
+        and there is not None
+        and here.origin == there.origin
+        and canonical(here.path or "/") == canonical(there.path or "/")
+        and canonical(here.query) == canonical(there.query)
+    )
 
 
 def is_printable(url: str) -> bool:
-    """Whether ``url`` has no spaces, line breaks or control characters of any kind."""
+    """Return whether ``url`` has no spaces, line breaks or control characters of any kind."""
     return url.isprintable() and " " not in url
 
 
 def canonical(path: str) -> str:
-    """``path`` with its percent escapes in the one spelling that RFC 3986 prefers."""
+    """Return ``path`` with its percent escapes in the one spelling that RFC 3986 prefers."""
 
     def spell(escape: re.Match[str]) -> str:
         character = chr(int(escape[1], 16))
@@ -75,9 +97,9 @@ def canonical(path: str) -> str:
 
 
 def has_dot_segment(path: str) -> bool:
-    """Whether some server could read a ``.`` or ``..`` segment in ``path``, however spelt."""
+    """Return whether a server could read a ``.`` or ``..`` segment in ``path``, however spelt."""
     for _ in range(_ROUNDS):
-        # An escape that was escaped many times over is taken at once: %25252e is %2e.
+        # An escape that was escaped many times over is decoded at once: %25252e is %2e.
         decoded = unquote(re.sub(r"%(?:25)+", "%", path), "latin-1")
         if decoded == path:
             break
@@ -88,8 +110,8 @@ def has_dot_segment(path: str) -> bool:
     return any(segment.partition(";")[0] in (".", "..") for segment in segments)
 
 
-def bare(url: str) -> str:
-    """``url`` for people to read, without what may be a secret: user, query and fragment."""
+def redacted(url: str) -> str:
+    """Return ``url`` for a log: without user info, query and fragment, which may hold secrets."""
     parts = split(url)
     if parts is None:
         return "a URL that is not clear"
@@ -97,7 +119,7 @@ def bare(url: str) -> str:
 
 
 def masked(url: str) -> str:
-    """``url`` for people to read, without the values of its query, which may be secrets."""
+    """Return ``url`` for people to read, with the values of its query replaced by dots."""
     base, mark, query = url.partition("?")
     # A parameter without a name may be nothing but a secret.
     pairs = (pair.partition("=") for pair in query.split("&") if pair)
@@ -105,8 +127,9 @@ def masked(url: str) -> str:
 
 
 def check(what: str, url: str) -> Parts:
-    """The parts of ``url``, which a person configured.
+    """Return the parts of a URL that a person configured.
 
+    :param what: what the error calls the URL.
     :raises ValueError: if anything about it is doubtful. The message shows none of it that
         could be a password.
     """
@@ -134,10 +157,9 @@ def _problem(url: str) -> str | None:
         return "contains a backslash"
     if "#" in url:
         return "contains a fragment (#...)"
-    rest = url.partition("://")[2]
-    authority, path = re.fullmatch(r"([^/?]*)([^?]*).*", rest).groups()  # type: ignore[union-attr]
+    authority, path = _authority_and_path(url)
     if "@" in authority:
-        return "contains credentials"
+        return "contains credentials (send them in a header: Gateway(headers=...))"
     if re.match(r"(:|\Z)", authority):
         return "has no host"
     if re.search(r"%(?![0-9A-Fa-f]{2})", url):
@@ -150,8 +172,22 @@ def _problem(url: str) -> str | None:
     return None
 
 
+def _authority_and_path(url: str) -> tuple[str, str]:
+    rest = url.partition("://")[2]
+    authority = re.split("[/?]", rest, maxsplit=1)[0]
+    return authority, rest[len(authority) :].partition("?")[0]
+
+
 def _shown(url: str) -> str:
-    if "@" in unquote(unquote(url)):
+    """Return as much of a refused URL as cannot be a password."""
+    authority, _ = _authority_and_path(url)
+    if "@" in _decoded(url) or not _is_plain_authority(authority):
         return "(not shown, it may hold a password)"
     shown = re.split(r"[?#]", url)[0]
     return ascii(shown[:100]) + ("..." if shown != url or len(shown) > 100 else "")
+
+
+def _decoded(url: str) -> str:
+    for _ in range(_ROUNDS):
+        url = html.unescape(unquote(url))
+    return url

@@ -1,189 +1,212 @@
-"""Headers of requests that leave the identifiers behind when they are copied.
+"""requests: headers whose copies leave the identifiers behind, once the request has been sent.
 
-A redirect, an authentication handler, a response hook: each makes the next request from a copy of
-the last one, and asks nobody. Where that one goes is not ours to guess. So a request that was sent
-to a gateway carries headers whose ``copy()`` has no identifiers, and remembers which it had and
-where they were sent; they are put back when the copy is sent to the same origin.
+A redirect, an authentication handler, a response hook: each builds the next request by copying the
+last one, without calling the adapter. We cannot know where the copy will be sent. So the headers of
+a gateway-bound request are of a class of their own. While the request is in flight, copies are
+complete, because urllib3 sends a copy. Once it has been sent, ``copy()`` leaves the identifiers
+behind and remembers them; the adapter puts them back when the copy is sent to the same origin.
 """
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from requests import PreparedRequest
 from requests.structures import CaseInsensitiveDict
+from requests.utils import default_headers
 from urllib3._collections import HTTPHeaderDict
 
 from .._gate import urls
-from .._gate.routes import NOBODY, Owner
-from ..headers import FORWARD, is_identifier, lower
+from .._gate.passage import Passage, is_stamped
+from .._gate.routes import is_identifier
+from .._gate.validation import PREFIX
+from ..headers import FORWARD
+from .mappings import lower
 
-_Item: TypeAlias = "tuple[str, str | bytes]"
+Item: TypeAlias = "tuple[str, str | bytes]"
 
+_DEFAULTS = {name.lower(): (name, value) for name, value in default_headers().items()}
 
-class _Left(NamedTuple):
-    """What a copy has left behind."""
-
-    url: str  #: that it was sent to
-    identifiers: list[_Item]  #: the caller's, and the session
-    marks: list[_Item]  #: what the gateway had set
-
-
-if TYPE_CHECKING:
-    _Base = dict[str, "str | bytes"]
-else:
-    _Base = object
+_Base: Any = dict if TYPE_CHECKING else object
 
 
-class SentHeaders(_Base):
-    """What the classes for the several kinds of headers share.
+class GuardedHeaders(_Base):  # type: ignore[misc]
+    """Mixin for the headers of a request that is gateway-bound, and for copies of them."""
 
-    Until ``were_sent`` is true they are like any other headers.
-    """
-
-    _plain: Any
-    # Storing into the next four is fast as long as the class has nothing of their names.
-    url: str  #: that they are for
-    were_sent: bool  #: there, so that a copy leaves the identifiers behind
-    owner: Owner  #: of that URL
-    request: weakref.ref[PreparedRequest] | None  #: whose they are, if they are the caller's own
-    _left: _Left | None = None
-    # Of the hops before: which names are identifiers, in lower case, besides all X-Cagent-*, and
-    # what gateways may have set.
-    _earlier_names: frozenset[str] = frozenset()
-    _earlier_marks: Mapping[str, _Item] = {}
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.url, self.were_sent, self.owner, self.request = "", False, NOBODY, None
-
-    def inherit(self, other: SentHeaders) -> None:
-        """Know of earlier hops what ``other`` knows."""
-        self._earlier_names |= other._names()
-        self._earlier_marks = {**self._earlier_marks, **other._marks()}
-
-    def _names(self) -> frozenset[str]:
-        return self.owner.session_names | self._earlier_names
-
-    def _marks(self) -> Mapping[str, _Item]:
-        # What the caller has set is the caller's, even if a gateway would have set the same.
-        return {**self._earlier_marks, **({} if self.request else self.owner.marks)}
+    url: str  #: where they may be sent
+    identifiers: frozenset[str]  #: besides X-Cagent-*, of this hop and earlier ones, in lower case
+    passage: Passage | None  #: of the request, if an adapter made these headers to send it
+    left: tuple[Item, ...] | None = None  #: what this copy has left behind; ``None`` if it is none
+    request: weakref.ref[PreparedRequest] | None = None  #: the one on which the caller set them
 
     def copy(self) -> Any:
-        if not self.were_sent:
-            if self._left is None:
-                return self._plain.copy(self)
-            return self._another(self.items(), left=self._left)
-        kept: list[_Item] = []
-        left = _Left(self.url, [], [])
-        names, marks = self._names(), self._marks()
-        for item in self.items():
-            key = lower(item[0])
-            if marks.get(key) == item:
-                left.marks.append(item)
-            elif is_identifier(key, names):
-                left.identifiers.append(item)
-            else:
-                kept.append(item)
-        return self._another(kept, left=left)
+        if self.passage is not None and self.passage.is_open:
+            return self._with(self.items(), None, self.passage)
+        return self.guarded_copy()
 
     __copy__ = copy
 
-    def __deepcopy__(self, memo: object) -> SentHeaders:
-        return self._another(self.items(), self.url, self.were_sent, self._left)
-
-    def plain(self) -> Any:
-        """The same headers, in a class that has never heard of identifiers."""
-        return self._plain(self.items())
+    def __deepcopy__(self, memo: object) -> Any:
+        return self._with(self.items(), self.left, self.passage)
 
     def __reduce__(self) -> Any:
         # A response carries its request, and whoever unpickles it may not have this package.
-        return self._plain, (list(self.items()),)
+        return _plain_class(self), (list(self.items()),)
 
-    def are_of(self, request: PreparedRequest) -> bool:
-        """Whether ``request`` is the very one that its caller has marked, and not a copy."""
+    def guarded_copy(self) -> GuardedHeaders:
+        """Return a copy without the identifiers and without what a gateway set."""
+        if self.left is not None:
+            return self._with(self.items(), self.left)
+        kept: list[Item] = []
+        left: list[Item] = []
+        for item in self.items():
+            key = lower(item[0])
+            if self._is_of_gateway(key, item):
+                left.append(item)
+                kept += [_DEFAULTS[key]] if key in _DEFAULTS else []
+            elif is_identifier(key, self.identifiers):
+                left.append(item)
+            else:
+                kept.append(item)
+        return self._with(kept, tuple(left))
+
+    def plain(self) -> Any:
+        """Return a complete copy in the plain base class."""
+        return _plain_class(self)(self.items())
+
+    def are_callers_own(self, request: PreparedRequest) -> bool:
+        """Return whether the caller set these headers on ``request`` itself, and not on a copy."""
         return self.request is not None and self.request() is request
 
-    def of(self, request: PreparedRequest, owner: Owner) -> SentHeaders:
-        """The headers for ``request``, which has these: with its identifiers, or without.
+    def restored_for(self, request: PreparedRequest, *, by_bare_gate: bool) -> GuardedHeaders:
+        """Return the headers to use now that ``request``, which has these, is being sent.
 
-        Whoever has marked a request may send it anywhere; a copy has them at their origin only.
+        At their origin, a copy gets its identifiers back. Elsewhere, headers that are no copy lose
+        theirs, unless the caller set them on this very request: a caller may send it anywhere.
 
-        :param owner: who owns its URL. A gateway sets its own marks, and not another's.
+        :param by_bare_gate: whether the adapter has no gateway. Else what a gateway set stays off,
+            as each gateway sets its own.
         """
-        url = request.url or ""
-        if self.were_sent:
-            stay = self.are_of(request) or urls.same_origin(self.url, url)
-            return self if stay else self.copy()
-        left, names = self._left, {lower(name) for name in self}
-        if left is None or FORWARD.lower() in names or not urls.same_origin(left.url, url):
+        if self.are_callers_own(request):
             return self
-        marks = left.marks
-        if owner is not NOBODY:
-            marks = [mark for mark in marks if owner.marks.get(mark[0].lower()) == mark]
-        back = [item for item in (*marks, *left.identifiers) if lower(item[0]) not in names]
-        return self._another([*back, *self.items()], left.url, True)
+        is_home = urls.same_origin(self.url, request.url or "")
+        if self.left is None:
+            if not is_home:
+                return self.guarded_copy()
+            return self if by_bare_gate else self._with(self._callers_items(), None)
+        names = {lower(name) for name in self}
+        if not self.left or not is_home or FORWARD.lower() in names:
+            return self
+        back = [
+            item
+            for item in self.left
+            if lower(item[0]) not in names
+            and (by_bare_gate or not self._is_of_gateway(lower(item[0]), item))
+        ]
+        return self._with([*back, *self.items()], None)
 
-    def _another(
+    def for_no_gateway(self) -> Any:
+        """Return a copy in the plain base class for a request that is not gateway-bound.
+
+        At their origin, a session header stays that is not docker-agent's.
+        """
+        return _plain_class(self)(
+            item
+            for item in self._callers_items()
+            if not (is_stamped(item[1]) and lower(item[0]).startswith(PREFIX))
+        )
+
+    def _callers_items(self) -> list[Item]:
+        """Return the headers without what a gateway set; the session is not that."""
+        return [item for item in self.items() if not self._is_of_gateway(lower(item[0]), item)]
+
+    def _is_of_gateway(self, key: str, item: Item) -> bool:
+        return is_stamped(item[1]) and key not in self.identifiers
+
+    def _with(
         self,
-        items: Iterable[_Item],
-        url: str = "",
-        were_sent: bool = False,
-        left: _Left | None = None,
-    ) -> SentHeaders:
-        headers = type(self)(items)
-        headers.url, headers.were_sent, headers._left = url, were_sent, left
-        headers.inherit(self)
-        return headers
+        items: Iterable[Item],
+        left: tuple[Item, ...] | None,
+        passage: Passage | None = None,
+    ) -> GuardedHeaders:
+        made: GuardedHeaders = type(self)(items)
+        made.url, made.identifiers, made.passage, made.left = (
+            self.url,
+            self.identifiers,
+            passage,
+            left,
+        )
+        return made
 
 
-class SentCaseInsensitiveDict(SentHeaders, CaseInsensitiveDict):  # type: ignore[type-arg]
-    """The usual kind."""
+def guard(
+    headers: Any, url: str, identifiers: frozenset[str], passage: Passage | None = None
+) -> GuardedHeaders:
+    """Return headers of the guarded class that share what ``headers`` hold.
 
-    _plain = CaseInsensitiveDict
+    :param url: where they may be sent.
+    :param identifiers: besides ``X-Cagent-*``, by their names in lower case.
+    :param passage: of the request that is about to be sent with them.
+    """
+    plain: Any = _plain_class(headers) if isinstance(headers, GuardedHeaders) else type(headers)
+    if not issubclass(plain, CaseInsensitiveDict | HTTPHeaderDict):
+        plain = dict
+    kind = _guarded_class(plain)
+    made: GuardedHeaders
+    if plain is dict:
+        made = kind(headers.items())
+    else:  # shares the state of the object that the caller may hold
+        made = kind.__new__(kind)
+        made.__dict__.update(headers.__dict__)
+        made.left = made.request = None
+    made.url, made.identifiers, made.passage = url, identifiers, passage
+    return made
 
 
-class SentDict(SentHeaders, dict):  # type: ignore[type-arg]
-    """For a request whose headers somebody has replaced by some other mapping."""
+class GuardedCaseInsensitiveDict(GuardedHeaders, CaseInsensitiveDict):  # type: ignore[type-arg]
+    """The class for the headers that requests makes.
 
-    _plain = dict
+    urllib3 copies the headers of each request and reads them one by one. Through ``Mapping``, as
+    ``CaseInsensitiveDict`` does both, that costs more than the gate; answering from the table
+    inside saves all of it.
+    """
+
+    def copy(self) -> Any:  # the plain code is the mixin's
+        if self.passage is not None and self.passage.is_open:
+            return with_store(self._store.copy(), self.url, self.identifiers, self.passage)
+        return self.guarded_copy()
+
+    __copy__ = copy
+
+    def items(self) -> Any:  # the plain code is Mapping's
+        return self._store.values()
 
 
-class SentHTTPHeaderDict(SentHeaders, HTTPHeaderDict):  # type: ignore[misc]
-    """For those of urllib3, which can have several values of one name."""
+@functools.cache
+def _guarded_class(plain: type) -> Any:
+    if plain is CaseInsensitiveDict:
+        return GuardedCaseInsensitiveDict
+    return type(f"Guarded{plain.__name__}", (GuardedHeaders, plain), {})
 
-    _plain = HTTPHeaderDict
-
-
-#: The kinds that requests makes. What is in their ``_store`` can be shared and copied.
-USUAL = frozenset({CaseInsensitiveDict, SentCaseInsensitiveDict})
 
 _new: Any = object.__new__
 
 
-def with_store(store: dict[str, tuple[Any, Any]], url: str, owner: Owner) -> SentHeaders:
-    """Headers of the usual kind that have ``store``, which may be that of others, too."""
-    made: SentHeaders = _new(SentCaseInsensitiveDict)
-    made._store = store  # type: ignore[attr-defined]
-    made.url, made.were_sent, made.owner, made.request = url, False, owner, None
-    return made
+def with_store(
+    store: Mapping[str, Any], url: str, identifiers: frozenset[str], passage: Passage | None
+) -> GuardedHeaders:
+    """Return guarded headers of requests' usual kind around a table.
 
-
-def sent(headers: Any, url: str, owner: Owner) -> SentHeaders:
-    """``headers`` in the class that leaves identifiers behind.
-
-    :param url: that they are for.
-    :param owner: who owns ``url``.
+    The plain code would be ``guard(CaseInsensitiveDict(store.values()), ...)``. That puts one
+    header after the other into another table, which costs more than copying the whole request.
     """
-    made: SentHeaders
-    if isinstance(headers, CaseInsensitiveDict):
-        made = with_store(headers._store, url, owner)  # shared, so it stays one
-    else:
-        kind = SentHTTPHeaderDict if isinstance(headers, HTTPHeaderDict) else SentDict
-        made = kind(headers.items())
-        made.url, made.owner = url, owner
-    if isinstance(headers, SentHeaders):
-        made.inherit(headers)
-    return made
+    made = _new(GuardedCaseInsensitiveDict)
+    made._store, made.url, made.identifiers, made.passage = store, url, identifiers, passage
+    return made  # type: ignore[no-any-return]
+
+
+def _plain_class(headers: GuardedHeaders) -> Any:
+    return type(headers).__bases__[1]

@@ -1,119 +1,163 @@
-"""The gate as a transport, for httpx and for httpx2, its successor with the same interface.
+"""httpx and httpx2, its successor with the same interface: the gate as a transport.
 
-What the two libraries' modules share; each adds its own base classes and types.
+What the two libraries' modules share; each adds its own base classes and types in ``integrations``.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any, TypeAlias
 
 from .._gate import urls
-from .._gate.gate import Defaults, PassingOn, gate, passing
+from .._gate.gate import Stamp, gate, note_redirect
 from .._gate.gateway import Gateway
-from .._gate.routes import NOBODY, Gateways
-from ..headers import is_identifier
+from .._gate.passage import Passage, attach, passage_in
+from .._gate.routes import BARE, Library, Route, Router, is_identifier
 
 # A header as httpx keeps it: the name, the name in lower case, the value.
 _Item: TypeAlias = tuple[bytes, bytes, bytes]
 
-_MARKER = b"x-cagent-forward"
-# In the extensions of a request, which the client hands on to the next hop: that it was
-# gateway-bound, and which names were given to its identifiers.
-_WAS_BOUND = "cagent_session"
+# In the extensions of a request, which the client hands on to the next hop: the names of the
+# identifiers of gateway-bound hops, besides X-Cagent-*.
+_IDENTIFIERS = "cagent_session"
 
 _creating = threading.Lock()
+_new: Any = object.__new__
 
 
-class Library:
-    """The gate for the requests of one of the libraries."""
+class Httpx:
+    """The gate for the requests of one of the two libraries."""
 
     def __init__(self, module: ModuleType) -> None:
-        agent = f"python-{module.__name__}/{module.__version__}"
         self.module = module
-        self._defaults: Defaults = {"user-agent": (agent.encode(),), "accept": (b"*/*",)}
+        # A client with a transport of its own, so that it makes none.
+        transport = module.MockTransport(lambda request: None)
+        client = module.Client(transport=transport, trust_env=False)
+        names = ("user-agent", "accept", "accept-encoding")
+        defaults = {name: (client.headers.get(name),) for name in names}
+        self._library = Library(defaults, in_bytes=True)
         self._request_class = module.Request
         self._headers_class = module.Headers
-        # What Headers has in public checks all of them again, and takes longer than the gate.
+        # The public way to make Headers checks all of them again, which costs more than the gate.
         example = vars(module.Headers([("X-A", "b")]))
         self._is_known = example == {"_list": [(b"X-A", b"x-a", b"b")], "_encoding": None}
 
     def knows(self, request: object) -> bool:
-        """Whether ``request`` is one of the library's own."""
+        """Return whether ``request`` is one of the library's own."""
         return isinstance(request, self._request_class)
 
-    def through_gate(self, gateways: Gateways, request: Any) -> tuple[Any, frozenset[str] | None]:
-        """What to send in place of ``request``, which is itself if it is not bound.
+    def send(self, router: Router, request: Any, pass_on: Callable[[Any], Any]) -> Any:
+        """Send ``request`` by ``pass_on``, or a stamped copy of it if it is gateway-bound."""
+        outgoing, route, passage = self._through_gate(router, request)
+        try:
+            response = pass_on(outgoing)
+        finally:
+            if passage is not None:
+                passage.is_open = False
+        if response.status_code // 100 != 3:
+            return response
+        return self._redirected(router, request, outgoing, route, response)
 
-        Then the names of its identifiers besides all ``X-Cagent-*``, or ``None`` if it has never
-        been bound.
-        """
-        if not self.knows(request):
+    async def send_async(
+        self, router: Router, request: Any, pass_on: Callable[[Any], Awaitable[Any]]
+    ) -> Any:
+        """Do what :meth:`send` does, asynchronously."""
+        outgoing, route, passage = self._through_gate(router, request)
+        try:
+            response = await pass_on(outgoing)
+        finally:
+            if passage is not None:
+                passage.is_open = False
+        if response.status_code // 100 != 3:
+            return response
+        return self._redirected(router, request, outgoing, route, response)
+
+    def _through_gate(
+        self, router: Router, request: Any
+    ) -> tuple[Any, Route | None, Passage | None]:
+        """Return the request to send; the route and the passage, if that is a stamped copy."""
+        if not isinstance(request, self._request_class):
             raise TypeError(
                 f"this transport is for clients of {self.module.__name__}, not of "
-                f"{type(request).__module__.partition('.')[0]}"
+                f"{type(request).__module__.partition('.')[0]}: import GatewayTransport from the "
+                "module of that name in cagent_session.integrations"
             )
-        items = request.headers._list if self._is_known else _items(request.headers)
-        url, owner = request.url, NOBODY
-        if gateways.hosts and url.raw_host in gateways.hosts:
+        url, route = request.url, BARE
+        if router.hosts and url.raw_host in router.hosts:
             url = str(url)
-            owner = gateways.owner(url)
-        looked_at = owner.looked_at
-        found = [item for item in items if item[1] in looked_at]
-        callers = {looked_at[item[1]]: item for item in found}
-        if "x-cagent-forward" in callers and not callers["x-cagent-forward"][2]:
-            # Of several one that is not empty counts.
-            callers |= {
-                looked_at[item[1]]: item for item in found if item[1] == _MARKER and item[2]
-            }
-        stamp = gate(url, owner, callers, self._defaults)
-        names: frozenset[str] | None = request.extensions.get(_WAS_BOUND)
+            route = router.route(url)
+        items = request.headers._list if self._is_known else _items(request.headers)
+        found, by_name = _found(items, route)
+        may_be_bound = route is not BARE or self._library.forward in by_name
+        if may_be_bound and _has_passed(request, items):
+            return request, None, None
+        stamp = gate(url, route, by_name, self._library)
         if stamp is None:
-            return request, names
-        sent = items.copy()
-        for item in found:
-            key = looked_at[item[1]]
-            if key in stamp.headers or key == stamp.removed:
-                sent.remove(item)
-        encoded = owner.encoded
-        for key, header in stamp.headers.items():
-            sent.append(encoded.get(key) or _encoded(*header))
-        # All but the headers and the URL is shared: a body that streams can be read only once.
-        outgoing = object.__new__(type(request))
+            return request, None, None
+        passage = Passage(request.method, request.url)
+        # The stream is shared with the caller's request, because it can be read only once.
+        outgoing = _new(type(request))
         outgoing.__dict__ = request.__dict__.copy()
-        outgoing.headers = self._headers(sent, request.headers)
-        if stamp.url is not url:
-            outgoing.url = self.module.URL(stamp.url)
-        return outgoing, owner.session_names if names is None else names | owner.session_names
+        outgoing.headers = self._stamped(items, found, stamp, passage, request.headers)
+        if route.query:
+            passage.url = outgoing.url = self.module.URL(route.with_query(url))
+        return outgoing, route, passage
 
-    def answered(self, request: Any, response: Any, names: frozenset[str]) -> Any:
-        """``response``, once the identifiers are off ``request`` if it leads to another origin.
+    def _stamped(
+        self, items: list[_Item], found: list[_Item], stamp: Stamp, passage: Passage, like: Any
+    ) -> Any:
+        """Return headers with the stamp, of the encoding that ``like`` has."""
+        stamped, removed = stamp
+        attach(passage, stamped)
+        sent: list[Any] = items.copy()
+        for item in found:
+            if item[1] in stamped or item[1] in removed:
+                sent.remove(item)
+        sent += stamped.values()
+        headers = self._headers(sent, like)
+        headers.passage = passage
+        return headers
+
+    def _redirected(
+        self, router: Router, request: Any, outgoing: Any, route: Route | None, response: Any
+    ) -> Any:
+        """Take the identifiers off ``request`` if ``response`` redirects it to another origin.
 
         The client makes the next hop from the request that it knows, which is not the outgoing
         one. Its headers are replaced, not changed, as another task may be reading them.
         """
-        if response.status_code // 100 != 3 or not response.has_redirect_location:
+        names: frozenset[str] | None = request.extensions.get(_IDENTIFIERS)
+        if route is not None:
+            names = route.identifiers if names is None else names | route.identifiers
+        if names is None or not response.has_redirect_location:
             return response
-        request.extensions = {**request.extensions, _WAS_BOUND: names}
-        try:
-            target = self.module.URL(response.headers["Location"])
-            if not target.scheme:
-                target = request.url.join(target)
-            elif not target.host:
-                target = ""  # the client goes to this host, at the port of that scheme
-        except (self.module.InvalidURL, ValueError):
-            target = ""  # the client refuses it, too
-        if not urls.same_origin(str(request.url), str(target)):
+        request.extensions = {**request.extensions, _IDENTIFIERS: names}
+        target = self._target(request, response)
+        if route is not None:
+            in_session = any(outgoing.headers.get(name) for name in route.session_names)
+            note_redirect(router, route, str(request.url), target, in_session)
+        if not urls.same_origin(str(request.url), target):
             items = _items(request.headers)
             kept = [item for item in items if not is_identifier(item[1].decode("latin-1"), names)]
             request.headers = self._headers(kept, request.headers)
         return response
 
+    def _target(self, request: Any, response: Any) -> str:
+        """Return where the client will follow ``response`` to; empty if that is doubtful."""
+        try:
+            target = self.module.URL(response.headers["Location"])
+        except (self.module.InvalidURL, ValueError):
+            return ""  # the client refuses it, too
+        if target.scheme and not target.host:
+            return ""  # the client goes to this host, at the port of that scheme
+        return str(target if target.scheme else request.url.join(target))
+
     def _headers(self, items: list[_Item], like: Any) -> Any:
         if self._is_known:
-            made = self._headers_class.__new__(self._headers_class)
+            made = _new(self._headers_class)
             made._list, made._encoding = items, like._encoding
             return made
         return self._headers_class([(name, value) for name, _, value in items], like.encoding)
@@ -123,31 +167,56 @@ def _items(headers: Any) -> list[_Item]:
     return [(name, name.lower(), value) for name, value in headers.raw]
 
 
+def _found(items: list[_Item], route: Route) -> tuple[list[_Item], dict[bytes, _Item]]:
+    """Return the headers that matter, and those by their lower-case names."""
+    names = route.names_in_bytes
+    found: list[_Item] = []
+    by_name: dict[bytes, _Item] = {}
+    for item in items:
+        key = item[1]
+        if key in names:
+            found.append(item)
+            if key not in by_name or not by_name[key][2]:
+                by_name[key] = item
+    return found, by_name
+
+
+def _has_passed(request: Any, items: list[_Item]) -> bool:
+    """Return whether a transport above has stamped this request, or the one it is a copy of."""
+    passage: Passage | None = getattr(request.headers, "passage", None)
+    if passage is None:
+        passage = passage_in(item[2] for item in items)
+    return passage is not None and passage.covers(request.method, request.url)
+
+
 @functools.cache
-def library_of(module: ModuleType) -> Library:
-    """The one for ``module``."""
-    return Library(module)
-
-
-@functools.lru_cache(maxsize=1024)
-def _encoded(name: str, value: str) -> _Item:
-    return name.encode(), name.lower().encode(), value.encode()
+def gate_for(module: ModuleType) -> Httpx:
+    """Return the gate for ``module``, which is httpx or httpx2."""
+    return Httpx(module)
 
 
 class GatewayTransport:
-    """What the transports of the two modules share."""
+    """Base class of the two modules' transports."""
 
     module: Any
 
     def __init__(self, gateway: Gateway | None, transport: Any) -> None:
         blocking, asynchronous = self.module.BaseTransport, self.module.AsyncBaseTransport
+        name = type(self).__name__
+        if isinstance(gateway, (blocking, asynchronous)):
+            raise TypeError(
+                f"the gateway comes first: write {name}(gateway, transport), or "
+                f"{name}(transport=...) without a gateway"
+            )
         if transport is not None and not isinstance(transport, (blocking, asynchronous)):
             raise TypeError(
-                f"transport must be one of {self.module.__name__}'s, not {type(transport).__name__}"
+                f"transport must be one of {self.module.__name__}'s, not "
+                f"{type(transport).__name__}: write {name}(gateway, "
+                f"{self.module.__name__}.HTTPTransport())"
             )
         self.gateway = gateway
-        self._gateways = Gateways() if gateway is None else Gateways(gateway)
-        self._library = library_of(self.module)
+        self._router = Router(gateway)
+        self._gate = gate_for(self.module)
         self._given = transport
         self._blocking = transport if isinstance(transport, blocking) else None
         self._asynchronous = transport if isinstance(transport, asynchronous) else None
@@ -155,24 +224,12 @@ class GatewayTransport:
     def handle_request(self, request: Any) -> Any:
         """Send ``request``, or a stamped copy of it if it is gateway-bound."""
         inner = self._blocking or self._make_blocking()
-        outgoing, names = self._library.through_gate(self._gateways, request)
-        if passing.is_watched:
-            with PassingOn(outgoing):
-                response = inner.handle_request(outgoing)
-        else:
-            response = inner.handle_request(outgoing)
-        return response if names is None else self._library.answered(request, response, names)
+        return self._gate.send(self._router, request, inner.handle_request)
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send ``request``, or a stamped copy of it if it is gateway-bound."""
         inner = self._asynchronous or self._make_asynchronous()
-        outgoing, names = self._library.through_gate(self._gateways, request)
-        if passing.is_watched:
-            with PassingOn(outgoing):
-                response = await inner.handle_async_request(outgoing)
-        else:
-            response = await inner.handle_async_request(outgoing)
-        return response if names is None else self._library.answered(request, response, names)
+        return await self._gate.send_async(self._router, request, inner.handle_async_request)
 
     def __enter__(self) -> Any:
         (self._blocking or self._make_blocking()).__enter__()

@@ -1,44 +1,38 @@
-"""The gate under every client of this process, whoever made it.
+"""The gate under every HTTP client of this process.
 
-The seams are those methods of the HTTP libraries through which each request of theirs goes out. A
-seam is patched once and stays so: what it does, it reads from one variable at every request, so
-that there is nothing to restore that another library may have wrapped in the meantime.
+Each library is patched at the lowest method that all its requests pass through, below the wrappers
+of other libraries. A patch is never removed; it consults ``_active_router`` at each call.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import logging
 import os
+import sys
 import threading
-import types
-from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
-from requests import PreparedRequest
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool
+from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
 
-from .._gate import urls
-from .._gate.gate import PassingOn, passing
 from .._gate.gateway import Gateway
-from .._gate.routes import Gateways
-from . import requests as adapter
-from . import urllib3 as poolmanager
-from .guarded_headers import SentHeaders
-from .httpx import Library, library_of
-
-_IS_SEAM = "_cagent_session_seam"
+from .._gate.routes import Router
+from .._patching import patch
+from . import requests as for_requests
+from . import urllib3 as for_urllib3
+from .guarded_headers import GuardedHeaders
+from .httpx import Httpx, gate_for
+from .late_imports import when_imported
 
 _log = logging.getLogger("cagent_session")
-_in_force: Gateways | None = None
-_changing = threading.RLock()
+_active_router: Router | None = None
+_lock = threading.RLock()
 
 
 def _renew_lock() -> None:
-    global _changing
-    _changing = threading.RLock()  # another thread may have held it when this process was forked
+    global _lock
+    _lock = threading.RLock()  # another thread may have held it when this process was forked
 
 
 if hasattr(os, "register_at_fork"):
@@ -46,182 +40,204 @@ if hasattr(os, "register_at_fork"):
 
 
 class Instrumentation:
-    """What :func:`instrument` gives: a context manager that puts back what was in force before."""
+    """A context manager that puts back, at its end, the gateways that were in force before."""
 
-    def __init__(self, before: Gateways | None) -> None:
+    def __init__(self, before: Router | None) -> None:
         self._before = before
 
     def __enter__(self) -> Instrumentation:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        _put_in_force(self._before)
+        _activate(self._before)
 
 
 def instrument(*gateways: Gateway) -> Instrumentation:
-    """Put the gate under every HTTP client of this process, made before or after, by whoever.
+    """Put the gate under every HTTP client of this process, made before or after the call.
 
-    Under requests, urllib3, httpx and httpx2, as far as they are installed: ``requests.get``, an
-    SDK's own client, botocore. Each request is marked and stamped as a transport of this package
-    would do it, for the gateway that owns its URL; what a mounted adapter or a transport of this
-    package has decided stays.
+    It covers requests, urllib3, httpx, httpx2 and aiohttp, including clients that an SDK or a
+    framework makes: ``requests.get``, botocore, litellm. Each request is treated as a transport of
+    this package would treat it, for the gateway that owns its URL. A request that a mounted adapter
+    or a transport of this package has stamped is sent as it is.
 
-    :param gateways: those to route to; the longest path wins. Called again, it replaces them.
-        Without any it is the bare gate, which stamps what carries ``X-Cagent-Forward`` already.
-    :returns: a context manager, for those who want an end: ``with instrument(gateway): ...`` puts
-        back what was in force before.
+    :param gateways: the gateways to route to; the one with the longest path wins. Called again,
+        it replaces them. With none, only requests are gateway-bound that carry the header
+        ``X-Cagent-Forward`` already.
+    :returns: a context manager, for programs that want an end: ``with instrument(gateway): ...``
+        puts back what was in force before.
     :raises ValueError: for two different gateways with one origin and path. Nothing has changed.
+    :raises TypeError: for anything but gateways.
 
     ::
 
         instrument(Gateway("https://gateway.example", forward="https://api.openai.com/v1"))
         client = openai.OpenAI(base_url="https://gateway.example/v1")
 
-    What never reaches the network is not reached: answers that test doubles make up, ASGI and WSGI
-    transports. Nor are aiohttp, raw sockets and child processes.
+    It does not reach what sends nothing over these libraries' own connections: test doubles, ASGI,
+    WSGI and custom transports, unix sockets, other websocket clients, child processes and other
+    interpreters.
     """
-    wanted = Gateways(*gateways)
-    with _changing:
-        _patch(HTTPAdapter, "send", _requests_seam)
-        _patch(HTTPConnectionPool, "urlopen", _urllib3_seam)
-        for name in ("httpx", "httpx2"):
-            try:
-                module = importlib.import_module(name)
-            except ImportError:
-                continue
-            library = library_of(module)
-            _patch(module.HTTPTransport, "handle_request", _httpx_seam, library)
-            _patch(module.AsyncHTTPTransport, "handle_async_request", _async_httpx_seam, library)
-        passing.is_watched = True
-        return Instrumentation(_put_in_force(wanted))
+    wanted = Router(*gateways)
+    with _lock:
+        by = "instrument()"
+        patch(HTTPAdapter, "send", _requests_patch, by=by)
+        patch(HTTPConnectionPool, "urlopen", _pool_patch, by=by)
+        patch(PoolManager, "urlopen", _manager_patch, by=by)
+        patch(ProxyManager, "urlopen", _manager_patch, by=by)
+        when_imported("httpx", _patch_httpx)
+        when_imported("httpx2", _patch_httpx)
+        when_imported("aiohttp", _patch_aiohttp)
+        return Instrumentation(_activate(wanted))
 
 
 def uninstrument() -> None:
     """Switch off what :func:`instrument` switched on, for the whole process."""
-    _put_in_force(None)
+    _activate(None)
 
 
-def _put_in_force(gateways: Gateways | None) -> Gateways | None:
-    global _in_force
-    with _changing:
-        before, _in_force = _in_force, gateways
+def _activate(router: Router | None) -> Router | None:
+    global _active_router
+    with _lock:
+        before, _active_router = _active_router, router
     return before
 
 
-def _patch(owner: Any, name: str, seam: Callable[..., Any], *arguments: Any) -> None:
-    """Put ``seam`` in place of a method, below the wrappers that other libraries have put on it.
-
-    On top of OpenTelemetry's, for example, it would keep that one from being taken off.
-    """
-    holder, attribute, method = owner, name, vars(owner)[name]
-    if getattr(method, _IS_SEAM, False) is True:  # ours, or a wrapper that shows what it wraps
-        return
-    while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
-        holder, attribute, method = method, "__wrapped__", method.__wrapped__
-    if getattr(method, "__globals__", None) is not owner.__init__.__globals__:
-        _log.warning(
-            "%s.%s is not the library's own, but %r: when that is taken back, instrument() has to "
-            "be called again",
-            owner.__name__,
-            name,
-            method,
-        )
-    if not hasattr(type(method), "__get__"):  # a mock, which is not called with self
-        return
-    patched = functools.wraps(method)(seam(method, *arguments))
-    setattr(patched, _IS_SEAM, True)
-    setattr(holder, attribute, patched)
+# In each patch below, the original is bound and not called with self: a wrapper of another library
+# may tell by that how it is called.
 
 
-def _requests_seam(original: Any) -> Any:
+def _requests_patch(original: Any) -> Any:
     def send(self: HTTPAdapter, request: Any, *args: Any, **options: Any) -> Any:
-        # Bound, and not called with self: a wrapper of another library may tell by it.
         pass_on = original.__get__(self, type(self))
-        gateways = _in_force
-        if gateways is None:
-            headers = request.headers
-            if isinstance(headers, SentHeaders) and headers.are_of(request):
-                # What the caller marked while the gate was here leaves as if it had never been.
-                request.headers = headers.plain()
-            return pass_on(request, *args, **options)
-        if passing.has(request):
-            with PassingOn(request):
-                return pass_on(request, *args, **options)
-        stream = args[0] if args else options.get("stream", False)
-        outgoing = adapter.through_gate(gateways, request, stream)
-        stamped: Any = outgoing.headers
-        try:
-            with PassingOn(outgoing):
-                return pass_on(outgoing, *args, **options)
-        finally:
-            if outgoing is not request:
-                adapter.was_sent(outgoing, stamped)
+        router = _active_router
+        if router is not None:
+            return for_requests.send(router, request, pass_on, args, options)
+        headers = request.headers
+        if isinstance(headers, GuardedHeaders) and headers.are_callers_own(request):
+            # uninstrument() was called since: send the caller's headers unguarded.
+            request.headers = headers.plain()
+        return pass_on(request, *args, **options)
 
     return send
 
 
-def _urllib3_seam(original: Any) -> Any:
-    def urlopen(
-        self: Any,
-        method: str,
-        url: str,
-        body: Any = None,
-        headers: Any = None,
-        retries: Any = None,
-        *args: Any,
-        **options: Any,
-    ) -> Any:
-        urlopen = original.__get__(self, type(self))
-        gateways, request = _in_force, passing.request.get()
-        if isinstance(request, PreparedRequest) and (
-            headers is request.headers or _is_copied(request, self, method, url, body)
-        ):
-            # A transport above has decided, for this pool and its retries.
-            with PassingOn(self):
-                return poolmanager.pass_on(
-                    urlopen, method, url, body, headers, retries, *args, **options
-                )
-        if not (gateways is None or request is self or isinstance(self, poolmanager.GatewayPool)):
-            headers = self.headers if headers is None else headers
-            url, headers = poolmanager.through_gate(gateways, self, url, headers, retries)
-        return poolmanager.pass_on(urlopen, method, url, body, headers, retries, *args, **options)
+def _pool_patch(original: Any) -> Any:
+    def urlopen(self: Any, method: str, url: str, *args: Any, **options: Any) -> Any:
+        pass_on = original.__get__(self, type(self))
+        router = _active_router
+        if router is None:
+            return pass_on(method, url, *args, **options)
+        base = for_urllib3.base_of(self)
+        return for_urllib3.send(router, self, base, pass_on, "patch", method, url, args, options)
 
     return urlopen
 
 
-def _is_copied(request: PreparedRequest, pool: Any, method: str, target: str, body: Any) -> bool:
-    """Whether a pool is called for ``request``, by somebody who has copied its headers."""
-    return (
-        body is request.body
-        and method == request.method
-        and target in (request.path_url, request.url)
-        and urls.same_origin(poolmanager.full_url(pool, target), request.url or "")
-    )
+def _manager_patch(original: Any) -> Any:
+    def urlopen(self: Any, method: str, url: str, *args: Any, **options: Any) -> Any:
+        router = _active_router
+        if router is not None:
+            headers = options.get("headers")
+            options["headers"] = for_urllib3.at_home(router, url, headers, self.headers)
+        return original.__get__(self, type(self))(method, url, *args, **options)
+
+    return urlopen
 
 
-def _httpx_seam(original: Any, library: Library) -> Any:
+def _patch_httpx(module: ModuleType) -> None:
+    """Patch httpx or httpx2."""
+    gate, by = gate_for(module), "instrument()"
+    with _lock:
+        patch(module.HTTPTransport, "handle_request", _transport_patch, gate, by=by)
+        patch(module.AsyncHTTPTransport, "handle_async_request", _async_patch, gate, by=by)
+        if "_send_single_request" in vars(module.AsyncClient):
+            patch(module.AsyncClient, "_send_single_request", _over_aiohttp_patch, gate, by=by)
+        else:
+            _log.warning(
+                "instrument() does not reach clients of this %s over aiohttp", module.__name__
+            )
+
+
+def _transport_patch(original: Any, gate: Httpx) -> Any:
     def handle_request(self: Any, request: Any) -> Any:
-        pass_on = original.__get__(self, type(self))
-        gateways = _in_force
-        if gateways is None or passing.has(request) or not library.knows(request):
+        pass_on, router = original.__get__(self, type(self)), _active_router
+        if router is None or not gate.knows(request) or _is_unix_socket(self):
             return pass_on(request)
-        outgoing, names = library.through_gate(gateways, request)
-        with PassingOn(outgoing):
-            response = pass_on(outgoing)
-        return response if names is None else library.answered(request, response, names)
+        return gate.send(router, request, pass_on)
 
     return handle_request
 
 
-def _async_httpx_seam(original: Any, library: Library) -> Any:
+def _async_patch(original: Any, gate: Httpx) -> Any:
     async def handle_async_request(self: Any, request: Any) -> Any:
-        pass_on = original.__get__(self, type(self))
-        gateways = _in_force
-        if gateways is None or passing.has(request) or not library.knows(request):
+        pass_on, router = original.__get__(self, type(self)), _active_router
+        if router is None or not gate.knows(request) or _is_unix_socket(self):
             return await pass_on(request)
-        outgoing, names = library.through_gate(gateways, request)
-        with PassingOn(outgoing):
-            response = await pass_on(outgoing)
-        return response if names is None else library.answered(request, response, names)
+        return await gate.send_async(router, request, pass_on)
 
     return handle_async_request
+
+
+def _is_unix_socket(transport: Any) -> bool:
+    """Return whether an httpx transport sends to a unix socket, whatever host its URLs name."""
+    return getattr(getattr(transport, "_pool", None), "_uds", None) is not None
+
+
+def _over_aiohttp_patch(original: Any, gate: Httpx) -> Any:
+    async def _send_single_request(self: Any, request: Any) -> Any:
+        pass_on, router = original.__get__(self, type(self)), _active_router
+        if router is None or not _is_over_aiohttp(self._transport_for_url(request.url)):
+            return await pass_on(request)
+        # httpx follows redirects above aiohttp, so the patch of aiohttp sees each hop as a call of
+        # its own, and could not take off the caller's identifiers.
+        return await gate.send_async(router, request, pass_on)
+
+    return _send_single_request
+
+
+def _is_over_aiohttp(transport: Any) -> bool:
+    """Return whether an httpx transport sends by a ``ClientSession``, which it may make later."""
+    aiohttp: Any = sys.modules.get("aiohttp")
+    client = getattr(transport, "client", None)
+    return aiohttp is not None and (isinstance(client, aiohttp.ClientSession) or callable(client))
+
+
+def _patch_aiohttp(module: ModuleType) -> None:
+    if not hasattr(module, "ClientMiddlewareType"):
+        _log.warning(
+            "instrument() cannot reach aiohttp %s, which has no client middlewares: "
+            "pip install 'aiohttp>=3.12'",
+            module.__version__,
+        )
+        return
+    from .aiohttp import Hops
+
+    with _lock:
+        patch(module.ClientSession, "_request", _aiohttp_patch, module, Hops, by="instrument()")
+
+
+def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
+    async def _request(
+        self: Any,
+        method: Any,
+        str_or_url: Any,
+        *,
+        headers: Any = None,
+        middlewares: Any = None,
+        **options: Any,
+    ) -> Any:
+        pass_on, router = original.__get__(self, type(self)), _active_router
+        passage = getattr(headers, "passage", None)  # httpx has stamped it
+        if not (
+            router is None
+            or isinstance(self.connector, aiohttp.UnixConnector)
+            or (passage is not None and passage.covers(method, str_or_url))
+        ):
+            # Innermost, below middlewares that may send a request again, or another one.
+            above = self._middlewares if middlewares is None else middlewares
+            middlewares = (*above, hops(router))
+        return await pass_on(
+            method, str_or_url, headers=headers, middlewares=middlewares, **options
+        )
+
+    return _request

@@ -1,23 +1,33 @@
-"""urllib3: the gate as a pool manager."""
+"""urllib3: the gate as a pool manager.
+
+urllib3 follows redirects in two places. The manager sends each hop with the headers that its caller
+gave. A pool that is used directly follows redirects itself, and sends each hop with the headers of
+the last attempt. So the value of a header has to tell by itself what may become of it: the gate set
+a ``Stamped`` one, which comes off before each attempt; the caller set a :class:`_Homed` one, which
+is for one origin.
+"""
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
 from urllib3._collections import HTTPHeaderDict
-from urllib3._version import __version__
+from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
+from urllib3.util.proxy import connection_requires_http_tunnel
 
 from .._gate import urls
-from .._gate.gate import Defaults, Stamp, gate, is_bound
+from .._gate.gate import Stamp, gate, is_bound, note_redirect
 from .._gate.gateway import Gateway
-from .._gate.routes import AGENT, NOBODY, Gateways
-from .._session.scopes import current_lineage
-from ..headers import FORWARD, by_lower_name, is_identifier, without
+from .._gate.passage import Passage, attach, is_stamped, passage_in
+from .._gate.routes import BARE, Headers, Library, Route, Router, is_identifier
+from .guarded_headers import GuardedHeaders
+from .mappings import lower, with_stamp, without
 
 if TYPE_CHECKING:
     # To a type checker the mixins are what they are always mixed into.
@@ -26,69 +36,54 @@ if TYPE_CHECKING:
 else:
     _Pool = _Manager = object
 
-_Headers: TypeAlias = Mapping[str, str]
-
 # urllib3 sends its own User-Agent where there is none, and this Accept to a proxy that forwards.
-_DEFAULTS: Defaults = {"user-agent": (None,)}
-_DEFAULTS_OF_A_PROXY: Defaults = {**_DEFAULTS, "accept": ("*/*",)}
+_URLLIB3 = Library({"user-agent": (None,)})
+_OVER_A_PROXY = Library({"user-agent": (None,), "accept": ("*/*",)})
 
 
 class GatewayPool(_Pool):
-    """A connection pool that stamps each attempt on its way out.
+    """A connection pool that stamps each attempt.
 
-    Here rather than in the manager, which botocore and others pass by. The manager makes the next
-    hop of a redirect from the caller's own headers.
+    Implemented on the pool, because botocore and others bypass the manager.
     """
 
-    gateways: Gateways
+    router: Router
+    base: str  #: scheme, host and port, as a URL
 
-    def urlopen(  # type: ignore[override] # as in urllib3 itself
-        self,
-        method: str,
-        url: str,
-        body: Any = None,
-        headers: _Headers | None = None,
-        retries: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        headers = self.headers if headers is None else headers
-        url, headers = through_gate(self.gateways, self, url, headers, retries)
-        return pass_on(super().urlopen, method, url, body, headers, retries, *args, **kwargs)
+    def urlopen(self, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+        return send(
+            self.router, self, self.base, super().urlopen, "pool", method, url, args, kwargs
+        )
 
 
 class _GatewayManager(_Manager):
     def __init__(self, *args: Any, gateway: Gateway | None, **kwargs: Any) -> None:
         self.gateway = gateway
-        self._gateways = Gateways() if gateway is None else Gateways(gateway)
+        self._router = Router(gateway)
         super().__init__(*args, **kwargs)
 
     def _new_pool(self, *args: Any, **kwargs: Any) -> Any:
         # Whatever class the pool has: botocore and others put their own in after construction.
         pool: Any = super()._new_pool(*args, **kwargs)
-        pool_class: Any = type(pool)
-        pool.__class__ = _gated(pool_class)
-        pool.gateways = self._gateways
+        pool.__class__ = _with_gate(pool.__class__)
+        pool.router = self._router
+        pool.base = base_of(pool)
         return pool
 
-    if __version__.startswith("1."):
-
-        def urlopen(  # type: ignore[override] # as in urllib3 itself
-            self, method: str, url: str, redirect: bool = True, **kw: Any
-        ) -> Any:
-            # On a redirect, it takes headers such as Authorization off the caller's own.
-            if kw.get("headers") is not None:
-                kw["headers"] = kw["headers"].copy()
-            return super().urlopen(method, url, redirect=redirect, **kw)
+    def urlopen(  # type: ignore[override] # as in urllib3 itself
+        self, method: str, url: str, redirect: bool = True, **kw: Any
+    ) -> Any:
+        # On a redirect, urllib3 calls this method again with the same headers.
+        kw["headers"] = at_home(self._router, url, kw.get("headers"), self.headers)
+        return super().urlopen(method, url, redirect=redirect, **kw)
 
 
 class GatewayPoolManager(_GatewayManager, PoolManager):
-    """A ``PoolManager`` that says on every gateway-bound request which session sent it.
+    """A ``PoolManager`` that puts the session in scope on every gateway-bound request.
 
-    :param gateway: requests to its URLs are marked as gateway-bound, and stamped with the
-        session in scope. Without a gateway nothing is marked, and only those requests are
-        stamped that carry the marker ``X-Cagent-Forward`` already.
-    :param pool_manager_kwargs: what urllib3's ``PoolManager`` takes.
+    :param gateway: requests to its URLs are gateway-bound. Without a gateway, only requests are
+        that carry the header ``X-Cagent-Forward`` already.
+    :param pool_manager_kwargs: the keywords of urllib3's ``PoolManager``.
 
     Its connection pools do the same when they are used directly. ::
 
@@ -104,11 +99,11 @@ class GatewayPoolManager(_GatewayManager, PoolManager):
 class GatewayProxyManager(_GatewayManager, ProxyManager):
     """A ``ProxyManager`` that does what :class:`GatewayPoolManager` does, through a proxy.
 
-    The proxy itself gets no identifier: none is in the request that opens a tunnel.
+    The request that opens a tunnel through the proxy carries no identifier.
 
     :param proxy_url: the proxy's URL.
     :param gateway: see :class:`GatewayPoolManager`.
-    :param proxy_manager_kwargs: what urllib3's ``ProxyManager`` takes.
+    :param proxy_manager_kwargs: the keywords of urllib3's ``ProxyManager``.
 
     ::
 
@@ -121,126 +116,260 @@ class GatewayProxyManager(_GatewayManager, ProxyManager):
         super().__init__(proxy_url, gateway=gateway, **proxy_manager_kwargs)
 
 
-def pass_on(
-    urlopen: Callable[..., Any],
+class _Homed(str):
+    """The value of an identifier that the caller set, which is for one origin."""
+
+    home: Any
+
+    def __reduce__(self) -> Any:
+        return str, (str.__str__(self),)
+
+
+class _InFlight(dict[str, Any]):
+    """The headers of an attempt, and of copies that others make of them."""
+
+    passage: Passage
+
+    def copy(self) -> Any:
+        made = type(self)(self)
+        made.passage = self.passage
+        return made
+
+
+class _SeveralOfOneName(HTTPHeaderDict):
+    """urllib3's headers, which read a value that is the only one of its name as it is.
+
+    The plain class joins even a single value, which makes an ordinary ``str`` of it.
+    """
+
+    def __getitem__(self, key: str) -> Any:
+        values = self.getlist(key)
+        return values[0] if len(values) == 1 else super().__getitem__(key)
+
+
+class _Spellings(dict[Any, str]):
+    """Names in lower case, by how they were spelt.
+
+    The plain code would be ``lower(name)``, which makes a new string that has never been hashed.
+    Looking names up takes a fourth of that.
+    """
+
+    def __missing__(self, name: str | bytes) -> str:
+        if len(self) >= 1024:
+            self.clear()
+        return self.setdefault(name, lower(name))
+
+
+_lower = _Spellings().__getitem__
+
+
+def send(
+    router: Router,
+    pool: Any,
+    base: str,
+    pass_on: Callable[..., Any],
+    layer: str,
     method: str,
-    url: str,
-    body: Any,
-    headers: Any,
-    retries: Any,
-    *args: Any,
-    **kwargs: Any,
+    target: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
-    """Call ``urlopen`` as managers do: a subclass or a wrapper may take keywords alone."""
-    if args:
-        return urlopen(method, url, body, headers, retries, *args, **kwargs)
-    return urlopen(method, url, body=body, headers=headers, retries=retries, **kwargs)
+    """Make one attempt of ``pool``, stamped if it is gateway-bound.
+
+    :param base: the pool's scheme, host and port, as a URL.
+    :param pass_on: the ``urlopen`` that sends.
+    :param layer: of the caller, for :meth:`Passage.covers`.
+    :param target: a path, or a full URL.
+    :param args: what ``urlopen`` was given by position after that: the body, the headers, the
+        retries and so on. They are passed on as they were given, as is ``kwargs``.
+    """
+    given = args[1] if len(args) > 1 else kwargs.get("headers")
+    given = headers = pool.headers if given is None else given
+    url = full_url(pool, base, target)
+    earlier = _passage_of(headers)
+    if earlier is not None and earlier.covers(method, url, layer):
+        return pass_on(method, target, *args, **kwargs)
+    headers = _for_this_attempt(router, headers, url, earlier)
+    route = router.route(url) if router.hosts else BARE
+    by_name, is_simple = _by_name(headers, route)
+    if layer == "patch" and isinstance(headers, CaseInsensitiveDict):
+        # The patch of requests, above, has judged and logged what an HTTPAdapter sends.
+        forward = by_name.get("x-cagent-forward", (None, None))[1]
+        if not is_bound(forward, route):
+            return pass_on(method, target, *args, **kwargs)
+    stamp = gate(url, route, by_name, _URLLIB3 if pool.proxy is None else _OVER_A_PROXY)
+    passage = None
+    if stamp is not None:
+        passage = Passage(method, url, layer)
+        if route.query:
+            passage.url = route.with_query(url)
+            target = passage.url[len(url) - len(target) :]
+        if kwargs.get("redirect", True):  # managers follow redirects themselves, and say False
+            headers = _homed(headers, route, _origin(url))
+        headers = _stamped(headers, by_name, stamp, passage, is_simple)
+    if headers is not given:
+        if len(args) > 1:
+            args = (args[0], headers, *args[2:])
+        else:
+            kwargs["headers"] = headers
+    if passage is None:
+        return pass_on(method, target, *args, **kwargs)
+    try:
+        response = pass_on(method, target, *args, **kwargs)
+    finally:
+        passage.is_open = False
+    location = getattr(response, "get_redirect_location", lambda: None)()
+    if location:
+        _note_redirect(router, passage, location, headers)
+    return response
 
 
-def through_gate(
-    gateways: Gateways, pool: HTTPConnectionPool, target: str, headers: _Headers, retries: Any
-) -> tuple[str, _Headers]:
-    """What an attempt of ``pool`` is to send in place of ``target`` and ``headers``."""
-    if getattr(retries, "history", None):
-        headers = _after_redirects(gateways, pool, target, headers, retries)
-    url = full_url(pool, target)
-    by_name = by_lower_name(headers.items())
-    defaults = _DEFAULTS if pool.proxy is None else _DEFAULTS_OF_A_PROXY
-    stamp = gate(url, gateways.owner(url), by_name, defaults)
-    if stamp is None:
-        return target, headers
-    if stamp.url is not url:
-        target = stamp.url[len(url) - len(target) :]
-    return target, _stamped(headers, by_name, stamp)
+def _passage_of(headers: Any) -> Passage | None:
+    """Return the passage of the request that a transport above is sending with ``headers``."""
+    passage: Passage | None = getattr(headers, "passage", None)
+    return passage or passage_in(value for _, value in headers.items())
+
+
+def _for_this_attempt(
+    router: Router, headers: Any, url: str, earlier: Passage | None
+) -> Mapping[str, Any]:
+    """Return ``headers`` less what is for an earlier attempt, or for another origin."""
+    is_open = earlier is not None and earlier.is_open
+    if is_open and earlier.layer and not urls.same_origin(earlier.url, url):  # type: ignore[union-attr]
+        _note_redirect(router, earlier, url, headers)  # type: ignore[arg-type] # the pool follows
+    if isinstance(headers, GuardedHeaders) and not urls.same_origin(headers.url, url):
+        return headers.guarded_copy()  # an adapter of requests sends them elsewhere
+    gone = set()
+    for name, value in headers.items():
+        is_elsewhere = type(value) is _Homed and value.home != _origin(url)
+        if is_elsewhere or (is_open and is_stamped(value)):
+            gone.add(lower(name))
+    return without(headers, gone) if gone else headers
+
+
+def _by_name(headers: Mapping[str, Any], route: Route) -> tuple[Headers, bool]:
+    """Return the headers that matter by their lower-case names, and whether each occurs once."""
+    names, found = route.names, 0
+    by_name: Headers = {}
+    items: Any = headers.items() if type(headers) is dict else list(headers.items())
+    for item in items:
+        key = _lower(item[0])
+        if key in names:
+            found += 1
+            if key not in by_name or not by_name[key][1]:
+                by_name[key] = item
+    return by_name, len(by_name) == found and len(headers) == len(items)
 
 
 def _stamped(
-    headers: _Headers, by_name: dict[str, tuple[Any, Any]], stamp: Stamp
-) -> MutableMapping[str, str]:
-    if isinstance(headers, HTTPHeaderDict) or len(by_name) < len(headers):
-        return stamp.on(headers)  # there can be several of one name
-    made = dict(headers)
-    for key in by_name.keys() & {*stamp.headers, stamp.removed}:
-        del made[by_name[key][0]]
-    made.update(stamp.headers.values())
+    headers: Mapping[str, Any], by_name: Headers, stamp: Stamp, passage: Passage, is_simple: bool
+) -> Any:
+    """Return a copy of ``headers`` as the gate wants them, to be sent.
+
+    The plain code would be ``with_stamp(headers, *stamp)``, in the class that the headers have.
+    That is mostly urllib3's own, which it copies more slowly than all of this takes, and which is
+    needed only where a name occurs several times.
+    """
+    stamped, removed = stamp
+    attach(passage, stamped)
+    if not is_simple:
+        made: Any = with_stamp(headers, stamped, removed)
+        return made
+    made = _InFlight(headers.items())
+    made.passage = passage
+    for key, (name, _) in by_name.items():
+        if key in stamped or key in removed:
+            del made[name]
+    made.update(stamped.values())
     return made
 
 
-def _after_redirects(
-    gateways: Gateways, pool: HTTPConnectionPool, target: str, headers: _Headers, retries: Any
-) -> _Headers:
-    """``headers``, less the identifiers if a redirect has left the origin that they were for.
+def at_home(router: Router, url: str, headers: Any, default: Any) -> Any:
+    """Return ``headers``, with the caller's identifiers bound to this hop's origin if they are new.
 
-    That is the origin of the first hop that was gateway-bound. ``Retry.history`` tells of all hops,
-    however the retries were asked for. (``Retry.remove_headers_on_redirect`` would not do: behind a
-    proxy that forwards, urllib3 takes the proxy for the host that a redirect leaves or does not.)
+    :param headers: as the manager was given them; ``default`` if that is ``None``.
     """
-    values = {key: value for key, (_, value) in by_lower_name(headers.items()).items()}
-    marker = values.get("x-cagent-forward")
-    if FORWARD.lower() in retries.remove_headers_on_redirect:
-        marker = FORWARD  # off by now, if it was there
-    home, owner, names = None, NOBODY, frozenset[str]()
-    for url in _redirected(pool, retries.history):
-        owner = gateways.owner(url)
-        if is_bound(marker, owner):
-            home = url if home is None else home
-            names |= owner.session_names
-    if home is None:
+    headers = default if headers is None else headers
+    names = [_lower(name) for name, _ in headers.items()]
+    if not any(is_identifier(name, router.identifiers) for name in names):
         return headers
-    if not urls.same_origin(home, full_url(pool, _normalized(target, ""))):
-        return without(headers, {key for key in values if is_identifier(key, names)})
-    if retries.history[-1].url.startswith("/"):
-        # The pool follows the redirect itself, with the headers that the last hop was stamped
-        # with. What its owner set goes, and whoever owns this one sets its own.
-        own: set[tuple[str, str | None]] = set()
-        if owner is not NOBODY:
-            own = {(name.lower(), value) for name, value in [*owner.marks.values(), AGENT]}
-            own |= set(itertools.product(owner.session_names, current_lineage()[:2]))
-        return without(headers, {key for key in values if (key, values[key]) in own})
-    return headers
+    read = _read_by_urllib3(url)
+    route = router.route(read)
+    by_name, _ = _by_name(headers, route)
+    forward = by_name.get("x-cagent-forward", (None, None))[1]
+    return _homed(headers, route, _origin(read)) if is_bound(forward, route) else headers
 
 
-def full_url(pool: HTTPConnectionPool, target: str) -> str:
-    """Where a request goes that ``pool`` sends with ``target``; empty if that is not certain."""
-    base = _base_url(pool.scheme, pool.host, pool.port)
+def _homed(headers: Any, route: Route, origin: Any) -> Any:
+    """Return ``headers`` with every identifier bound to ``origin`` that is bound to none yet."""
+    items = list(headers.items())
+    homed = []
+    for name, value in items:
+        if type(value) is str and is_identifier(_lower(name), route.identifiers):
+            value = _Homed(value)
+            value.home = origin
+        homed.append((name, value))
+    if all(new is old for (_, new), (_, old) in zip(homed, items, strict=True)):
+        return headers
+    if len({_lower(name) for name, _ in items}) == len(items):
+        return dict(homed)
+    made = _SeveralOfOneName()
+    for name, value in homed:
+        made.add(name, value)
+    return made
+
+
+def _note_redirect(router: Router, passage: Passage, location: str, headers: Any) -> None:
+    route = router.route(passage.url)
+    in_session = any(lower(name) in route.session_names for name, value in headers.items() if value)
+    note_redirect(router, route, passage.url, location, in_session)
+
+
+def full_url(pool: Any, base: str, target: str) -> str:
+    """Return where ``pool`` sends a request for ``target``; empty if that is doubtful."""
     if target.startswith("/"):
         return base + target
-    # A proxy that forwards gets the full URL. Anyone else may take one for what it likes.
-    return target if pool.proxy is not None or urls.same_origin(base, target) else ""
+    # A proxy that forwards goes where the full URL says. Any other server may read one as it likes.
+    forwards = pool.proxy is not None and not connection_requires_http_tunnel(
+        pool.proxy, pool.proxy_config, pool.scheme
+    )
+    return target if forwards or urls.same_origin(base, target) else ""
+
+
+def base_of(pool: Any) -> str:
+    """Return the scheme, host and port of ``pool`` as a URL."""
+    return _base_of(pool.scheme, pool.host, pool.port)
 
 
 @functools.lru_cache(maxsize=1024)
-def _base_url(scheme: str, host: str, port: int | None) -> str:
+def _base_of(scheme: str, host: str, port: int | None) -> str:
     base = f"{scheme}://[{host}]" if ":" in host else f"{scheme}://{host}"
-    return base if port in (None, urls.DEFAULT_PORTS[scheme]) else f"{base}:{port}"
+    return base if port in (None, urls.DEFAULT_PORTS.get(scheme)) else f"{base}:{port}"
 
 
-def _redirected(pool: HTTPConnectionPool, history: Any) -> list[str]:
-    """The URLs that were answered by a redirect, as urllib3 reads them.
-
-    What a pool writes down, for a redirect that it follows or an answer that it does not accept,
-    is a path: on the host that the manager's next entry names, or on that of the pool in hand.
-    """
-    base = _base_url(pool.scheme, pool.host, pool.port)
-    found = []
-    for hop in reversed(history):
-        url = _normalized(hop.url, base)
-        base = parse_url(url)._replace(path=None, query=None).url
-        if hop.redirect_location:
-            found.append(url)
-    return found[::-1]
+def _origin(url: str) -> Any:
+    """Return what stands for the origin of ``url``, as urllib3 reads it, in a comparison."""
+    origin = urls.origin_of(url)
+    if origin is None:
+        url = _read_by_urllib3(url)
+        origin = urls.origin_of(url)
+    if origin is not None:
+        return origin
+    found = re.match("[^/]*//[^/?#]*", url)
+    return found[0].lower() if found else object()  # the origin of nothing else
 
 
-def _normalized(url: str, base: str) -> str:
-    """``url`` as urllib3 reads it, which may be a path at ``base``."""
-    if url.startswith("/") and not url.startswith("//"):
-        return base + url
-    parsed = parse_url(url)
+def _read_by_urllib3(url: str) -> str:
+    """Return ``url`` with the scheme that urllib3 assumes, and without user info."""
+    try:
+        parsed = parse_url(url)
+    except LocationParseError:
+        return ""
     return parsed._replace(scheme=parsed.scheme or "http", auth=None, fragment=None).url
 
 
 @functools.cache
-def _gated(pool_class: Any) -> Any:
+def _with_gate(pool_class: Any) -> Any:
     if issubclass(pool_class, GatewayPool):
         return pool_class
     return type(f"Gateway{pool_class.__name__}", (GatewayPool, pool_class), {})

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any, TypeAlias
 
+from .._gate.validation import check_parent_header, check_session_header
 from .._session.handoff import received_lineage
 from .._session.scopes import OUTSIDE, Lineage, ResumableScopes, exchange_frames
 from .._session.wrapping import wrap_body
-from ..headers import SESSION_ID, check_parent_header, check_session_header
+from ..headers import SESSION_ID
 
 _Scope: TypeAlias = MutableMapping[str, Any]
 _App: TypeAlias = Callable[[_Scope, Any, Any], Awaitable[None]]

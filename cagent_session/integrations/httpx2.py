@@ -13,13 +13,12 @@ except ImportError as _error:
 
 
 class GatewayTransport(_GatewayTransport, httpx2.BaseTransport, httpx2.AsyncBaseTransport):
-    """A transport that says on every gateway-bound request which session sent it.
+    """A transport that puts the session in scope on every gateway-bound request.
 
     For blocking and for asynchronous clients alike; one object can serve both.
 
-    :param gateway: requests to its URLs are marked as gateway-bound, and stamped with the
-        session in scope. Without a gateway nothing is marked, and only those requests are
-        stamped that carry the marker ``X-Cagent-Forward`` already.
+    :param gateway: requests to its URLs are gateway-bound. Without a gateway, only requests are
+        that carry the header ``X-Cagent-Forward`` already.
     :param transport: the transport that sends. If left out, ``httpx2.HTTPTransport()`` or
         ``httpx2.AsyncHTTPTransport()``, made when it is first needed.
     :raises TypeError: for a transport that is not one of httpx2's; when a client uses it, for one

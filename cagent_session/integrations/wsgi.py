@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from .._gate.validation import check_parent_header, check_session_header
 from .._session.handoff import received_lineage
 from .._session.scopes import ResumableScopes
-from ..headers import SESSION_ID, check_parent_header, check_session_header
+from ..headers import SESSION_ID
 
 
 class SessionMiddleware:

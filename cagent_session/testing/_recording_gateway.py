@@ -10,7 +10,8 @@ from collections.abc import Callable, MutableSequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from ..headers import PARENT_SESSION_ID, SESSION_ID, check_parent_header, check_session_header
+from .._gate.validation import check_parent_header, check_session_header
+from ..headers import PARENT_SESSION_ID, SESSION_ID
 from ._answers import error, given_answer, model_answer
 from ._bills import Sessions, Usage, bills, calls_per_session, seen, total, with_descendants
 from ._limits import RateLimit

@@ -12,8 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from .._gate.validation import PREFIX
 from .._session.ids import InvalidSessionID, check_session_id
-from ..headers import FORWARD, MODEL, PREFIX, PROVIDER
+from ..headers import FORWARD, MODEL, PROVIDER
 from ._answers import error, json_object
 from ._messages import Answer, RecordedRequest
 

@@ -10,6 +10,7 @@ import requests
 
 from cagent_session.__main__ import main
 from cagent_session._cli import demo
+from cagent_session._session.scopes import Lineage
 from cagent_session.testing import RecordingGateway
 
 
@@ -133,7 +134,7 @@ def test_proxy_in_the_environment_is_ignored(capsys, monkeypatch):
     ids=str,
 )
 def test_wrong_session_or_parent_is_found(capsys, monkeypatch, lineage, wrong):
-    monkeypatch.setattr("cagent_session._gate.gate.current_lineage", lambda: lineage)
+    monkeypatch.setattr("cagent_session._gate.gate.current_lineage", lambda: Lineage(*lineage))
     status, lines = run(capsys)
     assert status == 1
     for work in wrong:

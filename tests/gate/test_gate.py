@@ -15,7 +15,7 @@ from cagent_session import (
     no_session,
     session_scope,
 )
-from cagent_session.headers import ARCH, OS
+from cagent_session._gate.protocol import ARCH, OS
 
 FORWARD = "https://api.openai.com/v1"
 MARKED = {"X-Cagent-Forward": FORWARD}

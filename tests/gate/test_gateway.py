@@ -13,7 +13,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from cagent_session import Gateway, GatewayAdapter, gateway_headers, session_scope
-from cagent_session.headers import goarch, goos
+from cagent_session._gate.protocol import goarch, goos
 
 FORWARD = "https://api.openai.com/v1"
 GOOD = "https://gateway.example"

@@ -63,7 +63,7 @@ def check(http: requests.Session, server: Server, mounted: dict[str, Gateway]) -
     for path, arrived in zip(ASKED, server.arrived, strict=True):
         url = requests.Request("GET", server.origin + path).prepare().url
         owners = [forward for forward, gateway in mounted.items() if gateway.owns(url)]
-        owner = max(owners, key=lambda forward: len(mounted[forward].path), default=None)
+        owner = max(owners, key=lambda forward: len(mounted[forward]._route.path), default=None)
         assert arrived.forward == owner, path
         assert arrived.session_id == ("s1" if owner else None)
         if len(mounted) == 6:
@@ -77,7 +77,7 @@ def test_in_every_order_of_mounting(http, server: Server, order: int):
     mounted = {}
     for forward, gateway in [*list(itertools.permutations(some))[order], *rest]:
         adapter = gateway.mount(http)
-        assert adapter.gateway == gateway
+        assert isinstance(adapter, GatewayAdapter)
         mounted[forward] = gateway
         check(http, server, mounted)
 

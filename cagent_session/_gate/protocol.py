@@ -1,0 +1,80 @@
+"""docker-agent's protocol: the headers that make a request gateway-bound, and name its sender."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+
+from .._version import __version__
+from ..headers import FORWARD, MODEL, MODEL_NAME, PROVIDER
+from . import urls
+from .validation import check_value
+
+
+def goos(system: str) -> str:
+    """Return Go's name for the operating system that Python calls ``system`` (``sys.platform``)."""
+    if system in ("win32", "cygwin"):
+        return "windows"
+    if system == "sunos5":
+        return "solaris"
+    return system.rstrip("0123456789")  # freebsd14
+
+
+def goarch(machine: str) -> str:
+    """Return Go's name for the architecture that ``uname -m`` calls ``machine``."""
+    machine = machine.lower()
+    if re.fullmatch(r"i[3-6]86|x86", machine):
+        return "386"
+    if machine.startswith("armv"):
+        return "arm"
+    return {"x86_64": "amd64", "aarch64": "arm64", "loongarch64": "loong64"}.get(machine, machine)
+
+
+OS = goos(sys.platform)
+ARCH = goarch(platform.machine()) or "unknown"
+USER_AGENT = f"cagent-session/{__version__} ({OS}; {ARCH})"
+RUNTIME = {
+    "X-Cagent-Lang": "python",
+    "X-Cagent-OS": OS,
+    "X-Cagent-Arch": ARCH,
+    "X-Cagent-Runtime": "cagent-session",
+    "X-Cagent-Runtime-Version": __version__,
+}
+
+
+def gateway_headers(
+    forward: str,
+    *,
+    provider: str | None = None,
+    model: str | None = None,
+    model_name: str | None = None,
+) -> dict[str, str]:
+    """Return the headers that make a single request gateway-bound.
+
+    For callers with several providers or models over one client, who pass them with each call. The
+    session is not among them: the transport adds it.
+
+    :param forward: the provider's base URL, to which the gateway relays the request.
+    :param provider: the provider's name. Left out of the headers if empty, as are ``model`` and
+        ``model_name``.
+    :param model: the model's ID.
+    :param model_name: the model's name in the agent's configuration.
+    :raises ValueError: for a ``forward`` that :class:`Gateway` would refuse, or a value that
+        cannot be sent in a header.
+
+    ::
+
+        http.mount("https://", GatewayAdapter())
+        http.post(url, json=prompt, headers=gateway_headers("https://api.openai.com/v1"))
+    """
+    urls.check("forward URL", forward)
+    headers = {FORWARD: forward}
+    for what, name, value in (
+        ("provider", PROVIDER, provider),
+        ("model", MODEL, model),
+        ("model_name", MODEL_NAME, model_name),
+    ):
+        if value is not None and check_value(what, value):
+            headers[name] = value
+    return headers | RUNTIME

@@ -1,0 +1,155 @@
+"""Check the names and values of headers that a person configures, before anything is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ..headers import (
+    COMPACTING,
+    FORWARD,
+    GENERATING_TITLE,
+    INSTALL_ID,
+    MODEL,
+    MODEL_NAME,
+    PROVIDER,
+    ROOT_SESSION_ID,
+    SESSION_ID,
+)
+
+#: In lower case, what every header of docker-agent's protocol begins with.
+PREFIX = "x-cagent-"
+
+_is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_is_value = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
+
+# Why a name cannot be configured, by the name in lower case.
+_FRAMING = dict.fromkeys(
+    (
+        *("host", "content-length", "content-encoding", "transfer-encoding", "connection"),
+        *("keep-alive", "te", "trailer", "upgrade", "expect"),
+    ),
+    "the HTTP library sets it",
+)
+_NOT_CONFIGURABLE = _FRAMING | {
+    FORWARD.lower(): "Gateway(forward=...) sets it",
+    SESSION_ID.lower(): "the session in scope sets it",
+    ROOT_SESSION_ID.lower(): "messages of queues carry it",
+}
+RESERVED_NAMES = _FRAMING | {
+    **dict.fromkeys(("traceparent", "tracestate", "baggage"), "tracing sets it"),
+    **dict.fromkeys(("content-type", "accept", "accept-encoding"), "it describes the body"),
+    **dict.fromkeys(
+        ("authorization", "proxy-authorization", "cookie", "set-cookie"), "it carries credentials"
+    ),
+    "user-agent": "it names the client",
+    ROOT_SESSION_ID.lower(): "messages of queues carry it",
+    INSTALL_ID.lower(): "it identifies the installation",
+}
+PROTOCOL_NAMES = dict.fromkeys(
+    (
+        name.lower()
+        for name in (
+            *(FORWARD, SESSION_ID, PROVIDER, MODEL, MODEL_NAME, GENERATING_TITLE, COMPACTING),
+            *("X-Cagent-Lang", "X-Cagent-OS", "X-Cagent-Arch"),
+            *("X-Cagent-Runtime", "X-Cagent-Runtime-Version"),
+        )
+    ),
+    "docker-agent's protocol uses it for something else",
+)
+
+
+def check_session_header(
+    name: str, what: str = "session_header", taken: Collection[str] = ()
+) -> None:
+    """Raise if ``name`` cannot be a header that is made from the session.
+
+    :param what: what the error calls the name.
+    :param taken: the names, in lower case, that other headers of the session have already.
+    """
+    check_name(what, name)
+    key = name.lower()
+    if key.startswith(PREFIX) and key not in {SESSION_ID.lower(), *RESERVED_NAMES}:
+        raise ValueError(
+            f"{what} cannot be {name!r}: among the X-Cagent-* headers, only {SESSION_ID} carries "
+            "the session. Write that, or a name outside X-Cagent-*, such as X-Session-ID"
+        )
+    _check_is_free(what, name, RESERVED_NAMES)
+    _check_is_not_taken(what, name, taken)
+
+
+def check_parent_header(name: str, session_header: str | None) -> None:
+    """Raise if ``name`` cannot be the header that a session's parent is sent in."""
+    check_name("parent_header", name)
+    _check_is_free("parent_header", name, RESERVED_NAMES | PROTOCOL_NAMES)
+    _check_is_not_taken("parent_header", name, [(session_header or "").lower()])
+
+
+def check_gateway_header(name: str, value: str, taken: Collection[str]) -> None:
+    """Raise if a header cannot be the same on every request.
+
+    :param taken: the names, in lower case, of the headers made from the session.
+    """
+    check_name("header", name)
+    check_value(f"header {name!r}", value)
+    _check_is_free("header", name, _NOT_CONFIGURABLE)
+    if name.lower() in taken:
+        raise ValueError(
+            f"header cannot be {name!r}, which is made from the session: take it out of headers="
+        )
+
+
+def _check_is_free(what: str, name: str, reserved: Mapping[str, str]) -> None:
+    reason = reserved.get(name.lower())
+    if reason is not None:
+        remedy = "leave it out" if what == "header" else "give another name, such as X-Session-ID"
+        raise ValueError(
+            f"{what} cannot be {name!r}, which has a meaning of its own ({reason}): {remedy}"
+        )
+
+
+def _check_is_not_taken(what: str, name: str, taken: Collection[str]) -> None:
+    if name.lower() in taken:
+        raise ValueError(
+            f"{what} cannot be {name!r}, which has a meaning of its own (another header of the "
+            "session has this name): give each a name of its own"
+        )
+
+
+def check_name(what: str, name: str) -> None:
+    """Raise if ``name`` cannot be a header's name.
+
+    A header that was written into the name by mistake may hold a secret after the colon, so the
+    error shows the name up to that.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a str, not {type(name).__name__}")
+    if not _is_name(name):
+        shown = re.split(r"[:\s]", name, maxsplit=1)[0]
+        cut = "..." if shown != name else ""
+        raise ValueError(
+            f"{what} {shown[:60]!a}{cut} is not a valid header name: write the name alone, in "
+            "letters, digits and hyphens"
+        )
+
+
+def check_value(what: str, value: str) -> str:
+    """Return ``value`` if it can be sent as it is. No error shows it, as it may be a secret."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, not {type(value).__name__}")
+    if value and not _is_value(value):
+        raise ValueError(
+            f"{what} has characters other than printable ASCII, or a space at an end, "
+            "and cannot be sent in a header: percent-encode it, or use json.dumps"
+        )
+    return value
+
+
+def checked_dict(what: str, given: Any) -> dict[Any, Any]:
+    """Return a copy of a mapping that was given as a parameter."""
+    try:
+        return dict(given or {})
+    except (TypeError, ValueError):
+        kind = type(given).__name__
+        raise TypeError(f"{what} must be a dict of names and values, not a {kind}") from None

@@ -1,0 +1,46 @@
+"""Read and copy header mappings of requests and urllib3, whatever spellings they have."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, MutableMapping
+from typing import Any
+
+from urllib3._collections import HTTPHeaderDict
+
+from .._gate.routes import Headers
+
+
+def lower(name: str | bytes) -> str:
+    """Return the key under which headers compare, the same for ``str`` and ``bytes``."""
+    return (name if isinstance(name, str) else name.decode("latin-1")).lower()
+
+
+def by_lower_name(items: Iterable[tuple[Any, Any]]) -> Headers:
+    """Return headers by their lower-case names.
+
+    If there are several of one name, the first one counts whose value is not empty.
+    """
+    headers: Headers = {}
+    for item in items:
+        key = lower(item[0])
+        if key not in headers or not headers[key][1]:
+            headers[key] = item
+    return headers
+
+
+def without(headers: Mapping[str, Any], keys: Collection[str]) -> MutableMapping[str, Any]:
+    """Return a copy of ``headers`` less those whose names, in lower case, are in ``keys``."""
+    # Only urllib3's class can have several values of one name. dict() would join them.
+    made = headers.copy() if isinstance(headers, HTTPHeaderDict) else dict(headers.items())
+    for name in [name for name in headers if lower(name) in keys]:
+        del made[name]
+    return made
+
+
+def with_stamp(
+    headers: Mapping[str, Any], stamped: Headers, removed: Iterable[str]
+) -> MutableMapping[str, Any]:
+    """Return a copy of ``headers`` as the gate wants them."""
+    made = without(headers, {*stamped, *removed})
+    made.update(stamped.values())
+    return made
