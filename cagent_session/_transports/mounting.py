@@ -1,0 +1,146 @@
+"""requests: put the gate in front of the adapters that a ``requests.Session`` has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from requests import PreparedRequest, Request, Session
+from requests.adapters import BaseAdapter, HTTPAdapter
+from requests.exceptions import InvalidSchema
+
+from .._gate import urls
+from .._gate.gateway import Gateway
+from .._gate.routes import Place, Router
+from .requests import GatewayAdapter, GatewayMixin
+
+
+class _Mounts(Router):
+    """The gateways of one origin that are mounted on one ``requests.Session``.
+
+    All gates that are mounted there share this router, because a URL may be spelt such that it
+    reaches the gate of another gateway than its own.
+    """
+
+    def __init__(self, *gateways: Gateway) -> None:
+        super().__init__(*gateways)
+        #: the adapters with settings of their own, by the place of their gateway
+        self.adapters: dict[Place, HTTPAdapter] = {}
+
+    def __reduce__(self) -> Any:
+        return _Mounts, tuple(self.gateways.values()), {"adapters": self.adapters}
+
+
+class _MountedAdapter(GatewayAdapter):
+    """A gate that ``Gateway.mount`` has put in front of an adapter.
+
+    :param behind: the adapter whose settings this one has.
+    :param otherwise: the adapter for requests to gateways without an adapter of their own, and to
+        the rest of the origin.
+    """
+
+    def __init__(
+        self, mounts: _Mounts, gateway: Gateway, behind: BaseAdapter, otherwise: BaseAdapter
+    ) -> None:
+        super().__init__(gateway, adapter=behind)
+        self._router = self._mounts = mounts
+        self._otherwise = otherwise
+
+    def _adapter_behind(self, request: PreparedRequest) -> BaseAdapter:
+        if self._mounts.adapters:
+            route = self._mounts.route(request.url or "")
+            return self._mounts.adapters.get(route.place, self._otherwise)
+        return self._otherwise
+
+
+def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> GatewayAdapter:
+    """Put the gate for ``gateway`` in front of the adapters that ``session`` has for its origin.
+
+    :param settings: the keywords of a new ``HTTPAdapter`` that sends the gateway's requests; with
+        none, the adapters that are there send them.
+    """
+    if not isinstance(session, Session):
+        raise TypeError(
+            f"mount takes a requests.Session, not {type(session).__name__}: for httpx there is "
+            "GatewayTransport, for urllib3 GatewayPoolManager, for aiohttp GatewayMiddleware"
+        )
+    route = gateway._route
+    origins = _prefixes(route.origin)
+    mounts = _mounts_at(session, origins)
+    # requests compares prefixes without their case, and among equals the first one wins. So gates
+    # take the place of all adapters at or below the origin, under the prefixes that these have.
+    below = [prefix for prefix in session.adapters if prefix.lower().startswith(tuple(origins))]
+    known = _made_by_hand(session, route.origin)
+    for each in Router(*known, gateway).gateways.values():
+        mounts.check(each)
+    for each in (*known, gateway):
+        mounts.add(each)
+    gates: dict[int, _MountedAdapter] = {}
+
+    def gate_before(adapter: BaseAdapter) -> _MountedAdapter:
+        if isinstance(adapter, _MountedAdapter) and adapter._mounts is mounts:
+            return adapter
+        made = _MountedAdapter(mounts, gateway, adapter, adapter)
+        return gates.setdefault(id(adapter), made)
+
+    for prefix in below:
+        session.adapters[prefix] = gate_before(session.adapters[prefix])
+    for origin in origins:
+        if origin not in session.adapters:
+            session.mount(origin, gate_before(_found(session, origin)))
+    if settings:
+        _mount_own(session, mounts, gateway, HTTPAdapter(**settings), origins)
+    adapter: Any = session.get_adapter(Request("GET", gateway.url).prepare().url or "")
+    return adapter  # type: ignore[no-any-return]
+
+
+def _mount_own(
+    session: Session, mounts: _Mounts, gateway: Gateway, own: HTTPAdapter, origins: list[str]
+) -> None:
+    """Mount ``own`` for ``gateway`` alone."""
+    path = gateway._route.path.lstrip("/")
+    made: _MountedAdapter | None = None
+    for origin in origins:
+        before = session.get_adapter(origin + path)
+        otherwise = before._otherwise if isinstance(before, _MountedAdapter) else before
+        if made is None or made._otherwise is not otherwise:
+            made = _MountedAdapter(mounts, gateway, own, otherwise)
+        session.mount(origin + path, made)
+    mounts.adapters[gateway._route.place] = own
+
+
+def _prefixes(origin: urls.Origin) -> list[str]:
+    """Return the prefixes of all URLs of an origin: with its port, and without a default one."""
+    prefixes = [f"{origin.scheme}://{origin.host}:{origin.port}/"]
+    if origin.port == urls.DEFAULT_PORTS[origin.scheme]:
+        prefixes.append(f"{origin.scheme}://{origin.host}/")
+    return prefixes
+
+
+def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
+    for origin in origins:
+        adapter = session.adapters.get(origin)
+        if isinstance(adapter, _MountedAdapter):
+            return adapter._mounts
+    return _Mounts()
+
+
+def _made_by_hand(session: Session, origin: urls.Origin) -> list[Gateway]:
+    """Return the gateways of the adapters of ours that somebody mounted with ``Session.mount``."""
+    found = []
+    for adapter in session.adapters.values():
+        each: Any = adapter
+        while isinstance(each, GatewayMixin):
+            if isinstance(each, _MountedAdapter):
+                each = each._otherwise
+                continue
+            if each.gateway is not None and each.gateway._route.origin == origin:
+                found.append(each.gateway)
+            each = getattr(each, "_behind", None)
+    return found
+
+
+def _found(session: Session, prefix: str) -> BaseAdapter:
+    try:
+        return session.get_adapter(prefix)
+    except InvalidSchema:  # somebody has taken off the adapter for https:// or http://
+        return HTTPAdapter()
