@@ -1,0 +1,57 @@
+"""aiohttp: the gate as a client middleware."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .._gate.gateway import Gateway
+from .._gate.routes import Router
+from . import missing
+
+try:
+    from .._transports.aiohttp import HAS_MIDDLEWARES, Hops
+except ImportError as _error:
+    raise ImportError(missing("aiohttp", "aiohttp")) from _error
+
+if TYPE_CHECKING:
+    from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+
+if not HAS_MIDDLEWARES:
+    raise ImportError("GatewayMiddleware needs aiohttp 3.12 or later: pip install 'aiohttp>=3.12'")
+
+
+class GatewayMiddleware:
+    """A client middleware that puts the session in scope on every gateway-bound request.
+
+    :param gateway: requests to its URLs are gateway-bound, those of ``ws_connect`` included.
+        Without a gateway, only requests are that carry the header ``X-Cagent-Forward`` already.
+    :raises ImportError: on import, with an aiohttp before 3.12, which has no client middlewares.
+
+    Put it last in the list, so that it sees each request as it will be sent. ``middlewares=`` of a
+    single call replaces those of the ``ClientSession``: repeat it there. ::
+
+        async with aiohttp.ClientSession(middlewares=[GatewayMiddleware(gateway)]) as http:
+            await http.post(gateway.endpoint("v1/chat/completions"), json=prompt)
+    """
+
+    def __init__(self, gateway: Gateway | None = None) -> None:
+        self.gateway = gateway
+        self._router = Router(gateway)
+        # The calls that are being redirected, by the timer that all hops of a call share.
+        self._redirected: dict[int, Hops] = {}
+
+    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        """Send ``request``, stamped if it is gateway-bound."""
+        timer = getattr(request, "_timer", None)
+        hops = self._redirected.get(id(timer)) or Hops(self._router)
+        response = await hops(request, handler)
+        if hops.was_bound and response.status // 100 == 3 and timer is not None:
+            # The client keeps this response, and with it the timer, until the call is over.
+            self._redirected[id(timer)] = hops
+            forget = weakref.finalize(response, self._redirected.pop, id(timer), None)
+            forget.atexit = False
+        return response
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.gateway,)
