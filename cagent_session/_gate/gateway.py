@@ -100,6 +100,11 @@ class Gateway:
     require_session: bool = False
 
     def __post_init__(self) -> None:
+        if self.url is None:
+            raise TypeError(
+                "gateway URL must be a str, not NoneType: for one that may not be configured, "
+                "write Gateway.from_env(...), which gives None then"
+            )
         urls.check("gateway URL", self.url)
         for what in ("headers", "session_headers"):
             copied = MappingProxyType(checked_dict(what, getattr(self, what)))

@@ -283,7 +283,8 @@ class _SessionOfArgument:
         if not isinstance(value, str):
             raise TypeError(
                 f"session ID {self._name!r} must be a str, not {type(value).__name__}, in "
-                + self._where()
+                f"{self._where()}: pass str(...) of it, or name its attribute: "
+                '@session_from("session.id")'
             )
         return _in_scope(session_scope(value), args, kwargs)
 

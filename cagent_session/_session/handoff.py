@@ -33,6 +33,9 @@ def bind_session(fn: Callable[_P, _T]) -> Callable[_P, _T]:
 
     :raises TypeError: if ``fn`` is not callable.
     """
+    if not callable(fn):
+        kind = type(fn).__name__
+        raise TypeError(f"bind_session takes a function, not {kind}: write bind_session(fn)(...)")
     return cast("Callable[_P, _T]", WrappedCallable(fn, _InLineage(current_lineage())))
 
 

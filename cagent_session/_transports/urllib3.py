@@ -113,6 +113,11 @@ class GatewayProxyManager(_GatewayManager, ProxyManager):
     def __init__(
         self, proxy_url: str, gateway: Gateway | None = None, **proxy_manager_kwargs: Any
     ) -> None:
+        if not isinstance(proxy_url, str):
+            raise TypeError(
+                f"proxy_url must be a str, not {type(proxy_url).__name__}: "
+                "write GatewayProxyManager(proxy_url, gateway)"
+            )
         super().__init__(proxy_url, gateway=gateway, **proxy_manager_kwargs)
 
 
