@@ -64,7 +64,7 @@ TABLE = [
         ("name", "session_from('x')(function)(uuid.uuid4())", TypeError, "str("),
         ("name", "session_from('x.id')(function)(3)", AttributeError, "argument 'x' of function()"),
     ),
-    *rows("no_session", ("", "no_session(function)", TypeError, "@no_session()")),
+    *rows("no_session", ("arguments", "no_session(function)", TypeError, "@no_session()")),
     *rows("bind_session", ("fn", "bind_session(function(1))", TypeError, "bind_session(fn)(...)")),
     *rows(
         "Gateway",

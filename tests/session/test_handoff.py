@@ -150,7 +150,7 @@ class TestBindSession:
         assert repr(bound).endswith("bound to session 'a'>")
 
     def test_what_cannot_be_called_is_refused(self):
-        with pytest.raises(TypeError, match="5 is not callable"):
+        with pytest.raises(TypeError, match="bind_session takes a function, not int"):
             bind_session(5)
 
 
