@@ -95,7 +95,8 @@ def phoenix(tmp_path_factory):
     command = [sys.executable, "-m", "phoenix.server.main", "serve"]
     log = folder / "log"
     with running(command, log, cwd=folder, env=os.environ | environment) as process:
-        wait_until(lambda: answers(port), process, log)
+        # It imports for a long time, above all on a machine that has other work.
+        wait_until(lambda: answers(port), process, log, seconds=300)
         yield f"http://127.0.0.1:{port}"
 
 

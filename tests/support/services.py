@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen, log: Path) -> None:
-    """Until ``condition`` holds, as long as ``process`` lives; else what it has logged."""
-    deadline = time.monotonic() + 60
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen, log: Path, seconds: float = 60
+) -> None:
+    """Wait until ``condition`` holds. Fail with the log if ``process`` ends, or it takes longer."""
+    deadline = time.monotonic() + seconds
     while not condition():
         said = log.read_text("utf-8", "replace") if log.exists() else "nothing"
         assert process.poll() is None, said
