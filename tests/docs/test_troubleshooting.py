@@ -40,14 +40,12 @@ def test_mounted_gateway_is_not_asked_for_another_spelling(http, recording, capl
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("authority", ["localhost", "user:password@127.0.0.1"])
-def test_instrument_says_that_no_gateway_owns_another_spelling(recording, caplog, authority):
+def test_instrument_says_that_no_gateway_owns_another_name_of_its_host(recording, caplog):
     gateway = Gateway(recording.url, forward="https://api.openai.com/v1")
     with instrument(gateway), session_scope("session-1"):
-        requests.get(at(recording, authority))
+        requests.get(at(recording, "localhost"))
     assert recording.requests[0].session_id is None
     assert "not gateway-bound, as no gateway owns it" in caplog.messages[0]
-    assert "password" not in caplog.text
 
 
 def test_adapter_mounted_afterwards_at_longer_prefix_takes_the_request(http, recording, caplog):
