@@ -7,17 +7,21 @@ import re
 import shlex
 import shutil
 import socket
+import ssl
 import string
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import requests
+from support.wire import Server, response
 
 from cagent_session import Gateway
 
@@ -46,20 +50,29 @@ def gateway_of_the_page(address: str, url: str) -> Gateway:
 
 
 def command_of_the_page(start: str) -> list[str]:
-    """The command line of the page that starts like that, with a program of this environment."""
+    """Return the command line of the page that starts like that."""
     lines = from_the_page("sh", start).replace("\\\n", " ").splitlines()
     (line,) = [line for line in lines if line.startswith(start)]
     program, *arguments = shlex.split(line)
-    return [str(Path(sys.executable).parent / program), *arguments]
+    return [find_program(program), *arguments]
 
 
-def system_program(name: str) -> str:
-    """A server that Debian packages; without it the test is skipped, in CI it fails."""
-    executable = shutil.which(name) or shutil.which(name, path="/usr/sbin")
+def find_program(name: str) -> str:
+    """Return the path of a program of this environment or of the system.
+
+    Without the program the test is skipped; in CI it fails.
+    """
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin"]
+    executable = shutil.which(name, path=os.pathsep.join(folders))
     if executable is None:
-        assert "CI" not in os.environ, f"{name} is missing"
-        pytest.skip(f"{name} is missing; on Debian: apt-get install {name}")
+        missing(name)
     return executable
+
+
+def missing(name: str) -> NoReturn:
+    """Skip the test, as it needs ``name``; in CI let it fail."""
+    assert "CI" not in os.environ, f"{name} is missing"
+    pytest.skip(f"{name} is missing; docs/gateways.md says how to install it")
 
 
 def free_port() -> int:
@@ -118,3 +131,39 @@ def answers(url: str, status: int | None = None) -> bool:
     except requests.RequestException:
         return False
     return status is None or answer.status_code == status
+
+
+def refused(answer: requests.Response, status: int) -> str:
+    """Check that this is a refusal in JSON with that status, and return its message."""
+    assert answer.status_code == status
+    assert answer.headers["Content-Type"].partition(";")[0] == "application/json"
+    return answer.json()["error"]["message"]
+
+
+class Provider(Server):
+    """A provider whose ``/v1/stream`` sends its last event when the client has the first one."""
+
+    patience = 10  # seconds that it waits for that
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(
+            lambda request: None if request.path == "/v1/stream" else response(), tls=tls
+        )
+        self.first_arrived = threading.Event()
+        self.waited_in_vain = True
+
+    def handle(self, connection):
+        super().handle(connection)
+        if not self.arrived or self.arrived[-1].path != "/v1/stream":
+            return
+        chunked = b"chunked" in self.arrived[-1].body
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        head += b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Connection: close\r\n\r\n"
+        framed = chunk if chunked else bytes
+        connection.sendall(head + framed(b"data: first\n\n"))
+        self.waited_in_vain = not self.first_arrived.wait(self.patience)
+        connection.sendall(framed(b"data: last\n\n") + framed(b""))
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
@@ -12,11 +13,13 @@ import requests
 from running import (
     ODD,
     UUIDS,
+    Provider,
     answers,
     command_of_the_page,
     free_port,
     from_the_page,
     gateway_of_the_page,
+    refused,
     running,
     wait_until,
 )
@@ -26,42 +29,69 @@ from cagent_session.testing import RecordingGateway
 
 TURNS = 5
 
-# The program, the address that the page gives it, and its policy that knows sessions.
-VLLM = ("vllm-router", "http://vllm-router.example:8080", "consistent_hash")
-SGLANG = ("smg launch", "http://sglang-gateway.example:8080", "manual")
-ENVOY = ("envoy", "http://envoy.example:8080", "RING_HASH")
-ROUTERS = [pytest.param(*router, id=router[0].split()[0]) for router in (VLLM, SGLANG, ENVOY)]
+# The program, the address that the page gives it, and what makes of its policy a random one.
+VLLM = ("vllm-router", "http://vllm-router.example:8080", {"consistent_hash": "random"})
+SGLANG = ("smg launch", "http://sglang-gateway.example:8080", {"manual": "random"})
+ENVOY = ("envoy", "http://envoy.example:8080", {"RING_HASH": "RANDOM"})
+CADDY = ("caddy run", "http://caddy.example:8080", {"header X-Session-ID\n": "random\n"})
+VARNISH = (
+    "varnishd",
+    "http://varnish.example:8080",
+    {"directors.hash": "directors.random", "backend(req.http.X-Session-ID)": "backend()"},
+)
+
+
+def named(*routers: tuple[str, str, dict]) -> list:
+    return [pytest.param(*router, id=router[0].split()[0]) for router in routers]
+
+
+ROUTERS = named(VLLM, SGLANG, ENVOY, CADDY, VARNISH)
+# The file that each reads, and its language on the page.
+CONFIGURATIONS = {
+    "envoy": ("envoy.yaml", "yaml"),
+    "caddy run": ("Caddyfile", "caddy"),
+    "varnishd": ("gateway.vcl", "vcl"),
+}
 
 
 @contextmanager
-def router(program: str, folder, **replaced: str):
+def router(program: str, folder, *, workers=(), **replaced: str):
     """The router as the page starts it, over four workers; gives its URL and the workers."""
     port = free_port()
     with ExitStack() as stack:
-        workers = [stack.enter_context(RecordingGateway()) for _ in range(4)]
-        replaced |= {"8080": str(port)}
+        workers = workers or [stack.enter_context(RecordingGateway()) for _ in range(4)]
+        replaced |= {"8080": str(port), "-n gateway": f"-n {folder}/varnish -j none"}
+        replaced["$PWD"] = str(folder)
         for number, worker in enumerate(workers, 1):
-            host, _, worker_port = worker.url.removeprefix("http://").partition(":")
-            replaced[f"http://worker-{number}.example:8000"] = worker.url
-            replaced[f"worker-{number}.example, port_value: 8000"] = (
-                f"{host}, port_value: {worker_port}"
-            )
+            url = getattr(worker, "url", None) or worker.origin
+            host, _, worker_port = url.removeprefix("http://").partition(":")
+            name = f"worker-{number}.example"
+            replaced |= {
+                f"http://{name}:8000": url,
+                f"{name}, port_value: 8000": f"{host}, port_value: {worker_port}",
+                f'"{name}"; .port = "8000"': f'"{host}"; .port = "{worker_port}"',
+            }
 
         def here(text: str) -> str:
             for on_paper, at_hand in replaced.items():
                 text = text.replace(on_paper, at_hand)
             return text
 
-        command = [here(argument) for argument in command_of_the_page(f"{program} ")]
+        command = shlex.split(here(shlex.join(command_of_the_page(f"{program} "))))
         url = f"http://127.0.0.1:{port}"
-        if program == "envoy":
-            configuration = here(from_the_page("yaml", "lb_policy"))
-            (folder / "envoy.yaml").write_text(configuration, encoding="utf-8")
-            command += ["--disable-hot-restart", "--file-flush-interval-msec", "100"]
+        ready = (f"{url}/health", 200)
+        if program in CONFIGURATIONS:
+            name, language = CONFIGURATIONS[program]
+            configuration = here(from_the_page(language, "worker-4.example"))
+            (folder / name).write_text(configuration, encoding="utf-8")
+            ready = (url, 400)
         else:
             command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())]
-        ready = (url, 400) if program == "envoy" else (f"{url}/health", 200)
-        stack.enter_context(running(command, lambda: answers(*ready), folder))
+        if program == "envoy":
+            command += ["--disable-hot-restart", "--file-flush-interval-msec", "100"]
+        environment = {"HOME": str(folder)}  # where Caddy would keep certificates
+        running_here = running(command, lambda: answers(*ready), folder, environment=environment)
+        stack.enter_context(running_here)
         yield url, workers
 
 
@@ -93,8 +123,8 @@ def workers_of(sessions: list[str], workers: list[RecordingGateway]) -> list[set
 
 
 @pytest.mark.parametrize("sessions", [UUIDS, ODD], ids=["uuids", "odd"])
-@pytest.mark.parametrize(("program", "address", "policy"), ROUTERS)
-def test_every_session_stays_on_one_worker(tmp_path, program, address, policy, sessions):
+@pytest.mark.parametrize(("program", "address", "at_random"), ROUTERS)
+def test_every_session_stays_on_one_worker(tmp_path, program, address, at_random, sessions):
     with router(program, tmp_path) as (url, workers):
         gateway = gateway_of_the_page(address, url)
         converse(gateway, sessions)
@@ -106,10 +136,9 @@ def test_every_session_stays_on_one_worker(tmp_path, program, address, policy, s
             assert not [name for name in request.headers if name.lower().startswith("x-cagent-")]
 
 
-@pytest.mark.parametrize(("program", "address", "policy"), ROUTERS)
-def test_a_random_policy_scatters_them(tmp_path, program, address, policy):
-    chance = "RANDOM" if policy.isupper() else "random"
-    with router(program, tmp_path, **{policy: chance}) as (url, workers):
+@pytest.mark.parametrize(("program", "address", "at_random"), ROUTERS)
+def test_a_random_policy_scatters_them(tmp_path, program, address, at_random):
+    with router(program, tmp_path, **at_random) as (url, workers):
         converse(gateway_of_the_page(address, url), UUIDS)
     assert scattered(workers_of(UUIDS, workers)) > 6
 
@@ -141,7 +170,7 @@ def test_envoy_limits_a_session_and_refuses_a_call_without_one(tmp_path):
         seconds = time.monotonic() - began
         with session_scope("modest"):
             assert call().status_code == 200
-        assert call().status_code == 400
+        assert "X-Session-ID" in refused(call(), 400)
 
         statuses = [answer.status_code for answer in greedy]
         assert statuses[:60] == [200] * 60
@@ -150,6 +179,7 @@ def test_envoy_limits_a_session_and_refuses_a_call_without_one(tmp_path):
         assert set(statuses) == {200, 429}
         for answer in greedy:
             assert answer.headers.get("Retry-After") == (None if answer.ok else "1")
+            assert answer.ok or refused(answer, 429)
         served = statuses.count(200) + 1
         assert sum(len(worker.requests) for worker in workers) == served
 
@@ -162,6 +192,83 @@ def test_envoy_limits_a_session_and_refuses_a_call_without_one(tmp_path):
         ]
     (home,) = {line["worker"] for line in lines if line["status"] == 200}
     assert f"http://{home}" in [worker.url for worker in workers]
+
+
+@pytest.mark.parametrize("session_id", [None, "", "has a space", "caf\xe9"])
+@pytest.mark.parametrize(("program", "address", "at_random"), named(ENVOY, CADDY, VARNISH))
+def test_a_call_needs_a_session(tmp_path, program, address, at_random, session_id):
+    given = {} if session_id is None else {"X-Session-ID": session_id.encode("latin-1")}
+    with router(program, tmp_path) as (url, workers):
+        answer = requests.post(f"{url}/v1/chat/completions", headers=given, json={}, timeout=30)
+    assert "X-Session-ID" in refused(answer, 400)
+    assert not any(worker.requests for worker in workers)
+
+
+@pytest.mark.parametrize(("program", "address", "at_random"), named(CADDY, VARNISH))
+def test_the_worker_does_not_get_the_session(tmp_path, program, address, at_random):
+    with router(program, tmp_path) as (url, workers):
+        converse(gateway_of_the_page(address, url), UUIDS)
+    arrived = [request for worker in workers for request in worker.requests]
+    assert len(arrived) == TURNS * len(UUIDS)
+    for request in arrived:
+        assert "X-Session-ID" not in request.headers
+
+
+@pytest.mark.parametrize(("program", "address", "at_random"), named(ENVOY, CADDY, VARNISH))
+def test_an_event_arrives_before_the_next_is_sent(tmp_path, program, address, at_random):
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Provider()) for _ in range(4)]
+        url, _ = stack.enter_context(router(program, tmp_path, workers=workers))
+        http = stack.enter_context(requests.Session())
+        gateway = gateway_of_the_page(address, url)
+        gateway.mount(http)
+        prompt = {"content": "x" * 200_000, "framing": "chunked"}
+        with session_scope("s1"):
+            url = gateway.endpoint("v1/stream")
+            answer = http.post(url, json=prompt, stream=True, timeout=30)
+        lines = answer.iter_lines(chunk_size=1)
+        assert next(lines) == b"data: first"
+        for worker in workers:
+            worker.first_arrived.set()
+        assert list(lines) == [b"", b"data: last", b""]
+    (worker,) = [worker for worker in workers if worker.arrived]
+    assert len(worker.arrived[0].body) > 200_000
+    assert not worker.waited_in_vain
+
+
+def check_log(log, sessions: list[str]) -> None:
+    """Check that a log has a line of JSON for each turn of each session, with its status."""
+    calls: list[tuple[str, int]] = []
+
+    def written() -> bool:
+        lines = log.read_text(encoding="utf-8").splitlines()
+        parsed = [json.loads(line) for line in lines if '"session_id"' in line]
+        calls[:] = [(line["session_id"], line["status"]) for line in parsed if line["session_id"]]
+        return len(calls) >= TURNS * len(sessions)
+
+    wait_until(written)
+    assert sorted(calls) == sorted((session_id, 200) for session_id in sessions * TURNS)
+
+
+def test_caddy_logs_the_session_of_each_call(tmp_path):
+    with router("caddy run", tmp_path) as (url, _):
+        converse(gateway_of_the_page(CADDY[1], url), ODD)
+        (log,) = tmp_path.glob("output-*.log")
+        check_log(log, ODD)
+
+
+def test_varnish_logs_the_session_of_each_call(tmp_path):
+    log = tmp_path / "calls.log"
+    with router("varnishd", tmp_path) as (url, _):
+        command = command_of_the_page("varnishncsa ")
+        command[command.index("-n") + 1] = str(tmp_path / "varnish")
+
+        def logs_calls() -> bool:
+            return answers(url, 400) and log.exists() and bool(log.stat().st_size)
+
+        with running([*command, "-w", str(log)], logs_calls, tmp_path):
+            converse(gateway_of_the_page(VARNISH[1], url), ODD)
+            check_log(log, ODD)
 
 
 def scattered(homes: list[set[int]]) -> int:
