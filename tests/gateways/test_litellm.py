@@ -191,6 +191,45 @@ def test_of_another_vendors_header_it_takes_long_plain_ids(litellm, session_id, 
         assert "no session id" in answer.text
 
 
+@pytest.mark.parametrize(
+    ("names", "recorded"),
+    [
+        (("X-LiteLLM-Session-Id", "X-Parent-Session"), "the session"),
+        (("X-LiteLLM-Session-Id", "X-Parent-Session-Id"), "the session"),
+        (("X-Agent-Session-Id", "X-Parent-Session-Id"), "the session"),
+        (("X-Session-Id", "X-Parent-Session"), "the session"),
+        # OpenCode's names: only one of them has the form X-...-Session-Id.
+        (("X-Session-Id", "X-Parent-Session-Id"), "the parent"),
+    ],
+    ids=" ".join,
+)
+def test_which_of_two_headers_it_takes_for_the_session(litellm, names, recorded):
+    session_header, parent_header = names
+    gateway = Gateway(litellm.url, session_header=session_header, parent_header=parent_header)
+    parent, child = new_session(), new_session()
+    with session_scope(parent):
+        litellm.call(child, gateway=gateway).raise_for_status()
+    expected, other = (child, parent) if recorded == "the session" else (parent, child)
+    litellm.rows_of(expected, 1)
+    assert other not in {row["session_id"] for row in litellm.rows()}
+
+
+def test_it_takes_the_first_header_of_the_form_that_it_knows(litellm):
+    first, second = new_session(), new_session()
+    answer = requests.post(
+        f"{litellm.url}/v1/chat/completions",
+        headers={
+            "Authorization": f"Bearer {KEYS['research']}",
+            "X-Parent-Session-Id": first,
+            "X-Agent-Session-Id": second,
+        },
+        json=HELLO,
+        timeout=30,
+    )
+    answer.raise_for_status()
+    litellm.rows_of(first, 1)
+
+
 def test_a_call_without_a_session_is_refused(litellm):
     answer = litellm.call(None)
     assert answer.status_code == 400
