@@ -9,7 +9,7 @@ import re
 import string
 import sys
 from collections import Counter, defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 
 import pytest
@@ -193,6 +193,31 @@ def test_sub_agents_share_a_worker_and_are_traced_to_their_parent(tmp_path):
 
     traced: Counter = Counter()
     for line in trace.read_text(encoding="utf-8").splitlines():
-        context = json.loads(line)["event"]["agent_context"]
+        event = json.loads(line)["event"]
+        context = event["agent_context"]
         traced[context["session_id"], context.get("parent_session_id")] += 1
+        assert event["request"]["input_tokens"] >= 600
+        assert event["request"]["output_tokens"] == 20
     assert traced == dict.fromkeys(family.items(), TURNS)
+
+
+@pytest.mark.parametrize("agent", ["opencode", "claude-code", "codex"])
+def test_the_names_of_coding_agents_give_the_same_family(tmp_path, agent):
+    family = {"main": None, "sub": "main", "sub-of-sub": "sub"}
+    with dynamo(tmp_path, affinity=False) as url, requests.Session() as http:
+        gateway = gateway_of_the_page(f"https://{agent}.example", url)
+        gateway.mount(http)
+        prompt = {"model": "simulated", "max_tokens": 5}
+        prompt["messages"] = [{"role": "user", "content": "Hello!"}]
+        with ExitStack() as stack:
+            for session_id in family:
+                stack.enter_context(session_scope(session_id))
+                chat = gateway.endpoint("v1/chat/completions")
+                http.post(chat, json=prompt, timeout=30).raise_for_status()
+        trace = tmp_path / "trace.jsonl"
+        wait_until(lambda: trace.exists() and trace.read_text("utf-8").count("\n") == len(family))
+    events = [json.loads(line)["event"] for line in trace.read_text("utf-8").splitlines()]
+    contexts = [event["agent_context"] for event in events]
+    assert family == {
+        context["session_id"]: context.get("parent_session_id") for context in contexts
+    }

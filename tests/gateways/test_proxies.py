@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -11,6 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import aiohttp
+import httpx
+import httpx2
 import pytest
 import requests
 import trustme
@@ -21,12 +25,16 @@ from running import (
     command_of_the_page,
     free_port,
     from_the_page,
+    gateway_of_the_page,
     refused,
     running,
     wait_until,
 )
 
 from cagent_session import Gateway, headers, session_scope
+from cagent_session.integrations import aiohttp as for_aiohttp
+from cagent_session.integrations import httpx as for_httpx
+from cagent_session.integrations import httpx2 as for_httpx2
 
 FORWARD = "https://api.openai.com/v1"
 PROVIDER_KEY = "Bearer sk-of-the-provider"
@@ -313,3 +321,87 @@ def test_haproxy_shows_its_counters(haproxy):
         for key, count in re.findall(r"key=(.*?) use=.* gpc0=(\d+) gpc0_rate\(60000\)=", shown):
             counters[key] = int(count)
     assert counters == {r"research\ s1": 3, r"research\ s2": 1, "research": 4}
+
+
+COMPRESSING = """
+defaults
+    mode http
+    timeout connect 10s
+    timeout client 60s
+    timeout server 60s
+{compression}
+listen gateway
+    bind {address}
+    server provider {provider}
+"""
+
+
+@contextmanager
+def compressing_haproxy(folder: Path, provider: Provider):
+    """HAProxy with the lines of the page that make it compress events; gives its URL."""
+    address = f"127.0.0.1:{free_port()}"
+    configuration = COMPRESSING.format(
+        compression=from_the_page("haproxy", "compression"),
+        address=address,
+        provider=f"127.0.0.1:{provider.port}",
+    )
+    command = command_of_the_page("haproxy ")
+    (folder / command[-1]).write_text(configuration, encoding="utf-8")
+    url = f"http://{address}"
+    with running(command, lambda: answers(url), folder):
+        provider.arrived.clear()
+        yield url
+
+
+def first_line(library: str, gateway: Gateway) -> tuple[bytes, str]:
+    """The first line of a stream as soon as it is here, and how the stream is encoded."""
+    url, prompt = gateway.endpoint("v1/stream"), {"framing": "chunked"}
+    if library == "requests":
+        with requests.Session() as http:
+            gateway.mount(http)
+            with http.post(url, json=prompt, stream=True, timeout=20) as answer:
+                line = next(answer.iter_lines(chunk_size=1))
+                return line, answer.headers.get("Content-Encoding", "")
+    if library in ("httpx", "httpx2"):
+        module, ours = (httpx, for_httpx) if library == "httpx" else (httpx2, for_httpx2)
+        with (
+            module.Client(transport=ours.GatewayTransport(gateway), timeout=20) as client,
+            client.stream("POST", url, json=prompt) as answer,
+        ):
+            line = next(answer.iter_lines()).encode()
+            return line, answer.headers.get("Content-Encoding", "")
+
+    async def over_aiohttp() -> tuple[bytes, str]:
+        middlewares = [for_aiohttp.GatewayMiddleware(gateway)]
+        async with (
+            aiohttp.ClientSession(middlewares=middlewares) as client,
+            client.post(url, json=prompt) as answer,
+        ):
+            line = await answer.content.readline()
+            return line.rstrip(), answer.headers.get("Content-Encoding", "")
+
+    return asyncio.run(over_aiohttp())
+
+
+@pytest.mark.parametrize("library", ["requests", "httpx", "httpx2", "aiohttp"])
+def test_an_event_arrives_at_once_from_a_compressing_proxy(tmp_path, library):
+    with Provider() as provider, compressing_haproxy(tmp_path, provider) as url:
+        gateway = gateway_of_the_page("http://compressing.example:8080", url)
+        provider.patience = 5
+        with session_scope("s1"):
+            assert first_line(library, gateway) == (b"data: first", "")
+        provider.first_arrived.set()
+    assert [request.get("Accept-Encoding") for request in provider.arrived] == ["identity"]
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2", "aiohttp"])
+def test_a_compressing_proxy_holds_an_event_back(tmp_path, library):
+    """What the page warns of: the first event is there only when the second has been sent."""
+    with Provider() as provider, compressing_haproxy(tmp_path, provider) as url:
+        provider.patience = 1
+        gateway = Gateway(url, session_header="X-Session-ID")
+        began = time.monotonic()
+        with session_scope("s1"):
+            assert first_line(library, gateway) == (b"data: first", "gzip")
+        assert time.monotonic() - began >= provider.patience
+    assert provider.waited_in_vain
