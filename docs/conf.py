@@ -19,6 +19,9 @@ myst_html_meta = {
     " agent session made it: for requests, urllib3, httpx, aiohttp and the SDKs on top of them.",
 }
 
+# Pygments stumbles over braces in a string of nginx' configuration, and highlights the rest.
+suppress_warnings = ["misc.highlighting_failure"]
+
 toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
