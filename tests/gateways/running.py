@@ -75,6 +75,19 @@ def missing(name: str) -> NoReturn:
     pytest.skip(f"{name} is missing; docs/gateways.md says how to install it")
 
 
+def probe(option: str, url: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run the page's ``cagent-session probe`` with that option against a gateway here."""
+    on_paper = "http://127.0.0.1:8080"
+    command = command_of_the_page(f"cagent-session probe {on_paper}/v1/models {option}")
+    return subprocess.run(
+        [argument.replace(on_paper, url) for argument in command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]

@@ -26,6 +26,7 @@ from running import (
     free_port,
     from_the_page,
     gateway_of_the_page,
+    probe,
     refused,
     running,
     wait_until,
@@ -193,6 +194,14 @@ def test_a_call_needs_a_session(proxy, session_id):
     assert proxy.provider.arrived == []
     (line,) = proxy.logged(1)
     assert line["status"] == 400
+
+
+def test_the_probe_of_the_page_is_stamped_and_served(proxy):
+    probed = probe("--forward", proxy.url, GATEWAY_KEY="Bearer sk-research")
+    assert probed.returncode == 0, probed.stderr
+    assert "stamped with session" in probed.stdout.splitlines()[-1]
+    assert "sk-research" not in probed.stdout
+    assert [request.path for request in proxy.provider.arrived] == ["/v1/models"]
 
 
 @pytest.mark.parametrize("principal", [None, "nobody", ""])

@@ -19,6 +19,7 @@ from running import (
     free_port,
     from_the_page,
     gateway_of_the_page,
+    probe,
     refused,
     running,
     wait_until,
@@ -202,6 +203,15 @@ def test_a_call_needs_a_session(tmp_path, program, address, at_random, session_i
         answer = requests.post(f"{url}/v1/chat/completions", headers=given, json={}, timeout=30)
     assert "X-Session-ID" in refused(answer, 400)
     assert not any(worker.requests for worker in workers)
+
+
+@pytest.mark.parametrize(("program", "address", "at_random"), named(ENVOY, CADDY, VARNISH))
+def test_the_probe_of_the_page_is_stamped_and_served(tmp_path, program, address, at_random):
+    with router(program, tmp_path) as (url, _):
+        probed = probe("--session-header", url)
+    assert probed.returncode == 0, probed.stderr
+    assert "> X-Session-ID: " in probed.stdout
+    assert "stamped with session" in probed.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("program", "address", "at_random"), named(CADDY, VARNISH))
