@@ -8,6 +8,7 @@ import uuid
 import httpx
 import pytest
 import requests
+from botocore.session import Session
 from running import ODD, gateway_of_the_page
 from support.wire import Server
 
@@ -158,6 +159,14 @@ def test_agentcore_gets_33_characters_and_more():
             made += gateway.headers_for(gateway.url).values()
     assert [len(value) for value in made] == [36, 36, 36, 36, 33]
     assert made[0] == made[2] != made[1]
+
+
+def test_botocore_says_the_same_of_agentcore():
+    shapes = Session().get_service_model("bedrock-agentcore")
+    members = shapes.shape_for("InvokeAgentRuntimeRequest").members
+    session_id = members["runtimeSessionId"]
+    assert session_id.serialization["name"] in RECIPES["https://agentcore.example"][0]
+    assert (session_id.metadata["min"], session_id.metadata["max"]) == (33, 256)
 
 
 @pytest.mark.parametrize("library", ["requests", "httpx"])
