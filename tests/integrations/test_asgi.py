@@ -201,6 +201,9 @@ class TestSessionMiddleware:
         [
             {"session_header": "Authorization"},
             {"session_header": "X-Cagent-Forward"},
+            {"session_header": "traceparent"},
+            {"session_header": "X-Cagent-Root-Session-Id"},
+            {"parent_header": "baggage"},
             {"session_header": "not a name"},
             {"session_header": ""},
             {"parent_header": "Host"},
