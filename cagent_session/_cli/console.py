@@ -11,6 +11,8 @@ _SIGPIPE = 141  # what a shell reports of a command whose reader has gone away
 
 def show(text: str) -> int:
     """Print ``text`` as it is, at once; return the exit status, not 0 if that was impossible."""
+    if text and sys.stdout is None:
+        return fail("cannot write: stdout is closed")
     try:
         print(text, end="", flush=True)
     except OSError as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict, deque
+from bisect import bisect_right
+from collections import OrderedDict
 
 _MINUTE = 60.0
 
@@ -19,7 +20,7 @@ class RateLimit:
         self._per_minute = per_minute
         # Per session, when its requests were served. The session served last comes last, so that
         # sessions whose minute is over are found at the front and do not pile up.
-        self._served_at: OrderedDict[str, deque[float]] = OrderedDict()
+        self._served_at: OrderedDict[str, list[float]] = OrderedDict()
 
     def seconds_to_wait(self, session_id: str | None) -> int | None:
         """Count a request; return ``None`` if it is served, else when to try again."""
@@ -27,9 +28,8 @@ class RateLimit:
             return None
         now = time.monotonic()
         self._forget_before(now - _MINUTE)
-        served_at = self._served_at.setdefault(session_id, deque())
-        while served_at and served_at[0] <= now - _MINUTE:
-            served_at.popleft()
+        served_at = self._served_at.setdefault(session_id, [])
+        del served_at[: bisect_right(served_at, now - _MINUTE)]
         if len(served_at) >= self._per_minute:
             return max(1, math.ceil(_MINUTE - (now - served_at[0])))
         served_at.append(now)

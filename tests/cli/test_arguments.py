@@ -126,7 +126,7 @@ class TestBadArguments:
             ),
         ],
     )
-    def test_are_one_line_and_status_2(self, capsys, monkeypatch, arguments, says):
+    def test_bad_arguments_are_one_line_and_status_2(self, capsys, monkeypatch, arguments, says):
         monkeypatch.setenv("EMPTY_FOR_TEST", " ")
         monkeypatch.setenv("BROKEN_FOR_TEST", "hunter2\nhunter2")
         with pytest.raises(SystemExit) as caught:
@@ -141,7 +141,7 @@ class TestBadArguments:
         assert "ter2" not in err
 
 
-def test_version(capsys):
+def test_version_is_printed(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0

@@ -44,7 +44,7 @@ def interrupt(process: subprocess.Popen[bytes]) -> tuple[str, str]:
 
 
 class TestLines:
-    def test_one_per_call_until_ctrl_c(self):
+    def test_one_line_per_call_until_ctrl_c(self):
         with running("--requests-per-minute", "1") as (process, url):
             headers = {"X-Cagent-Session-Id": "s1", "X-Cagent-Model": "\x1b[2J"}
             statuses = [
@@ -66,7 +66,7 @@ class TestLines:
         assert "  session=sub  " in line
         assert line.endswith("  parent=main\n")
 
-    def test_long_values_are_cut(self, capsys):
+    def test_long_values_in_a_line_are_cut(self, capsys):
         with RecordingGateway(on_call=gateway_command._print_call) as recording:
             requests.post(f"{recording.url}/{'x' * 1000}", json={"model": "y" * 1000}, timeout=5)
         assert len(capsys.readouterr().out) < 600
@@ -93,7 +93,7 @@ class TestLines:
         assert second.endswith("  model=two?lines  tokens=0+0")
 
     @pytest.mark.parametrize("port", ["free", "given"])
-    def test_serves_on_when_nobody_reads_its_lines(self, port):
+    def test_serves_on_when_the_reader_of_its_lines_goes_away(self, port):
         arguments = []
         if port == "given":
             with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -126,7 +126,7 @@ class TestLines:
 
 
 class TestPage:
-    def test_shows_the_calls(self):
+    def test_page_shows_the_calls_and_has_no_lines_itself(self):
         with running() as (process, url):
             requests.get(url, headers={"X-Cagent-Session-Id": "s1"}, timeout=5)
             assert "<title>Sessions</title>" in requests.get(f"{url}/_sessions", timeout=5).text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,14 +20,14 @@ class TestOutput:
     """Python looks different when it flushes at the end and when it writes at once."""
 
     @pytest.mark.parametrize("arguments", [["demo"], ["--help"], ["probe", "--help"]], ids=" ".join)
-    def test_that_nobody_reads(self, arguments, unbuffered):
+    def test_reader_that_goes_away_is_no_error(self, arguments, unbuffered):
         with command(*arguments, unbuffered=unbuffered) as process:
             process.stdout.close()
             assert process.stderr.read() == b""
             assert process.wait(20) in (0, 141)
 
     @pytest.mark.parametrize("arguments", [["demo"], ["probe"]], ids=" ".join)
-    def test_that_cannot_be_written(self, arguments, unbuffered, recording_gateway):
+    def test_full_disk_is_one_line_and_status_1(self, arguments, unbuffered, recording_gateway):
         if arguments == ["probe"]:
             arguments = ["probe", recording_gateway.url, "--forward", FORWARD]
         with (
@@ -36,7 +38,7 @@ class TestOutput:
         assert err == b"cagent-session: cannot write: No space left on device\n"
         assert process.returncode == 1
 
-    def test_that_is_not_needed(self, unbuffered):
+    def test_full_disk_does_not_matter_where_nothing_is_written(self, unbuffered):
         with (
             Path("/dev/full").open("wb") as full,
             command("nonsense", stdout=full, unbuffered=unbuffered) as process,
@@ -46,7 +48,20 @@ class TestOutput:
         assert process.returncode == 2
 
 
-def test_ctrl_c_is_no_traceback(capsys, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("arguments", [["demo"], ["probe"]], ids=" ".join)
+def test_closed_stdout_is_one_line_and_status_1(arguments, recording_gateway):
+    if arguments == ["probe"]:
+        arguments = ["probe", recording_gateway.url, "--forward", FORWARD]
+    ran = subprocess.run(
+        ["bash", "-c", 'exec "$@" >&-', "bash", sys.executable, "-m", "cagent_session", *arguments],
+        stderr=subprocess.PIPE,
+        timeout=30,
+    )
+    assert ran.stderr == b"cagent-session: cannot write: stdout is closed\n"
+    assert ran.returncode == 1
+
+
+def test_ctrl_c_leaves_no_traceback(capsys, monkeypatch: pytest.MonkeyPatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 

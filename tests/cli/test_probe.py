@@ -23,7 +23,7 @@ def probe(*arguments: str) -> int:
 
 
 class TestProbe:
-    def test_shows_what_was_sent_and_what_came_back(self, capsys, recording_gateway):
+    def test_report_has_the_request_and_the_answer(self, capsys, recording_gateway):
         url = recording_gateway.url + "/p?key=hunter2"
         header = "Authorization: Bearer hunter2"
         status = probe(url, "--forward", FORWARD, "--session-id", "s1", "--header", header)
@@ -41,17 +41,17 @@ class TestProbe:
         assert arrived.query == "key=hunter2"
         assert arrived.headers["Authorization"] == "Bearer hunter2"
 
-    def test_without_a_session_id_it_makes_one(self, capsys, recording_gateway):
+    def test_session_id_is_made_up_if_none_is_given(self, capsys, recording_gateway):
         assert probe(recording_gateway.url, "--forward", FORWARD) == 0
         assert recording_gateway.requests[0].session_id in capsys.readouterr().out
 
-    def test_an_error_status(self, capsys):
+    def test_error_status_is_status_1(self, capsys):
         with Server(lambda request: response(503)) as server:
             assert probe(server.origin, "--forward", FORWARD) == 1
         assert capsys.readouterr().err == "cagent-session: the gateway answered 503 Status\n"
 
     @pytest.mark.parametrize("header", ["Authorization: Bearer hunter2", "X-Key: hunter2"])
-    def test_no_answer(self, capsys, header):
+    def test_refused_connection_is_one_line_and_status_1(self, capsys, header):
         with Server() as server:
             url = server.origin + "/?key=hunter2"
         assert probe(url, "--forward", FORWARD, "--header", header) == 1
@@ -61,21 +61,21 @@ class TestProbe:
         )
         assert "hunter2" not in out
 
-    def test_an_answer_that_is_none(self, capsys):
+    def test_answer_that_is_not_http_is_one_line_and_status_1(self, capsys):
         with Server(lambda request: b"nonsense\r\n\r\n") as server:
             assert probe(server.origin, "--forward", FORWARD) == 1
         err = capsys.readouterr().err
         assert err.endswith(": ConnectionError, BadStatusLine\n")
         assert err.count("\n") == 1
 
-    def test_a_time_out(self, capsys, monkeypatch: pytest.MonkeyPatch):
+    def test_silent_gateway_times_out(self, capsys, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("cagent_session._cli.probe.TIMEOUT", 0.05)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             assert probe(url, "--forward", FORWARD) == 1
         assert "timed out after 0.05 s" in capsys.readouterr().err
 
-    def test_tls_that_nobody_vouches_for(self, capsys, tls):
+    def test_untrusted_certificate_is_one_line_and_status_1(self, capsys, tls):
         with Server(tls=tls.context) as server:
             assert probe(server.at("localhost"), "--forward", FORWARD) == 1
         err = capsys.readouterr().err
@@ -84,7 +84,7 @@ class TestProbe:
 
 
 class TestGatewaysOfOtherMakes:
-    def test_session_header_alone(self, capsys):
+    def test_session_header_alone_sends_no_identifier_of_docker_agent(self, capsys):
         with RecordingGateway(session_header="X-Session-Id") as recording:
             arguments = ["--session-header", "X-Session-Id", "--session-id", "s1"]
             assert probe(recording.url, *arguments) == 0
@@ -96,7 +96,7 @@ class TestGatewaysOfOtherMakes:
         names = [name.lower() for name in recording.requests[0].headers]
         assert not [name for name in names if name.startswith("x-cagent-")]
 
-    def test_parent(self, capsys):
+    def test_parent_is_sent_and_shown(self, capsys):
         names = {"session_header": "X-Session-Id", "parent_header": "X-Secret-Parent"}
         with RecordingGateway(**names) as recording:
             arguments = ["--session-header", "X-Session-Id", "--session-id", "sub-agent"]
@@ -164,7 +164,7 @@ class TestLongHeaders:
         ],
         ids=["one word", "words with one beginning", "short words"],
     )
-    def test_are_reported_in_seconds(self, capsys, value):
+    def test_long_headers_are_reported_in_seconds(self, capsys, value):
         def respond(request):
             headers = {f"X-Echo-{number}": value for number in range(20)}
             return response(body=value.encode(), headers=headers)
@@ -183,12 +183,12 @@ def last_line(capsys) -> str:
 
 
 class TestLastLine:
-    def test_stamped(self, capsys, recording_gateway):
+    def test_last_line_says_stamped_and_answered(self, capsys, recording_gateway):
         arguments = ["--forward", FORWARD, "--session-id", "s1"]
         assert probe(recording_gateway.url, *arguments) == 0
         assert last_line(capsys) == "stamped with session s1; answered 200 OK"
 
-    def test_a_session_header_that_was_replaced(self, capsys, recording_gateway):
+    def test_last_line_if_a_given_session_header_is_replaced(self, capsys, recording_gateway):
         arguments = ["--forward", FORWARD, "--session-id", "s1"]
         header = "x-cagent-session-id: another"
         assert probe(recording_gateway.url, *arguments, "--header", header) == 0
@@ -196,7 +196,7 @@ class TestLastLine:
         assert re.search("^> x-cagent-session-id: s1$", out, re.MULTILINE | re.IGNORECASE)
         assert out.splitlines()[-1] == "stamped with session s1; answered 200 OK"
 
-    def test_a_session_that_was_given_as_a_header_too(self, capsys, recording_gateway):
+    def test_session_given_as_a_header_too_is_not_masked(self, capsys, recording_gateway):
         arguments = ["--forward", FORWARD, "--session-id", "session-1"]
         header = "X-Cagent-Session-Id: session-1"
         assert probe(recording_gateway.url, *arguments, "--header", header) == 0
@@ -205,7 +205,7 @@ class TestLastLine:
         assert last == "stamped with session session-1; answered 200 OK"
 
     @pytest.mark.parametrize("more", [[], ["--header", "X-Cagent-Session-Id: s1"]])
-    def test_opted_out(self, capsys, recording_gateway, more):
+    def test_last_line_if_the_request_opted_out(self, capsys, recording_gateway, more):
         arguments = ["--forward", FORWARD, "--session-id", "s1", "--header", "X-Cagent-Forward:"]
         assert probe(recording_gateway.url, *arguments, *more) == 0
         out = capsys.readouterr().out
@@ -223,7 +223,7 @@ class TestLastLine:
             ("http://[", "a URL that is not clear"),
         ],
     )
-    def test_a_redirect(self, capsys, location, target):
+    def test_redirect_is_reported_and_not_followed(self, capsys, location, target):
         with Server(lambda request: redirect(302, location)) as server:
             arguments = ["--forward", FORWARD, "--session-id", "s1"]
             assert probe(f"{server.origin}/a/b", *arguments) == 0
@@ -239,12 +239,12 @@ class TestLastLine:
     @pytest.mark.parametrize(
         ("status", "leads"), [(201, False), (300, True), (399, True), (400, False)]
     )
-    def test_a_location_leads_somewhere_with_a_redirect_alone(self, capsys, status, leads):
+    def test_location_of_other_answers_is_not_a_redirect(self, capsys, status, leads):
         with Server(lambda request: redirect(status, "https://g.example/")) as server:
             assert probe(server.origin, "--forward", FORWARD) == int(status >= 400)
         assert ("which leads to https://g.example/" in last_line(capsys)) == leads
 
-    def test_an_error_status(self, capsys):
+    def test_last_line_of_an_error_status(self, capsys):
         with Server(lambda request: response(404)) as server:
             assert probe(server.origin, "--forward", FORWARD, "--session-id", "s1") == 1
         assert last_line(capsys) == "stamped with session s1; answered 404 Status"
@@ -269,20 +269,20 @@ class Endless(Server):
 
 class TestBody:
     @pytest.mark.parametrize("size", [8192, 8193])
-    def test_is_cut(self, capsys, size):
+    def test_body_is_cut_after_8192_bytes(self, capsys, size):
         with Server(lambda request: response(body=b"x" * size)) as server:
             assert probe(server.origin, "--forward", FORWARD) == 0
         out = capsys.readouterr().out
         assert ("\n" + "x" * 8192 + "\n") in out
         assert ("(cut off after 8192 bytes)" in out) == (size > 8192)
 
-    def test_keeps_its_lines(self, capsys):
+    def test_body_keeps_its_lines(self, capsys):
         with Server(lambda request: response(body=b"a\r\nb\nc\rd")) as server:
             assert probe(server.origin, "--forward", FORWARD) == 0
         assert "\na\nb\nc?d\n" in capsys.readouterr().out
 
     @pytest.mark.parametrize("status", ["200 OK", "302 Found\r\nLocation: /"])
-    def test_a_huge_one_is_not_read(self, capsys, status):
+    def test_rest_of_a_huge_body_is_not_read(self, capsys, status):
         head = f"HTTP/1.1 {status}\r\nContent-Length: 300000000\r\n\r\n".encode()
         with Endless(head, b"x" * 100_000, 0) as server:
             assert probe(server.origin, "--forward", FORWARD) == 0
@@ -290,14 +290,14 @@ class TestBody:
         assert "answered " + status[:3] in last_line(capsys)
 
     @pytest.mark.parametrize("encoding", ["no-such", "idna", "hex", "utf-16", "undefined"])
-    def test_in_an_encoding_that_is_none(self, capsys, encoding):
+    def test_body_in_an_unknown_encoding_is_shown(self, capsys, encoding):
         def respond(request):
             return response(body=b"odd", headers={"Content-Type": f"text/x; charset={encoding}"})
 
         with Server(respond) as server:
             assert probe(server.origin, "--forward", FORWARD) == 0
 
-    def test_that_cannot_be_decoded(self, capsys):
+    def test_body_that_cannot_be_decompressed_is_status_1(self, capsys):
         def respond(request):
             return response(body=b"odd", headers={"Content-Encoding": "gzip"})
 
@@ -306,7 +306,7 @@ class TestBody:
         err = capsys.readouterr().err
         assert err == "cagent-session: the answer is not complete: ContentDecodingError, error\n"
 
-    def test_that_breaks_off(self, capsys):
+    def test_body_that_breaks_off_is_status_1(self, capsys):
         broken = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n"
 
         class Breaking(Server):
@@ -321,7 +321,7 @@ class TestBody:
         assert "answered 200 OK, but not completely: " in out.splitlines()[-1]
         assert err.startswith("cagent-session: the answer is not complete: ")
 
-    def test_that_drips(self, capsys, monkeypatch):
+    def test_body_that_drips_times_out(self, capsys, monkeypatch):
         monkeypatch.setattr("cagent_session._cli.probe.TIMEOUT", 0.5)
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"
         with Endless(head, b"x", 0.02) as server:
@@ -333,7 +333,7 @@ class TestBody:
 
 
 class TestNoAnswer:
-    def test_headers_that_drip(self, capsys, monkeypatch):
+    def test_headers_that_drip_time_out(self, capsys, monkeypatch):
         monkeypatch.setattr("cagent_session._cli.probe.TIMEOUT", 0.5)
         with Endless(b"HTTP/1.1 200 OK\r\nX: ", b"x", 0.02) as server:
             assert probe(server.origin, "--forward", FORWARD) == 1
@@ -348,7 +348,9 @@ class TestNoAnswer:
             ("HTTPS_PROXY", "nonsense://u:pw@proxy.example", "ProxySchemeUnknown"),
         ],
     )
-    def test_an_environment_that_is_wrong(self, capsys, monkeypatch, variable, value, says):
+    def test_wrong_environment_variables_are_one_line_and_status_1(
+        self, capsys, monkeypatch, variable, value, says
+    ):
         monkeypatch.setenv(variable, value)
         assert probe("https://gateway.example", "--forward", FORWARD) == 1
         out, err = capsys.readouterr()
@@ -357,7 +359,7 @@ class TestNoAnswer:
         assert "pw" not in err
         assert err.count("\n") == 1
 
-    def test_ctrl_c(self):
+    def test_ctrl_c_ends_a_probe_that_waits(self):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             command = [sys.executable, "-m", "cagent_session", "probe", url, "--forward", FORWARD]

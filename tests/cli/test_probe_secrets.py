@@ -26,14 +26,14 @@ def test_secrets_that_come_back_are_masked(capsys):
     assert "< X-You-Said: ***\n" in out
 
 
-def test_a_short_value_is_masked_without_spoiling_the_rest(capsys, recording_gateway):
+def test_short_value_is_masked_in_its_header_only(capsys, recording_gateway):
     assert probe(recording_gateway.url, "--forward", FORWARD, "--header", "X-A: 0") == 0
     out = capsys.readouterr().out
     assert "> X-A: ***\n" in out
     assert "127.0.0.1" in out
 
 
-def test_a_query_without_names_is_masked(capsys, recording_gateway):
+def test_query_without_names_is_masked(capsys, recording_gateway):
     url = f"{recording_gateway.url}/?abc&key=d"
     assert probe(url, "--forward", FORWARD) == 0
     assert f"> GET {recording_gateway.url}/?...&key=...\n" in capsys.readouterr().out
@@ -41,7 +41,7 @@ def test_a_query_without_names_is_masked(capsys, recording_gateway):
 
 
 @pytest.mark.parametrize("shift", range(8))
-def test_a_secret_at_the_cut_is_masked(capsys, shift):
+def test_secret_at_the_cut_is_masked(capsys, shift):
     body = b"x" * (8193 - shift) + b"hunter2" + b"x" * 100
     with Server(lambda request: response(body=body)) as server:
         assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: hunter2") == 0
@@ -49,7 +49,7 @@ def test_a_secret_at_the_cut_is_masked(capsys, shift):
 
 
 @pytest.mark.parametrize("part", ["h", "hunt", "hunter"])
-def test_a_secret_where_the_answer_breaks_off_is_masked(capsys, part):
+def test_secret_where_the_answer_breaks_off_is_masked(capsys, part):
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nyou said " + part.encode()
 
     class Breaking(Server):
@@ -70,7 +70,7 @@ def test_words_that_overlap_are_masked_as_one(capsys):
 
 
 @pytest.mark.parametrize(("value", "shown"), [("hunter", "***"), ("hunte", "hunte")])
-def test_what_is_too_short_is_masked_in_its_own_header_alone(capsys, value, shown):
+def test_values_of_six_characters_are_masked_everywhere(capsys, value, shown):
     with Server(lambda request: response(body=value.encode())) as server:
         assert probe(server.origin, "--forward", FORWARD, "--header", f"X-Any: {value}") == 0
     out = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_what_is_too_short_is_masked_in_its_own_header_alone(capsys, value, show
 
 
 @pytest.mark.parametrize("said", ["Bearer hunter2", "hunter2"])
-def test_the_words_of_a_secret_are_masked(capsys, said):
+def test_words_of_a_secret_are_masked(capsys, said):
     with Server(lambda request: response(body=said.encode())) as server:
         assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: Bearer hunter2") == 0
     assert "\n***\n" in capsys.readouterr().out

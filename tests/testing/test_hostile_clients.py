@@ -90,7 +90,7 @@ class TestHostileClients:
             (400, HEAD + b"X-Cagent-Session-Id: s1\r\n"),
         ],
     )
-    def test_get_a_4xx(self, recording_gateway, answered: int, data: bytes):
+    def test_malformed_request_gets_a_4xx(self, recording_gateway, answered: int, data: bytes):
         first, *lines = talk(recording_gateway.url, data).split(b"\r\n")
         assert first.startswith(b"HTTP/1.1 %d " % answered), first
         assert b"Connection: close" in lines
@@ -99,13 +99,13 @@ class TestHostileClients:
 
     @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
     @pytest.mark.parametrize("body", [b"", b"{{{", b"[]", b"{}", b'{"messages": 1}', b"[" * 100000])
-    def test_that_send_no_prompt_get_a_400(self, recording_gateway, path, body):
+    def test_body_that_is_no_prompt_gets_a_400(self, recording_gateway, path, body):
         answer = requests.post(recording_gateway.url + path, data=body, timeout=5)
         assert answer.status_code == 400
         assert answer.json()["error"]["type"] == "invalid_request_error"
         assert recording_gateway.audit_log[0]["status"] == 400
 
-    def test_that_vanish_do_no_harm(self, recording_gateway, capfd):
+    def test_client_that_vanishes_does_no_harm(self, recording_gateway, capfd):
         address = ("127.0.0.1", urlsplit(recording_gateway.url).port)
         for data in (b"", b"POST / HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc", b"GET / HT"):
             with socket.create_connection(address, timeout=5) as connection:
@@ -114,7 +114,7 @@ class TestHostileClients:
         assert requests.get(recording_gateway.url, timeout=5).status_code == 200
         assert capfd.readouterr() == ("", "")
 
-    def test_that_send_on_when_they_are_refused_see_the_answer(self, recording_gateway):
+    def test_client_that_sends_on_when_refused_sees_the_answer(self, recording_gateway):
         address = ("127.0.0.1", urlsplit(recording_gateway.url).port)
         with socket.create_connection(address, timeout=5) as connection:
             connection.sendall(HEAD + b"Content-Length: 99999999999\r\n\r\n")
@@ -124,18 +124,18 @@ class TestHostileClients:
             connection.shutdown(socket.SHUT_WR)
             assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
 
-    def test_that_ask_for_a_head_get_nothing_more(self, recording_gateway):
+    def test_head_request_gets_no_body(self, recording_gateway):
         answer = talk(recording_gateway.url, b"HEAD / HTTP/1.1\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert answer.endswith(b"\r\n\r\n")
 
-    def test_trailers_are_read_and_forgotten(self, recording_gateway):
+    def test_trailers_are_read_and_ignored(self, recording_gateway):
         body = b"3\r\nabc\r\n0\r\nX-Trailer: x\r\n\r\n"
         head = b"POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n"
         assert talk(recording_gateway.url, head + body).startswith(b"HTTP/1.1 200")
         assert recording_gateway.requests[0].body == b"abc"
 
-    def test_expect_continue_and_http_1_0(self, recording_gateway):
+    def test_expect_continue_and_http_1_0_are_served(self, recording_gateway):
         body = b"POST / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok"
         assert b"100 Continue" in talk(recording_gateway.url, body)
         prompt = json.dumps(PROMPT | {"stream": True}).encode()
@@ -155,7 +155,7 @@ class TestSizes:
     """Each at its last value that is served, and at the first that is not."""
 
     @pytest.mark.parametrize(("more", "answered"), [(0, 200), (1, 413)])
-    def test_of_a_body(self, recording_gateway, more, answered):
+    def test_body_is_limited_to_16_mib(self, recording_gateway, more, answered):
         body = b"x" * (MAX_BODY + more)
         assert requests.post(recording_gateway.url, data=body, timeout=20).status_code == answered
         assert [len(request.body) for request in recording_gateway.requests] == (
@@ -164,7 +164,7 @@ class TestSizes:
 
     @pytest.mark.parametrize(("more", "answered"), [(0, 200), (1, 413)])
     @pytest.mark.parametrize("chunks", [1, 2])
-    def test_of_a_chunked_body(self, recording_gateway, chunks, more, answered):
+    def test_chunked_body_is_limited_to_16_mib(self, recording_gateway, chunks, more, answered):
         first = b"x" * (MAX_BODY // chunks)
         last = b"x" * (MAX_BODY - len(first) + more)
         sent = iter(filter(None, [first, last]))
@@ -172,25 +172,29 @@ class TestSizes:
 
     @pytest.mark.parametrize(("length", "answered"), [(256, 200), (257, 400)])
     @pytest.mark.parametrize("name", ["X-Cagent-Session-Id", "X-Cagent-Parent-Session-Id"])
-    def test_of_an_id(self, recording_gateway, name, length, answered):
+    def test_session_id_is_limited_to_256_characters(
+        self, recording_gateway, name, length, answered
+    ):
         assert status(recording_gateway, f"{name}: {'x' * length}") == answered
 
     @pytest.mark.parametrize(("digits", "answered"), [(16, 200), (17, 400)])
-    def test_of_a_length(self, recording_gateway, digits, answered):
+    def test_content_length_is_limited_to_16_digits(self, recording_gateway, digits, answered):
         assert status(recording_gateway, f"Content-Length: {'2':0>{digits}}", b"ok") == answered
 
     @pytest.mark.parametrize(("length", "answered"), [(1024, 200), (1025, 400)])
-    def test_of_a_chunk_line(self, recording_gateway, length, answered):
+    def test_line_before_a_chunk_is_limited_to_1024_bytes(
+        self, recording_gateway, length, answered
+    ):
         line = b"2;" + b"x" * (length - 4) + b"\r\n"
         body = line + b"ok\r\n0\r\n\r\n"
         assert status(recording_gateway, "Transfer-Encoding: chunked", body) == answered
 
     @pytest.mark.parametrize(("number", "answered"), [(100, 200), (101, 431)])
-    def test_of_trailers(self, recording_gateway, number, answered):
+    def test_trailers_are_limited_to_100(self, recording_gateway, number, answered):
         body = b"0\r\n" + b"X: y\r\n" * number + b"\r\n"
         assert status(recording_gateway, "Transfer-Encoding: chunked", body) == answered
 
-    def test_of_time(self, recording_gateway, monkeypatch):
+    def test_body_that_does_not_come_in_time_gets_a_408(self, recording_gateway, monkeypatch):
         monkeypatch.setattr("cagent_session.testing._server._Handler.timeout", 0.05)
         monkeypatch.setattr("cagent_session.testing._server.LINGER", 0.05)
         address = ("127.0.0.1", urlsplit(recording_gateway.url).port)

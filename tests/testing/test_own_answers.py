@@ -17,7 +17,7 @@ from cagent_session.testing import RecordingGateway
 
 
 class TestRespond:
-    def test_comes_first(self):
+    def test_respond_is_asked_before_the_gateway_answers(self):
         def respond(request):
             assert recording.requests[-1] is request
             return {"to": request.json["model"]} if request.method == "POST" else None
@@ -45,7 +45,7 @@ class TestRespond:
             ((304, {"a": 1}), 304, ""),
         ],
     )
-    def test_what_it_can_give(self, recording_gateway, given, status, body):
+    def test_json_with_or_without_a_status_is_sent(self, recording_gateway, given, status, body):
         recording_gateway.respond = lambda request: given
         with requests.Session() as http:
             for _ in range(2):  # the connection is fit for another request
@@ -70,14 +70,16 @@ class TestRespond:
             ({"a": {1}}, "TypeError: Object of type set is not JSON serializable"),
         ],
     )
-    def test_what_it_cannot_give(self, recording_gateway, capsys, given, says):
+    def test_value_that_cannot_be_sent_is_printed_and_answered_with_500(
+        self, recording_gateway, capsys, given, says
+    ):
         recording_gateway.respond = lambda request: given
         answer = requests.get(recording_gateway.url, timeout=5)
         assert answer.status_code == 500
         assert re.search(says, answer.json()["error"]["message"])
         assert re.search(says, capsys.readouterr().err)
 
-    def test_an_exception_is_shown_and_answered(self, recording_gateway, capsys):
+    def test_exception_in_respond_is_printed_and_answered_with_500(self, recording_gateway, capsys):
         def respond(request):
             assert request.session_id == "s2", "whose call is this?"
             pytest.fail("not expected")
@@ -95,7 +97,7 @@ class TestRespond:
         assert recording_gateway.sessions == {}
 
     @pytest.mark.parametrize("problem", [OSError, ValueError])
-    def test_an_exception_that_cannot_be_shown_is_answered(
+    def test_exception_in_respond_is_answered_even_if_stderr_is_closed(
         self, recording_gateway, monkeypatch, problem
     ):
         class Unwritable(io.StringIO):
@@ -107,7 +109,7 @@ class TestRespond:
         assert call(recording_gateway, "s1") == 500
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="notes are newer")
-    def test_an_exception_with_a_note_is_answered_with_both(self, recording_gateway):
+    def test_notes_of_an_exception_are_in_the_answer(self, recording_gateway):
         def respond(request):
             error = LookupError("no such tool")
             error.add_note("of the weather")
@@ -129,26 +131,26 @@ class TestRespond:
             (None, (0, 0)),
         ],
     )
-    def test_its_usage_is_billed(self, recording_gateway, usage, tokens):
+    def test_usage_in_the_answer_is_billed(self, recording_gateway, usage, tokens):
         recording_gateway.respond = lambda request: {"usage": usage}
         assert call(recording_gateway, "s1") == 200
         bill = recording_gateway.sessions["s1"]
         assert (bill.requests, bill.prompt_tokens, bill.completion_tokens) == (1, *tokens)
 
     @pytest.mark.parametrize(("status", "served"), [(204, 1), (399, 1), (400, 0), (503, 0)])
-    def test_errors_are_not_billed(self, recording_gateway, status, served):
+    def test_answers_with_an_error_status_are_not_billed(self, recording_gateway, status, served):
         recording_gateway.respond = lambda request: (status, {"usage": {"prompt_tokens": 3}})
         call(recording_gateway, "s1")
         assert recording_gateway.family("s1").requests == served
         assert recording_gateway.family("s1").prompt_tokens == 3 * served
 
-    def test_the_limit_comes_before_it(self):
+    def test_respond_is_not_asked_over_the_limit(self):
         seen = []
         with RecordingGateway(requests_per_minute=1, respond=seen.append) as recording:
             assert [call(recording, "s1") for _ in range(2)] == [200, 429]
         assert len(seen) == 1
 
-    def test_may_wait_for_another_request(self):
+    def test_respond_may_wait_for_another_request(self):
         both = threading.Barrier(2, timeout=5)
         waiting = RecordingGateway(respond=lambda request: {"index": both.wait()})
         with waiting as recording, ThreadPoolExecutor() as pool:
@@ -156,7 +158,7 @@ class TestRespond:
 
 
 class TestOnCall:
-    def test_may_be_asked_in_a_call(self):
+    def test_on_call_may_read_the_audit_log(self):
         def on_call(entry):
             assert recording.audit_log[-1] == entry
             entry["status"] = 0
@@ -166,7 +168,7 @@ class TestOnCall:
         assert recording.audit_log[0]["status"] == 200
 
     @pytest.mark.parametrize("failure", [LookupError, KeyboardInterrupt])
-    def test_an_exception_in_on_call_is_shown_and_answered(self, capsys, failure):
+    def test_exception_in_on_call_is_printed_and_answered_with_500(self, capsys, failure):
         seen = []
 
         def on_call(entry):

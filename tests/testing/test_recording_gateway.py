@@ -1,4 +1,4 @@
-"""The recording gateway: billing, limiting and auditing per session, whoever asks."""
+"""The recording gateway: its records, its answers, its start and end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from support.calls import PROMPT, call
 
 from cagent_session import Gateway, session_scope
 from cagent_session.testing import RecordingGateway
-from cagent_session.testing._limits import RateLimit
 
 FORWARD = "https://api.openai.com/v1"
 
@@ -30,7 +29,7 @@ def agent(recording_gateway):
 
 
 class TestRecords:
-    def test_requests(self, recording_gateway, agent):
+    def test_request_is_recorded_as_it_arrived(self, recording_gateway, agent):
         with session_scope("s1"):
             agent.post(recording_gateway.url + "/p/a?b=c", data=b"body", headers={"X-A": "b"})
         (request,) = recording_gateway.requests
@@ -45,12 +44,12 @@ class TestRecords:
         assert request.provider == "openai"
         assert request.model is None
 
-    def test_the_model_of_the_header_comes_before_that_of_the_body(self, recording_gateway):
+    def test_model_of_the_header_wins_over_that_of_the_body(self, recording_gateway):
         headers = {"X-Cagent-Model": "of-the-header"}
         requests.post(recording_gateway.url, json=PROMPT, headers=headers, timeout=5)
         assert recording_gateway.requests[0].model == "of-the-header"
 
-    def test_the_bill(self, recording_gateway, agent):
+    def test_sessions_are_billed_apart(self, recording_gateway, agent):
         url = recording_gateway.url + "/v1/chat/completions"
         for session_id, times in (("s1", 2), ("s2", 1)):
             for _ in range(times):
@@ -64,7 +63,7 @@ class TestRecords:
         with pytest.raises(AttributeError):
             _ = one.euros
 
-    def test_the_audit_log(self, recording_gateway, agent):
+    def test_audit_log_has_a_json_ready_entry_per_call(self, recording_gateway, agent):
         with session_scope("s1"):
             agent.post(recording_gateway.url + "/v1/messages", json=PROMPT)
         (entry,) = json.loads(json.dumps(recording_gateway.audit_log))
@@ -82,7 +81,7 @@ class TestRecords:
             "completion_tokens": 5,
         }
 
-    def test_what_it_gives_out_is_a_copy(self, recording_gateway, agent):
+    def test_changing_what_it_returns_changes_nothing(self, recording_gateway, agent):
         with session_scope("s1"):
             agent.get(recording_gateway.url)
         recording_gateway.requests.clear()
@@ -92,7 +91,7 @@ class TestRecords:
         assert recording_gateway.audit_log[0]["status"] == 200
         assert recording_gateway.sessions["s1"].requests == 1
 
-    def test_can_be_cleared(self):
+    def test_clear_forgets_calls_bills_and_limits(self):
         with RecordingGateway(requests_per_minute=1) as recording:
             assert [call(recording, "s1", parent="main") for _ in range(2)] == [200, 429]
             recording.clear()
@@ -101,7 +100,7 @@ class TestRecords:
             assert call(recording, "s1") == 200
             assert recording.sessions["s1"].requests == 1
 
-    def test_a_call_that_is_being_answered_is_forgotten_too(self, recording_gateway):
+    def test_clear_forgets_the_call_that_is_being_answered(self, recording_gateway):
         def respond(request):
             recording_gateway.clear()
             return {"usage": {"prompt_tokens": 3}}
@@ -113,7 +112,7 @@ class TestRecords:
 
 
 class TestAnswers:
-    def test_chat_completions(self, recording_gateway, agent):
+    def test_chat_completion_has_openais_shape(self, recording_gateway, agent):
         answer = agent.post(recording_gateway.url + "/v1/chat/completions", json=PROMPT).json()
         assert answer["object"] == "chat.completion"
         assert answer["model"] == "gpt-x"
@@ -123,7 +122,9 @@ class TestAnswers:
         assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
 
     @pytest.mark.parametrize("with_usage", [True, False])
-    def test_chat_completions_streamed(self, recording_gateway, agent, with_usage):
+    def test_streamed_chat_completion_has_openais_events(
+        self, recording_gateway, agent, with_usage
+    ):
         prompt = PROMPT | {"stream": True, "stream_options": {"include_usage": with_usage}}
         url = recording_gateway.url + "/prefix/v1/chat/completions"
         with session_scope("s1"), agent.post(url, json=prompt, stream=True) as answer:
@@ -142,13 +143,13 @@ class TestAnswers:
         assert recording_gateway.sessions["s1"].completion_tokens == 5
         assert recording_gateway.requests[0].json == prompt
 
-    def test_a_prompt_that_names_no_model(self, recording_gateway, agent):
+    def test_prompt_without_a_model_is_answered(self, recording_gateway, agent):
         prompt = {"messages": PROMPT["messages"]}
         answer = agent.post(recording_gateway.url + "/v1/chat/completions", json=prompt).json()
         assert isinstance(answer["model"], str)
         assert recording_gateway.requests[0].model is None
 
-    def test_messages(self, recording_gateway, agent):
+    def test_message_has_anthropics_shape(self, recording_gateway, agent):
         prompt = PROMPT | {"system": "a b"}
         answer = agent.post(recording_gateway.url + "/v1/messages", json=prompt).json()
         assert answer["type"] == "message"
@@ -156,7 +157,7 @@ class TestAnswers:
         assert answer["stop_reason"] == "end_turn"
         assert answer["usage"] == {"input_tokens": 7, "output_tokens": 5}
 
-    def test_messages_streamed(self, recording_gateway, agent):
+    def test_streamed_message_has_anthropics_events(self, recording_gateway, agent):
         prompt = PROMPT | {"stream": True}
         answer = agent.post(recording_gateway.url + "/v1/messages", json=prompt).text
         lines = answer.splitlines()
@@ -170,7 +171,7 @@ class TestAnswers:
         assert events[-2]["usage"] == {"output_tokens": 5}
         assert events[-2]["delta"]["stop_reason"] == "end_turn"
 
-    def test_everything_else_is_echoed(self, recording_gateway, agent):
+    def test_other_paths_are_echoed(self, recording_gateway, agent):
         for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS"):
             with session_scope("s1"):
                 answer = agent.request(method, recording_gateway.url + "/a?b=c")
@@ -183,91 +184,29 @@ class TestAnswers:
             }
         assert agent.head(recording_gateway.url).text == ""
 
-    def test_what_is_only_like_an_endpoint_is_echoed(self, recording_gateway, agent):
+    def test_paths_that_resemble_an_endpoint_are_echoed(self, recording_gateway, agent):
         for path in ("/v1/threads/1/messages", "/chat/completions", "/v1/messages/batches"):
             answer = agent.post(recording_gateway.url + path, json=PROMPT | {"model": 5})
             assert answer.json()["path"] == path
         assert {request.model for request in recording_gateway.requests} == {None}
 
-    def test_another_reply(self):
+    def test_reply_is_what_the_model_answers(self):
         with RecordingGateway(reply="No.") as recording:
             url = recording.url + "/v1/chat/completions"
             answer = requests.post(url, json=PROMPT, timeout=5).json()
         assert answer["choices"][0]["message"]["content"] == "No."
 
-    def test_a_chunked_upload_is_read(self, recording_gateway, agent):
+    def test_chunked_upload_is_read(self, recording_gateway, agent):
         agent.post(recording_gateway.url, data=iter([b"one", b"two"]))
         assert recording_gateway.requests[0].body == b"onetwo"
 
 
-class TestLimit:
-    def test_is_per_session(self):
-        with RecordingGateway(requests_per_minute=2) as recording, requests.Session() as http:
-            Gateway(recording.url, forward=FORWARD).mount(http)
-
-            def call(session_id):
-                with session_scope(session_id):
-                    return http.get(recording.url)
-
-            assert [call(name).status_code for name in "aaabab"] == [200, 200, 429, 200, 429, 200]
-            limited = call("a")
-            assert 1 <= int(limited.headers["Retry-After"]) <= 60
-            assert limited.json()["error"]["type"] == "rate_limit_error"
-            assert [http.get(recording.url).status_code for _ in range(5)] == [200] * 5
-            assert recording.sessions["a"].requests == 2
-            assert [entry["status"] for entry in recording.audit_log].count(429) == 3
-
-    def test_ends_after_a_minute(self, monkeypatch: pytest.MonkeyPatch):
-        now = 1000.0
-        monkeypatch.setattr("cagent_session.testing._limits.time.monotonic", lambda: now)
-        with RecordingGateway(requests_per_minute=1) as recording:
-            headers = {"X-Cagent-Session-Id": "a"}
-            seen = []
-            for step in (0, 58.75, 59.5, 60):
-                now = 1000.0 + step
-                answer = requests.get(recording.url, headers=headers, timeout=5)
-                seen.append((answer.status_code, answer.headers.get("Retry-After")))
-        assert seen == [(200, None), (429, "2"), (429, "1"), (200, None)]
-
-    @pytest.mark.parametrize("limit", [0, -1])
-    def test_must_be_positive(self, limit):
-        with pytest.raises(ValueError, match="at least 1"):
-            RecordingGateway(requests_per_minute=limit)
-
-
-class TestLimitMemory:
-    def test_sessions_whose_minute_is_over_are_forgotten(self, monkeypatch: pytest.MonkeyPatch):
-        now = 0.0
-        monkeypatch.setattr("cagent_session.testing._limits.time.monotonic", lambda: now)
-        limit = RateLimit(2)
-        for number in range(1000):
-            now += 1
-            assert limit.seconds_to_wait(f"s{number}") is None
-        assert len(limit._served_at) == 60
-
-    def test_session_in_use_is_remembered(self, monkeypatch: pytest.MonkeyPatch):
-        now = 0.0
-        monkeypatch.setattr("cagent_session.testing._limits.time.monotonic", lambda: now)
-        limit = RateLimit(2)
-        seen = []
-        for now in (0.0, 30.0, 59.0, 60.0, 61.0, 90.0):
-            limit.seconds_to_wait(f"other-at-{now}")
-            seen.append(limit.seconds_to_wait("s1"))
-        assert seen == [None, None, 1, None, 29, None]
-
-    def test_refused_requests_take_no_memory(self):
-        limit = RateLimit(1)
-        for _ in range(100):
-            limit.seconds_to_wait("s1")
-        assert len(limit._served_at["s1"]) == 1
-
-
 class TestLife:
-    def test_has_no_url_before_it_is_entered(self):
+    def test_url_before_it_is_entered_is_an_error(self):
         with pytest.raises(RuntimeError, match=r"with \.\.\. as"):
             _ = RecordingGateway().url
 
-    def test_ends_while_a_client_holds_a_connection(self):
+    def test_exit_ends_connections_that_clients_keep_open(self):
         with RecordingGateway() as recording:
             connection = http.client.HTTPConnection("127.0.0.1", urlsplit(recording.url).port)
             connection.request("GET", "/")
@@ -278,7 +217,7 @@ class TestLife:
         with pytest.raises(OSError):  # noqa: PT011 - which one depends on the system
             socket.create_connection(("127.0.0.1", urlsplit(recording.url).port), timeout=5)
 
-    def test_waits_for_the_answer_that_is_being_made(self):
+    def test_exit_waits_for_the_answer_that_is_being_made(self):
         asked, may_end = threading.Event(), threading.Event()
 
         def respond(request):
@@ -293,19 +232,19 @@ class TestLife:
             assert [entry["status"] for entry in recording.audit_log] == [200]
             assert isinstance(calling.exception(), requests.ConnectionError)
 
-    def test_leaving_it_twice_is_harmless(self):
+    def test_second_exit_is_a_no_op(self):
         recording = RecordingGateway()
         with recording:
             pass
         recording.__exit__(None, None, None)
 
-    def test_tells_of_every_call(self):
+    def test_on_call_is_called_with_every_call(self):
         calls = []
         with RecordingGateway(on_call=calls.append) as recording:
             requests.get(recording.url + "/x", timeout=5)
         assert [call["path"] for call in calls] == ["/x"]
 
-    def test_many_clients_at_once(self, recording_gateway):
+    def test_many_clients_at_once_are_billed_apart(self, recording_gateway):
         def work(number):
             with requests.Session() as http, session_scope(f"s{number % 4}"):
                 Gateway(recording_gateway.url, forward=FORWARD).mount(http)

@@ -86,7 +86,7 @@ class TestUsage:
 
 
 class TestFamily:
-    def test_is_billed_together(self, recording_gateway):
+    def test_family_is_billed_together(self, recording_gateway):
         for session_id, parent in (
             ("main", None),
             ("sub", "main"),
@@ -107,24 +107,24 @@ class TestFamily:
         assert recording_gateway.family("sub-of-sub").requests == 1
         assert recording_gateway.family("other").requests == 2
 
-    def test_the_last_parent_counts(self, recording_gateway):
+    def test_last_parent_of_a_session_counts(self, recording_gateway):
         call(recording_gateway, "sub", parent="first")
         call(recording_gateway, "sub", parent="second")
         assert recording_gateway.family("first").requests == 0
         assert recording_gateway.family("second").requests == 2
 
-    def test_a_cycle_ends(self, recording_gateway):
+    def test_parents_in_a_circle_are_counted_once(self, recording_gateway):
         for session_id, parent in (("a", "b"), ("b", "c"), ("c", "a"), ("self", "self")):
             call(recording_gateway, session_id, parent=parent)
         assert recording_gateway.family("a").requests == 3
         assert recording_gateway.family("self").requests == 1
 
-    def test_an_unknown_session_has_zeros(self, recording_gateway):
+    def test_family_of_an_unknown_session_has_zeros(self, recording_gateway):
         nobody = recording_gateway.family("nobody")
         assert (nobody.requests, nobody.prompt_tokens, nobody.completion_tokens) == (0, 0, 0)
         assert type(nobody) is type(recording_gateway.family("main")) is Usage
 
-    def test_a_parent_without_a_session_has_no_child(self, recording_gateway):
+    def test_parent_of_a_call_without_a_session_has_no_child(self, recording_gateway):
         headers = {"X-Cagent-Parent-Session-Id": "main"}
         requests.get(recording_gateway.url, headers=headers, timeout=5)
         assert recording_gateway.requests[0].parent_session_id == "main"
@@ -150,7 +150,7 @@ class TestHeaderNames:
             assert answer.status_code == 400
             assert recording.requests == []
 
-    def test_are_read(self):
+    def test_session_and_parent_are_read_from_the_named_headers(self):
         names = {"session_header": "X-Session-ID", "parent_header": "X-Parent"}
         with RecordingGateway(**names) as recording, requests.Session() as http:
             Gateway(recording.url, **names).mount(http)
@@ -159,13 +159,13 @@ class TestHeaderNames:
             (request,) = recording.requests
         assert (request.session_id, request.parent_session_id) == ("sub", "main")
 
-    def test_no_parent(self):
+    def test_parent_header_none_reads_no_parent(self):
         with RecordingGateway(parent_header=None) as recording:
             assert call(recording, "sub", parent="main") == 200
             assert call(recording, "sub", parent="not an ID") == 200
             assert recording.requests[0].parent_session_id is None
 
-    def test_that_have_a_meaning_of_their_own(self):
+    def test_reserved_header_name_is_a_value_error(self):
         for names in (
             {"session_header": "Host"},
             {"session_header": "X-Cagent-Model"},
