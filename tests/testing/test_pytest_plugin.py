@@ -1,7 +1,8 @@
-"""The pytest plugin: the fixture ``recording_gateway`` in a user's tests."""
+"""The pytest plugin: the fixture in a user's tests, and what every other test run pays for it."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+# gevent has to patch these before they are loaded, or it warns.
+PATCHED = ("ssl", "urllib3", "requests", "http.client", "concurrent.futures")
 
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -23,6 +27,15 @@ def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
         text=True,
         timeout=60,
     )
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The modules in memory after a statement in a new interpreter."""
+    code = f"{statement}\nimport sys; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(ran.stdout.split())
 
 
 @pytest.fixture
@@ -54,3 +67,24 @@ def test_each_test_has_a_gateway_of_its_own(folder):
     )
     ran = run_pytest(folder)
     assert ran.returncode == 0, ran.stdout
+
+
+@pytest.mark.parametrize("module", ["cagent_session.pytest_plugin", "cagent_session.testing"])
+def test_import_loads_no_http_library(module):
+    assert not loaded_by(f"import {module}").intersection(PATCHED) - loaded_by("import pytest")
+
+
+def test_conftest_may_call_monkey_patch_all_of_gevent(folder):
+    if importlib.util.find_spec("gevent") is None:
+        if os.environ.get("CI"):
+            pytest.fail("gevent is not installed: pip install gevent")
+        pytest.skip("gevent is not installed")
+    (folder / "conftest.py").write_text("from gevent import monkey\nmonkey.patch_all()\n")
+    (folder / "test_agent.py").write_text(
+        "import requests\n\n"
+        "def test_agent(recording_gateway):\n"
+        "    assert requests.get(recording_gateway.url).json()['path'] == '/'\n"
+        "    assert len(recording_gateway.requests) == 1\n"
+    )
+    ran = run_pytest(folder, "-W", "error")
+    assert ran.returncode == 0, ran.stdout + ran.stderr

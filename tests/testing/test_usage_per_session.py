@@ -175,3 +175,20 @@ class TestHeaderNames:
         ):
             with pytest.raises(ValueError, match="_header"):
                 RecordingGateway(**names)
+
+    @pytest.mark.parametrize(
+        ("name", "template", "value"),
+        [
+            ("X-Affinity", "{session}", "sub"),
+            ("X-Parent", "{parent}", "main"),
+            ("X-Path", "/{root}/{session}", "/main/sub"),
+            ("X-Metadata", lambda *ids: json.dumps(ids), '["sub", "main", "main"]'),
+        ],
+    )
+    def test_every_header_made_from_the_session_can_be_read(self, name, template, value):
+        headers = {"X-Affinity": "{session}", "X-Parent": "{parent}", name: template}
+        with RecordingGateway(session_header=name) as recording, requests.Session() as http:
+            Gateway(recording.url, session_headers=headers).mount(http)
+            with session_scope("main"), session_scope("sub"):
+                http.get(recording.url)
+            assert recording.requests[0].session_id == value
