@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 from pathlib import Path
 
@@ -36,3 +37,12 @@ def test_ci_runs_the_test_command_of_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^    (pip install tox.*)", readme, flags=re.MULTILINE)
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_contributing_names_every_environment_that_tox_runs():
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(ROOT / "tox.ini", encoding="utf-8")
+    names = set(re.findall(r"[\w-]+", tox["tox"]["env_list"]))
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert "py314" in names
+    assert names <= set(re.findall(r"`([\w-]+)`", contributing))
