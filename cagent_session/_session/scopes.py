@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 _KNOWN = 32  # ancestors that are kept with their parents, so that an endless chain stays small
 
@@ -45,6 +46,7 @@ class Lineage(NamedTuple):
 OUTSIDE = Lineage(None)  # no scope is open
 NO_SESSION = Lineage(None, is_deliberate=True)  # inside no_session()
 
+_T = TypeVar("_T")
 _Frame: TypeAlias = tuple[Lineage, Any, Any]
 _OUTERMOST: _Frame = (OUTSIDE, None, None)
 _frame: ContextVar[_Frame] = ContextVar("cagent_session", default=_OUTERMOST)
@@ -104,6 +106,18 @@ def exchange_frames(frame: Any = _OUTERMOST) -> Any:
     left = _frame.get()
     _frame.set(frame)
     return left
+
+
+def call_in(lineage: Lineage, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
+    """Return ``fn(*args, **kwargs)``, called in a scope that is closed by its end."""
+    # A scope that nobody else can close needs no opener, and a token takes less time than to look
+    # for its frame.
+    token = _frame.set((lineage, None, _frame.get()))
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        _frame.reset(token)
+        del args, kwargs  # a traceback must not keep what fn has let go of
 
 
 class ResumableScopes:

@@ -194,6 +194,29 @@ class TestThreadPoolExecutor:
         gc.collect()
         assert all(watch.is_gone for watch in watches)
 
+    @pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python itself keeps it alive")
+    def test_exception_keeps_no_argument_alive(self, pool):
+        def fail(argument):
+            watches.append(Watch(argument))
+            del argument
+            raise KeyError
+
+        watches = []
+        future = pool.submit(fail, Item())
+        assert isinstance(future.exception(), KeyError)
+        pool.submit(int).result()  # a worker keeps its last call until the next
+        assert watches[0].is_gone
+
+    def test_scopes_that_a_call_leaves_open_are_closed(self, pool):
+        def leave_open():
+            session_scope("left-open").__enter__()
+            return current_session_id()
+
+        with session_scope("a"):
+            assert pool.submit(leave_open).result() == "left-open"
+        not_carried = ThreadPoolExecutor.submit.__wrapped__
+        assert not_carried(pool, see).result() == (None,)
+
     def test_threads_that_are_no_pool_start_without_a_session(self):
         seen = []
         with session_scope("a"):
