@@ -22,6 +22,7 @@ import log
 import memory
 import on_httpx
 import on_loopback
+import on_pools
 import on_requests
 import on_urllib3
 import scopes
@@ -29,7 +30,7 @@ from harness import Table, show
 
 SCRIPTS = (
     *(on_loopback, on_requests, on_urllib3, on_httpx),
-    *(log, scopes, growth, memory, imports),
+    *(log, scopes, on_pools, growth, memory, imports),
 )
 PACKAGES = ("requests", "urllib3", "httpx", "httpx2", "opentelemetry-sdk", "structlog")
 
