@@ -10,13 +10,14 @@ import types
 import uuid
 from collections.abc import Iterator
 
+import aiohttp
 import django
 import pytest
 import requests
 from django.conf import settings
 from django.http import HttpResponse, StreamingHttpResponse
 from django.urls import clear_url_caches, path
-from fastapi import BackgroundTasks, Depends, FastAPI, Request
+from fastapi import BackgroundTasks, Depends, FastAPI, Request, WebSocket
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from support import pages, services
 
@@ -107,6 +108,16 @@ class TestTheServiceOfThePage:
 
     def test_takes_the_session_from_an_async_dependency(self, get):
         assert get("/tickets/summary?prompt=x", "order-4711", "POST", x_ticket="7") == "ticket-7"
+
+    def test_answers_422_to_a_malformed_session_in_the_path(self, get, recording_gateway):
+        assert "has ' ' at position 1" in get("/chats/c%201?prompt=x", "order-4711", "POST")
+        assert not recording_gateway.requests
+
+    def test_begins_a_session_where_the_request_names_none(self, get):
+        assert get("/questions?prompt=x", "order-4711", "POST") == "order-4711"
+        fresh = {get("/questions?prompt=x", None, "POST") for _ in range(2)}
+        assert {len(str(uuid.UUID(session_id))) for session_id in fresh} == {36}
+        assert len(fresh) == 2
 
     def test_streams_in_the_session_of_a_decorated_generator(self, get):
         assert get("/chats/c1/stream?prompt=x", "order-4711").split() == ["c1"] * 3
@@ -278,6 +289,27 @@ class TestFastAPI:
     def test_a_plain_with_lasts_in_an_async_generator_and_not_in_a_sync_one(self, get):
         assert get("/stream/plain-with", "s1").split() == ["inner", "s1", "s1"]
         assert get("/stream/plain-with-async", "s1").split() == ["inner"] * 3
+
+    def test_a_websocket_is_in_the_session_until_it_is_closed(self, api, seen):
+        @api.websocket("/")
+        async def tell(websocket: WebSocket):
+            await websocket.accept()
+            async for _ in websocket.iter_text():
+                await websocket.send_text(str(current_session_id()))
+
+        async def two_messages(port):
+            headers = {"X-Cagent-Session-Id": "s1"}
+            async with (
+                aiohttp.ClientSession() as client,
+                client.ws_connect(f"http://127.0.0.1:{port}/", headers=headers) as websocket,
+            ):
+                for _ in range(2):
+                    await websocket.send_str("x")
+                    seen.append(await websocket.receive_str(timeout=10))
+
+        with services.uvicorn(asgi.SessionMiddleware(api), ws="wsproto") as port:
+            asyncio.run(two_messages(port))
+        assert seen == ["s1", "s1"]
 
     def test_the_handler_of_status_500_is_in_the_session(self, get):
         assert get("/fails", "s1") == "s1"
