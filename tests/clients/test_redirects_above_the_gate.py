@@ -53,15 +53,15 @@ def test_headers_of_a_gateway_stay_with_it(http, server, stranger):
     assert stranger.arrived[0].identifiers == {}
 
 
-def test_markers_of_the_caller_go_along(http, server, stranger):
+def test_identifiers_of_the_caller_go_along(http, server, stranger):
     """As docs/security.md says: nothing below the client can prevent it."""
     get(http, server.origin, gateway_headers(FORWARD))
     assert stranger.arrived[0].forward == FORWARD
 
 
-def test_remedy_of_the_security_page_takes_markers_off(http, server, stranger):
+def test_remedy_of_the_security_page_takes_identifiers_off(http, server, stranger):
     names: dict[str, Any] = {"gateway_headers": gateway_headers}
     exec("\n".join(line[2:] for line in REMEDY.splitlines()), names)
-    get(http, server.origin, names["marked"], names["cleanup"])
+    get(http, server.origin, names["own"], names["cleanup"])
     assert server.arrived[0].forward == FORWARD
     assert stranger.arrived[0].identifiers == {}
