@@ -236,7 +236,7 @@ def under_responses(way: Way, helper: str) -> str:
 
 
 MEASURED = {
-    "This package": "`GatewayAdapter(gateway)`, owned",
+    "This package": "`GatewayAdapter(gateway)`, gateway-bound by URL",
     "Baggage": "OpenTelemetry's instrumentation, baggage",
     "add_headers": "the `add_headers` idiom",
 }
@@ -246,7 +246,7 @@ def its_cost(way: Way, helper: str) -> str:
     if way.name not in MEASURED:
         return "the measure" if way.name == "Copy idiom" else "not measured"
     figures = (DOCS / "performance.md").read_text(encoding="utf-8")
-    row = rf"^\| {re.escape(MEASURED[way.name])} \|[^|]*\| (-?[\d.]+) x \|"
+    row = rf"^\| {re.escape(MEASURED[way.name])} \|[^|]* \((-?[\d.]+) x\) \|"
     ratio = float(re.findall(row, figures, re.MULTILINE)[0])
     words = {0.1: "next to nothing", 1.1: "no more", 3: "more"}
     return next((word for limit, word in words.items() if ratio < limit), "many times")
