@@ -225,3 +225,12 @@ def test_call_at_the_wrong_server_is_found(capsys, monkeypatch):
     assert re.search(
         r"  main .* arrived at the gateway +WRONG$", line_of(lines, "direct provider call")
     )
+
+
+def test_machine_without_free_ports_is_one_line_and_status_1(capsys, monkeypatch):
+    def enter(self):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(RecordingGateway, "__enter__", enter)
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "cagent-session: [Errno 24] Too many open files\n"

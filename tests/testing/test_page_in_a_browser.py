@@ -144,7 +144,7 @@ def test_calls_outside_every_session_are_in_a_warning_colour(page, recording):
     ordinary = color(page, "#list")
     requests.get(recording.url, timeout=5)
     page.wait_for("!document.getElementById('outside').hidden")
-    assert "Calls outside every session" in text(page, "#outside")
+    assert "Outside every session" in text(page, "#outside")
     assert "session_scope" in text(page, "#outside")
     assert color(page, "#outside") != ordinary
     assert tree(page) == [("session-1", 0)]
