@@ -51,14 +51,15 @@ def calls_per_session(audit_log: Iterable[Mapping[str, Any]]) -> Counter[str | N
 
 def seen(calls: Mapping[str | None, int]) -> str:
     """Describe calls for a person: how many, of which sessions, and how many without one."""
+    total = sum(calls.values())
+    if total == 0:
+        return "no calls"
     sessions = [(key, count) for key, count in calls.items() if key is not None]
     parts = [f"{count} of {shown(session_id)}" for session_id, count in sessions[:_NAMED]]
     if others := sum(count for _, count in sessions[_NAMED:]):
         parts.append(f"{others} of other sessions")
-    if outside := calls.get(None):
-        parts.append(f"{outside} without a session")
-    total = sum(calls.values())
-    return f"{total} call{'s' * (total != 1)}" + (f" ({', '.join(parts)})" if parts else "")
+    parts.append(f"{calls.get(None, 0)} without a session")
+    return f"{total} call{'s' * (total != 1)} ({', '.join(parts)})"
 
 
 def bills(audit_log: Iterable[Mapping[str, Any]]) -> dict[str | None, Usage]:

@@ -39,7 +39,7 @@ class TestUsage:
 
     def test_key_error_without_any_call(self, recording_gateway):
         for key in ("s1", None, 1):
-            with pytest.raises(KeyError, match=r"made no call; seen: 0 calls"):
+            with pytest.raises(KeyError, match=r"made no call; seen: no calls"):
                 recording_gateway.sessions[key]
 
     def test_key_error_names_20_sessions_and_cuts_long_ones(self, recording_gateway):
@@ -49,7 +49,7 @@ class TestUsage:
             recording_gateway.sessions["s3"]
         (message,) = caught.value.args
         assert "1 of 's19-xxx" in message
-        assert message.endswith(", 2 of other sessions)")
+        assert message.endswith(", 2 of other sessions, 0 without a session)")
         assert len(message) < 2500
 
     def test_sessions_are_a_dict_in_every_other_way(self, recording_gateway):
@@ -77,10 +77,11 @@ class TestUsage:
 
     def test_repr_says_where_it_listens_and_what_it_has_seen(self):
         recording = RecordingGateway()
-        assert repr(recording) == "<RecordingGateway not entered yet: 0 calls>"
+        assert repr(recording) == "<RecordingGateway not entered yet: no calls>"
         with recording:
             call(recording, "s1")
-            assert repr(recording) == f"<RecordingGateway at {recording.url}: 1 call (1 of 's1')>"
+            seen = "1 call (1 of 's1', 0 without a session)"
+            assert repr(recording) == f"<RecordingGateway at {recording.url}: {seen}>"
             call(recording)
             assert repr(recording).endswith(": 2 calls (1 of 's1', 1 without a session)>")
 
