@@ -1,7 +1,7 @@
 """Walks a tree of sessions: what the processes of the test and its Celery workers import.
 
-A node says in which scopes it runs, in what kind of body, how it is started, and which session and
-parent it has to have there; it is JSON. It calls the gateway with what it has to have in the path,
+A node says in which scopes it runs, in what kind of body, how it is started, and which session,
+parent and root it has to have there; it is JSON. It calls the gateway with these in the path,
 before its children and after them.
 """
 
@@ -35,6 +35,7 @@ gateway = Gateway(
     os.environ["GATEWAY_URL"],
     forward="https://api.openai.com/v1",
     parent_header="X-Cagent-Parent-Session-Id",
+    session_headers={"X-Root": "{root}"},
 )
 http = requests.Session()
 http.trust_env = False
@@ -46,8 +47,8 @@ futures: list[Future[None]] = []
 
 
 def call(node):
-    session_id, parent = node["expected"]
-    http.get(gateway.endpoint(f"{session_id}/{parent}/{node['number']}"), timeout=60)
+    path = "/".join(map(str, [*node["expected"], node["number"]]))
+    http.get(gateway.endpoint(path), timeout=60)
 
 
 def start_children(node):

@@ -1,4 +1,4 @@
-"""Random trees of sessions over threads, processes and Celery: not one wrong parent.
+"""Random trees of sessions over threads, processes and Celery: not one wrong parent or root.
 
 ``FAMILY_NODES`` says how large a tree is.
 """
@@ -28,8 +28,8 @@ class Tree:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.root = self.node(0, "here", "main", NOBODY)
-        nodes = [self.root]
+        self.first = self.node(0, "here", "main", NOBODY, None)
+        nodes = [self.first]
         while len(nodes) < NODES:
             # Often the newest, so that the tree is deep as well as wide.
             parent = nodes[-1] if self.random.random() < 0.3 else self.random.choice(nodes)
@@ -40,13 +40,13 @@ class Tree:
             where = way if way in ("process", "celery") else parent["where"]
             known = parent["lineage"]
             if way == "celery":
-                known = (*known[:2], None)  # a message names a session and its parent
-            nodes.append(self.node(len(nodes), way, where, known))
+                known = (*known[:2], None)  # a message names a session, its parent and its root
+            nodes.append(self.node(len(nodes), way, where, known, parent["root"]))
             parent["children"].append(nodes[-1])
         self.nodes = nodes
 
-    def node(self, number: int, way: str, where: str, known: tuple) -> dict:
-        scopes, lineage = self.scopes(f"s{number}", known)
+    def node(self, number: int, way: str, where: str, known: tuple, root: str | None) -> dict:
+        scopes, lineage, root = self.scopes(f"s{number}", known, root)
         return {
             "number": number,
             "way": way,
@@ -54,30 +54,38 @@ class Tree:
             "body": self.random.choice(["function", "generator", "coroutine", "async_generator"]),
             "scopes": scopes,
             "lineage": lineage,
-            "expected": lineage[:2],
+            "root": root,
+            "expected": (*lineage[:2], root),
             "children": [],
         }
 
-    def scopes(self, new: str, known: tuple) -> tuple[list, tuple]:
-        """The scopes of a node, outermost first, and the session and ancestors it then has."""
+    def scopes(self, new: str, known: tuple, root: str | None) -> tuple[list, tuple, str | None]:
+        """Return the scopes of a node, outermost first; its session and ancestors; its root."""
         ancestors = [session_id for session_id in known if session_id is not None]
+        if root is not None:
+            ancestors.append(root)
         rule = self.random.choice(["new"] * 4 + ["again", "ancestor", "named", "apart", "nobody"])
         if rule in ("again", "ancestor") and not ancestors:
             rule = "new"
         if rule == "again":
-            return [(known[0], {})], known
+            return [(known[0], {})], known, root
         if rule == "ancestor":
             ancestor = self.random.choice(ancestors)
-            return [(ancestor, {})], known[known.index(ancestor) :]
+            return [(ancestor, {})], part(known, ancestor), root
         if rule == "named":
             named = self.random.choice([*ancestors, "named"])
-            of_named = known[known.index(named) :] if named in known else (named, *NOBODY)
-            return [(new, {"parent": named})], (new, *of_named)
+            root = root if named in ancestors else named
+            return [(new, {"parent": named})], (new, *part(known, named)), root
         if rule == "apart":
-            return [(None, {}), (new, {})], (new, *NOBODY)
+            return [(None, {}), (new, {})], (new, *NOBODY), new
         if rule == "nobody":
-            return [(None, {})], NOBODY
-        return [(new, {})], (new, *known)
+            return [(None, {})], NOBODY, None
+        return [(new, {})], (new, *known), root or new
+
+
+def part(known: tuple, session_id: str) -> tuple:
+    """Return the session and ancestors of one that may be known by its name alone."""
+    return known[known.index(session_id) :] if session_id in known else (session_id, *NOBODY)
 
 
 class Checked:
@@ -88,9 +96,10 @@ class Checked:
         self.calls: collections.Counter[str] = collections.Counter()
 
     def append(self, request: Arrived) -> None:
-        session_id, parent, number = request.path.split("/")[1:]
-        found = str(request.session_id), str(request.get("X-Cagent-Parent-Session-Id"))
-        if found != (session_id, parent):
+        *expected, number = request.path.split("/")[1:]
+        names = ("X-Cagent-Session-Id", "X-Cagent-Parent-Session-Id", "X-Root")
+        found = [str(request.get(name)) for name in names]
+        if found != expected:
             self.wrong.append(f"{request.path} came with {found}")
         self.calls[number] += 1
 
@@ -122,12 +131,12 @@ def worker(kind: str, here: Path, folder: Path):
 
 
 @pytest.mark.filterwarnings("default")
-def test_not_one_call_has_a_wrong_parent(checked):
+def test_not_one_call_has_a_wrong_parent_or_root(checked):
     import family_trees
 
     trees = [Tree(seed) for seed in range(3)]
     for tree in trees:
-        family_trees.visit(tree.root)
+        family_trees.visit(tree.first)
         assert current_session_id() is None
     deadline = time.monotonic() + 120 + NODES / 10
     while sum(checked.calls.values()) < 2 * NODES * len(trees):
