@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 
 from .._session.scopes import Lineage, current_lineage
 from . import urls
-from .passage import Stamped, StampedBytes
+from .passage import Passage, Stamped, StampedBytes, attach
 from .routes import BARE, Headers, Kit, Library, Route, Router
 
 #: The headers to be set, and before that the names in lower case of those to be taken off.
@@ -49,13 +49,17 @@ def is_bound(forward: str | bytes | None, route: Route) -> bool:
     return route is not BARE if forward is None else bool(forward)
 
 
-def gate(url: Any, route: Route, headers: Headers, library: Library) -> Stamp | None:
+def gate(
+    url: Any, route: Route, headers: Headers, library: Library, passage: Passage | None
+) -> Stamp | None:
     """Decide whether a request is gateway-bound, and what it then gets.
 
     :param url: the request's; read with ``str()`` when it is logged.
     :param route: to the gateway that owns ``url``, or ``BARE``.
     :param headers: the request's by lower-case name; may be limited to ``route.names``.
     :param library: the HTTP library whose request it is.
+    :param passage: of the request, for the values that the gate sets to know it; ``None`` only if
+        nothing will be sent, or if the request cannot be gateway-bound.
     :returns: ``None`` for a request that must be sent unchanged.
     :raises SessionRequired: if there is no session, and the gateway requires one.
     """
@@ -70,9 +74,11 @@ def gate(url: Any, route: Route, headers: Headers, library: Library) -> Stamp | 
     removed: list[Any] = []
     lineage = current_lineage()
     if lineage.session is not None:
-        _add_session(stamped, removed, kit, headers, lineage)
-    elif not any(headers.get(name, _MISSING)[-1] for name in kit.session_names):
-        _outside_every_session(url, route, lineage)
+        _add_session(stamped, removed, kit, headers, lineage, passage)
+    else:
+        attach(passage, stamped)
+        if not any(headers.get(name, _MISSING)[-1] for name in kit.session_names):
+            _outside_every_session(url, route, lineage)
     if _log.isEnabledFor(_DEBUG):
         why = "it has X-Cagent-Forward" if route is BARE else f"{urls.redacted(route.url)} owns it"
         where = "no session" if lineage.session is None else f"session {lineage.session}"
@@ -103,13 +109,18 @@ def _is_signed(headers: Headers, library: Library) -> bool:
     if library.signature_input in headers:
         return True
     value = headers.get(library.authorization, _MISSING)[-1]
-    if isinstance(value, bytes):
-        return b"SignedHeaders=" in value
-    return isinstance(value, str) and "SignedHeaders=" in value
+    if isinstance(value, str):
+        return "SignedHeaders=" in value
+    return isinstance(value, bytes) and b"SignedHeaders=" in value
 
 
 def _add_session(
-    stamped: Headers, removed: list[Any], kit: Kit, headers: Headers, lineage: Lineage
+    stamped: Headers,
+    removed: list[Any],
+    kit: Kit,
+    headers: Headers,
+    lineage: Lineage,
+    passage: Passage | None,
 ) -> None:
     for key, name, make in kit.session_headers:
         value = make(lineage)
@@ -118,9 +129,13 @@ def _add_session(
             removed.append(key)
         if value is not None:
             if kit.in_bytes:
-                stamped[key] = name, key, StampedBytes(value.encode())
+                encoded = StampedBytes(value.encode())
+                encoded.passage = passage
+                stamped[key] = name, key, encoded
             else:
-                stamped[key] = name, Stamped(value)
+                value = Stamped(value)
+                value.passage = passage
+                stamped[key] = name, value
 
 
 def _outside_every_session(url: Any, route: Route, lineage: Lineage) -> None:

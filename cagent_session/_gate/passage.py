@@ -45,8 +45,8 @@ class Passage:
 class Stamped(str):
     """The value of a header that the gate set. Copies of the headers keep it, as they share values.
 
-    Most values are made once per gateway. One value per request, made by :func:`attach`, also
-    knows the request's passage.
+    Most values are made once per gateway. The session's are made for each request, and know its
+    passage; outside every session, one made by :func:`attach` does.
     """
 
     passage: Passage | None = None
@@ -66,11 +66,10 @@ class StampedBytes(bytes):
 
 def is_stamped(value: Any) -> bool:
     """Return whether the gate set this value of a header, for this request or an earlier one."""
-    kind = type(value)
-    return kind is Stamped or kind is StampedBytes
+    return isinstance(value, Stamped | StampedBytes)
 
 
-def attach(passage: Passage, stamped: dict[Any, tuple[Any, ...]]) -> None:
+def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None:
     """Let one of the headers that the gate set know the passage."""
     for key in reversed(stamped):
         *names, value = stamped[key]
@@ -80,9 +79,10 @@ def attach(passage: Passage, stamped: dict[Any, tuple[Any, ...]]) -> None:
         return
 
 
-def passage_in(values: Iterable[Any]) -> Passage | None:
-    """Return the passage that one of the values of a request's headers knows."""
-    for value in values:
-        if is_stamped(value) and value.passage is not None:
-            return value.passage  # type: ignore[no-any-return]
+def passage_in(headers: Iterable[tuple[Any, ...]]) -> Passage | None:
+    """Return the passage that one of a request's headers knows, whose value stands at its end."""
+    for header in headers:
+        kind = header[-1].__class__
+        if (kind is Stamped or kind is StampedBytes) and header[-1].passage is not None:
+            return header[-1].passage  # type: ignore[no-any-return]
     return None

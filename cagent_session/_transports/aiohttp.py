@@ -17,7 +17,7 @@ from yarl import URL
 
 from .._gate import urls
 from .._gate.gate import gate, note_redirect
-from .._gate.passage import Passage, attach, is_stamped, passage_in
+from .._gate.passage import Passage, is_stamped, passage_in
 from .._gate.routes import BARE, Headers, Library, Route, Router, is_identifier
 
 Handler: TypeAlias = Callable[[ClientRequest], Awaitable[ClientResponse]]
@@ -66,7 +66,8 @@ class Hops:
         route = BARE
         if self._router.hosts and request.url.raw_host in self._router.hosts:
             route = self._router.route(url)
-        stamp = gate(url, route, _by_name(headers, route), _AIOHTTP)
+        passage = Passage(request.method, url)
+        stamp = gate(url, route, _by_name(headers, route), _AIOHTTP, passage)
         if stamp is None:
             request.headers = headers
             try:
@@ -75,7 +76,6 @@ class Hops:
                 request.headers = before[1]
         self._home = self._home or url
         self._identifiers |= route.identifiers
-        passage = Passage(request.method, url)
         if route.query:
             passage.url = route.with_query(url)
             request.url = URL(passage.url, encoded=True).with_scheme(request.url.scheme)
@@ -124,7 +124,7 @@ def _as_http(url: str) -> str:
 
 def _passage_of(headers: Any) -> Passage | None:
     passage: Passage | None = getattr(headers, "passage", None)
-    return passage or passage_in(headers.values())
+    return passage or passage_in(headers.items())
 
 
 def _by_name(headers: CIMultiDict[str], route: Route) -> Headers:
@@ -141,7 +141,6 @@ def _stamped(
     headers: CIMultiDict[str], stamp: Any, passage: Passage, identifiers: frozenset[str]
 ) -> InFlightHeaders:
     stamped, removed = stamp
-    attach(passage, stamped)
     sent = InFlightHeaders(headers)
     for key in removed:
         sent.popall(key, None)

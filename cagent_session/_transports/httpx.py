@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from .._gate import urls
 from .._gate.gate import Stamp, gate, note_redirect
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, attach, passage_in
+from .._gate.passage import Passage, passage_in
 from .._gate.routes import BARE, Library, Route, Router, is_identifier
 
 # A header as httpx keeps it: the name, the name in lower case, the value.
@@ -94,10 +94,10 @@ class Httpx:
         may_be_bound = route is not BARE or self._library.forward in by_name
         if may_be_bound and _has_passed(request, items):
             return request, None, None
-        stamp = gate(url, route, by_name, self._library)
+        passage = Passage(request.method, request.url)
+        stamp = gate(url, route, by_name, self._library, passage)
         if stamp is None:
             return request, None, None
-        passage = Passage(request.method, request.url)
         # The stream is shared with the caller's request, because it can be read only once.
         outgoing = _new(type(request))
         outgoing.__dict__ = request.__dict__.copy()
@@ -111,7 +111,6 @@ class Httpx:
     ) -> Any:
         """Return headers with the stamp, of the encoding that ``like`` has."""
         stamped, removed = stamp
-        attach(passage, stamped)
         sent: list[Any] = items.copy()
         for item in found:
             if item[1] in stamped or item[1] in removed:
@@ -185,7 +184,7 @@ def _has_passed(request: Any, items: list[_Item]) -> bool:
     """Return whether a transport above has stamped this request, or the one it is a copy of."""
     passage: Passage | None = getattr(request.headers, "passage", None)
     if passage is None:
-        passage = passage_in(item[2] for item in items)
+        passage = passage_in(items)
     return passage is not None and passage.covers(request.method, request.url)
 
 

@@ -107,16 +107,28 @@ def _activate(router: Router | None) -> Router | None:
 
 
 def _requests_patch(original: Any) -> Any:
-    def send(self: HTTPAdapter, request: Any, *args: Any, **options: Any) -> Any:
+    def send(
+        self: HTTPAdapter,
+        request: Any,
+        stream: Any = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> Any:
         pass_on = original.__get__(self, type(self))
         router = _active_router
         if router is not None:
-            return for_requests.send(router, request, pass_on, args, options)
+            return for_requests.send(
+                router, pass_on, request, stream, timeout, verify, cert, proxies
+            )
         headers = request.headers
         if isinstance(headers, GuardedHeaders) and headers.are_callers_own(request):
             # uninstrument() was called since: send the caller's headers unguarded.
             request.headers = headers.plain()
-        return pass_on(request, *args, **options)
+        return pass_on(
+            request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
+        )
 
     return send
 

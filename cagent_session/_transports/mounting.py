@@ -45,7 +45,7 @@ class _MountedAdapter(GatewayAdapter):
         self._router = self._mounts = mounts
         self._otherwise = otherwise
 
-    def _adapter_behind(self, request: PreparedRequest) -> BaseAdapter:
+    def adapter_for(self, request: PreparedRequest) -> BaseAdapter:
         if self._mounts.adapters:
             route = self._mounts.route(request.url or "")
             return self._mounts.adapters.get(route.place, self._otherwise)

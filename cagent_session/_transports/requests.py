@@ -14,11 +14,11 @@ from requests.utils import default_headers
 
 from .._gate.gate import Stamp, gate, note_redirect
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, attach, passage_in
+from .._gate.passage import Passage, passage_in
 from .._gate.routes import BARE, Headers, Library, Route, Router
 from .._gate.validation import PREFIX
 from .guarded_headers import GuardedHeaders, guard, with_store
-from .mappings import by_lower_name, lower, with_stamp
+from .mappings import by_lower_name, with_stamp
 
 if TYPE_CHECKING:
     # To a type checker the mixin is the adapter that it is always mixed into.
@@ -74,15 +74,17 @@ class GatewayMixin(_Adapter):
 
         The session is the one that is in scope in the calling thread, now.
         """
-        # By name, as not every adapter takes all of them by position.
-        options = {
-            "stream": stream,
-            "timeout": timeout,
-            "verify": verify,
-            "cert": cert,
-            "proxies": proxies,
-        }
-        return send(self._router, request, super().send, (), options)
+        pass_on = super().send if self._behind is None else self._send_behind
+        return send(self._router, pass_on, request, stream, timeout, verify, cert, proxies)
+
+    _behind: BaseAdapter | None = None  #: the adapter that sends, if it is not this one
+
+    def _send_behind(self, request: PreparedRequest, **options: Any) -> Response:
+        raise NotImplementedError
+
+
+# What users set on a mounted adapter after it was made.
+_SETTINGS = {"max_retries", "config", "poolmanager", "proxy_manager"}
 
 
 class GatewayAdapter(GatewayMixin, HTTPAdapter):
@@ -114,7 +116,6 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
         adapter: BaseAdapter | None = None,
         **adapter_kwargs: Any,
     ) -> None:
-        self._behind = adapter
         if adapter is None:
             super().__init__(gateway, **adapter_kwargs)
             return
@@ -128,40 +129,19 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
                 f"{', '.join(adapter_kwargs)} cannot be given together with adapter=: give it to "
                 "that adapter"
             )
+        self._behind = adapter
         self.gateway = gateway
         self._router = Router(gateway)
 
-    def send(
-        self,
-        request: PreparedRequest,
-        stream: bool = False,
-        timeout: Any = None,
-        verify: Any = True,
-        cert: Any = None,
-        proxies: Any = None,
-    ) -> Response:
-        """Send ``request``, or a stamped copy of it if it is gateway-bound.
-
-        The session is the one that is in scope in the calling thread, now.
-        """
-        behind = self._adapter_behind(request)
-        if behind is None:
-            return super().send(request, stream, timeout, verify, cert, proxies)
-        options = {
-            "stream": stream,
-            "timeout": timeout,
-            "verify": verify,
-            "cert": cert,
-            "proxies": proxies,
-        }
-        response = send(self._router, request, behind.send, (), options)
-        if getattr(response, "connection", None) is not None:
-            response.connection = self  # authentication sends by it
-        return response
-
-    def _adapter_behind(self, request: PreparedRequest) -> BaseAdapter | None:
-        """Return the adapter that sends ``request``, or ``None`` if it is this one."""
+    def adapter_for(self, request: PreparedRequest) -> Any:
+        """Return the adapter behind that sends ``request``."""
         return self._behind
+
+    def _send_behind(self, request: PreparedRequest, **options: Any) -> Response:
+        response: Response = self.adapter_for(request).send(request, **options)
+        if getattr(response, "connection", None) is not None:
+            response.connection = self  # authentication handlers send by it
+        return response
 
     def close(self) -> None:
         """Close the adapter that sends."""
@@ -171,55 +151,52 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
             self._behind.close()
 
     def __getattr__(self, name: str) -> Any:
-        # Reached for what this adapter has not: max_retries, poolmanager and all other settings are
+        # Called for what this adapter has not: max_retries, poolmanager and all other settings are
         # those of the adapter behind.
-        behind = self.__dict__.get("_behind")
-        if behind is None or name.startswith("__"):
+        if self._behind is None or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(behind, name)
+        return getattr(self._behind, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        behind = self.__dict__.get("_behind")
-        if behind is not None and name in _SETTINGS:
-            setattr(behind, name, value)
+        if self._behind is not None and name in _SETTINGS:
+            setattr(self._behind, name, value)
         else:
             super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._behind is not None:
-            return self.__dict__.copy()
-        return super().__getstate__() | {"_behind": None}
+        return super().__getstate__() if self._behind is None else self.__dict__.copy()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__["_behind"] = state["_behind"]
-        if self._behind is None:
+        if state.get("_behind") is None:
             super().__setstate__(state)
         else:
             self.__dict__.update(state)
 
 
-# What users set on a mounted adapter after it was made.
-_SETTINGS = {"max_retries", "config", "poolmanager", "proxy_manager"}
-
-
 def send(
     router: Router,
-    request: PreparedRequest,
     pass_on: Callable[..., Response],
-    args: tuple[Any, ...],
-    options: dict[str, Any],
+    request: PreparedRequest,
+    stream: bool,
+    timeout: Any,
+    verify: Any,
+    cert: Any,
+    proxies: Any,
 ) -> Response:
     """Send ``request``, or a stamped copy of it if it is gateway-bound.
 
-    :param pass_on: sends it, called with the request, ``args`` and ``options`` as an adapter's
-        ``send`` is.
+    :param pass_on: the ``send`` of an adapter. It gets the other parameters by name, as not every
+        adapter takes all of them by position.
     """
-    stream = args[0] if args else options.get("stream", False)
-    outgoing, guarded, passage = through_gate(router, request, stream)
+    outgoing, guarded, passage = _through_gate(router, request, stream)
     if guarded is None:
-        return pass_on(outgoing, *args, **options)
+        return pass_on(
+            outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
+        )
     try:
-        response = pass_on(outgoing, *args, **options)
+        response = pass_on(
+            outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
+        )
     except RequestException as error:
         _guard_copy(error.request, outgoing, guarded)
         raise
@@ -237,7 +214,7 @@ def send(
     return response
 
 
-def through_gate(
+def _through_gate(
     router: Router, request: PreparedRequest, stream: bool
 ) -> tuple[PreparedRequest, GuardedHeaders | None, Passage | None]:
     """Return the request to send: ``request`` itself, or a copy.
@@ -255,22 +232,19 @@ def through_gate(
             request, by_bare_gate=not router.hosts
         )
     route = router.route(url) if router.hosts else BARE
-    by_name, may_be_bound = _by_name(headers, route)
-    if may_be_bound:
-        passage = passage_in(item[1] for item in by_name.values())
+    by_name, names, passage = _by_name(headers, route)
+    if names:  # it may be gateway-bound
         if passage is not None and passage.covers(request.method, url):
             return request, None, None
-    stamp = gate(url, route, by_name, _STREAMED if stream else _REQUESTS)
-    if stamp is None:
-        return _unbound(request, before)
-    if "x-cagent-forward" in by_name or _has_identifiers(by_name, before, route):
-        _guard_callers_headers(request, before, route)
-    if route.query:
-        url = route.with_query(url)
-    passage = Passage(request.method, url)
+        passage = Passage(request.method, route.with_query(url) if route.query else url)
+    stamp = gate(url, route, by_name, _STREAMED if stream else _REQUESTS, passage)
+    if stamp is None or passage is None:
+        return (request, None, None) if before is None else _unbound(request, before)
     identifiers = route.identifiers if before is None else before.identifiers | route.identifiers
+    if PREFIX in names or not dict.keys(by_name).isdisjoint(identifiers):
+        _guard_callers_headers(request, before, identifiers)
     outgoing = _shallow_copy(request)
-    outgoing.url = url
+    outgoing.url = passage.url
     outgoing.headers = guarded = _stamped(headers, by_name, stamp, identifiers, passage)
     if before is not None and before.left is None and not before.are_callers_own(request):
         # An authentication handler copies response.request, and puts the copy in its place.
@@ -279,9 +253,9 @@ def through_gate(
 
 
 def _unbound(
-    request: PreparedRequest, before: GuardedHeaders | None
+    request: PreparedRequest, before: GuardedHeaders
 ) -> tuple[PreparedRequest, GuardedHeaders | None, None]:
-    if before is None or before.left is not None:
+    if before.left is not None:
         return request, None, None
     # urllib3 copies the headers, and a guarded copy would lack what the caller has set.
     outgoing = _shallow_copy(request)
@@ -290,20 +264,27 @@ def _unbound(
     return outgoing, before, None
 
 
-def _by_name(headers: Any, route: Route) -> tuple[Headers, bool]:
-    """Return the headers by their lower-case names, and whether the request may be gateway-bound.
+def _by_name(headers: Any, route: Route) -> tuple[Headers, str, Passage | None]:
+    """Return the headers by their lower-case names.
+
+    If the request may be gateway-bound, also these names in lines, and the passage that a header
+    knows; else an empty string and ``None``.
 
     The plain code would be ``by_lower_name(headers.items())``. Reading requests' own table saves
-    going through all headers in Python, which would be half of what the gate costs. A name in bytes
-    is in that table as it was written, where only a look for it finds it.
+    going through all headers in Python, which would be half of what the gate costs. But a name in
+    bytes is in that table as it was written.
     """
-    store: Any = getattr(headers, "_store", None)
-    if store is None or b"x-cagent-forward" in store:
-        return by_lower_name(headers.items()), True
-    may_be_bound = route is not BARE or "x-cagent-forward" in store
-    if may_be_bound and not dict.keys(store).isdisjoint(route.names_in_bytes):
-        return by_lower_name(headers.items()), True
-    return store, may_be_bound
+    by_name: Headers | None = getattr(headers, "_store", None)
+    if by_name is None or b"x-cagent-forward" in by_name:
+        by_name = by_lower_name(headers.items())
+    if route is BARE and "x-cagent-forward" not in by_name:
+        return by_name, "", None
+    try:
+        names = "\n".join(dict.keys(by_name))
+    except TypeError:  # a name is bytes
+        by_name = by_lower_name(headers.items())
+        names = "\n".join(by_name)
+    return by_name, names or "\n", passage_in(dict.values(by_name))
 
 
 def _stamped(
@@ -315,7 +296,6 @@ def _stamped(
 ) -> GuardedHeaders:
     """Return a copy of ``headers`` as the gate wants them, to be sent."""
     stamped, removed = stamp
-    attach(passage, stamped)
     if getattr(headers, "_store", None) is not by_name:
         plain = headers.plain() if isinstance(headers, GuardedHeaders) else headers
         made: Any = with_stamp(plain, stamped, removed)
@@ -330,30 +310,15 @@ def _stamped(
     return with_store(store, passage.url, identifiers, passage)
 
 
-def _has_identifiers(by_name: Headers, before: GuardedHeaders | None, route: Route) -> bool:
-    names = dict.keys(by_name)
-    if not names.isdisjoint(route.identifiers):
-        return True
-    if before is not None and not names.isdisjoint(before.identifiers):
-        return True
-    try:
-        return PREFIX in "\n".join(names)
-    except TypeError:  # a name is bytes
-        return any(lower(name).startswith(PREFIX) for name in names)
-
-
 def _guard_callers_headers(
-    request: PreparedRequest, before: GuardedHeaders | None, route: Route
+    request: PreparedRequest, before: GuardedHeaders | None, identifiers: frozenset[str]
 ) -> None:
     """Let copies of the caller's request leave behind the identifiers that the caller set.
 
     Another thread may be reading its headers, so they are replaced and not changed.
     """
-    identifiers = route.identifiers
-    if before is not None:
-        if before.left is None and not before.are_callers_own(request):
-            return  # they come from another request, and are guarded for its URL
-        identifiers |= before.identifiers
+    if before is not None and before.left is None and not before.are_callers_own(request):
+        return  # they come from another request, and are guarded for its URL
     headers: Any = request.headers
     url = request.url or ""
     if type(headers) is CaseInsensitiveDict:

@@ -24,7 +24,7 @@ from urllib3.util.proxy import connection_requires_http_tunnel
 from .._gate import urls
 from .._gate.gate import Stamp, gate, is_bound, note_redirect
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, attach, is_stamped, passage_in
+from .._gate.passage import Passage, is_stamped, passage_in
 from .._gate.routes import BARE, Headers, Library, Route, Router, is_identifier
 from .guarded_headers import GuardedHeaders
 from .mappings import lower, with_stamp, without
@@ -202,12 +202,11 @@ def send(
         forward = by_name.get("x-cagent-forward", (None, None))[1]
         if not is_bound(forward, route):
             return pass_on(method, target, *args, **kwargs)
-    stamp = gate(url, route, by_name, _URLLIB3 if pool.proxy is None else _OVER_A_PROXY)
-    passage = None
+    passage = Passage(method, route.with_query(url) if route.query else url, layer)
+    library = _URLLIB3 if pool.proxy is None else _OVER_A_PROXY
+    stamp = gate(url, route, by_name, library, passage)
     if stamp is not None:
-        passage = Passage(method, url, layer)
         if route.query:
-            passage.url = route.with_query(url)
             target = passage.url[len(url) - len(target) :]
         if kwargs.get("redirect", True):  # managers follow redirects themselves, and say False
             headers = _homed(headers, route, _origin(url))
@@ -217,7 +216,7 @@ def send(
             args = (args[0], headers, *args[2:])
         else:
             kwargs["headers"] = headers
-    if passage is None:
+    if stamp is None:
         return pass_on(method, target, *args, **kwargs)
     try:
         response = pass_on(method, target, *args, **kwargs)
@@ -232,7 +231,7 @@ def send(
 def _passage_of(headers: Any) -> Passage | None:
     """Return the passage of the request that a transport above is sending with ``headers``."""
     passage: Passage | None = getattr(headers, "passage", None)
-    return passage or passage_in(value for _, value in headers.items())
+    return passage or passage_in(headers.items())
 
 
 def _for_this_attempt(
@@ -276,7 +275,6 @@ def _stamped(
     needed only where a name occurs several times.
     """
     stamped, removed = stamp
-    attach(passage, stamped)
     if not is_simple:
         made: Any = with_stamp(headers, stamped, removed)
         return made
