@@ -95,7 +95,7 @@ def _gateway_headers(kit: Kit, headers: Headers, library: Library) -> Headers:
             del stamped[key]
     if _is_signed(headers, library):
         # The library's default headers may be signed, even one that is not there.
-        for key, _, _ in kit.stand_ins:
+        for key in library.default_names:
             stamped.pop(key, None)
         return stamped
     for key, defaults, header in kit.stand_ins:

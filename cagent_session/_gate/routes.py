@@ -31,6 +31,10 @@ _host = re.compile(r"https?://(?:\[([^\]]*)\]|([^/?#:@\[\]\\\s]*))", re.IGNORECA
 _is_plain = re.compile(r"(?:[/?#][!-$&-\[\]-~]*)?").fullmatch
 
 
+#: The headers that HTTP libraries add by themselves, by their names in lower case.
+DEFAULT_NAMES = ("user-agent", "accept", "accept-encoding")
+
+
 class Library:
     """What the gate has to know of an HTTP library.
 
@@ -55,6 +59,7 @@ class Library:
         }
         self.replaced = {"User-Agent": USER_AGENT, **replaced}
         self.forward = self.text(FORWARD.lower())
+        self.default_names = [self.text(name) for name in DEFAULT_NAMES]
         self.authorization = self.text("authorization")
         self.signature_input = self.text("signature-input")
 
@@ -123,8 +128,8 @@ class Route:
         #: the names that matter, in lower case, as text and as bytes
         self.names = frozenset(
             (
-                *(FORWARD.lower(), "user-agent", "accept", "accept-encoding"),
-                *("authorization", "signature-input", *self.gateway_headers, *self.identifiers),
+                *(FORWARD.lower(), *DEFAULT_NAMES, "authorization", "signature-input"),
+                *(*self.gateway_headers, *self.identifiers),
             )
         )
         self.names_in_bytes = frozenset(name.encode() for name in self.names)

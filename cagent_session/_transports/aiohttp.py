@@ -31,6 +31,7 @@ _AIOHTTP = Library(
         "user-agent": (SERVER_SOFTWARE,),
         "accept": (_own["Accept"],),
         "accept-encoding": (_own["Accept-Encoding"],),
+        "content-type": ("application/octet-stream",),  # of a body of bytes
     }
 )
 

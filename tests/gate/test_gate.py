@@ -137,6 +137,8 @@ class TestWhoWins:
         assert [request.session_id for request in server.arrived] == ["s1", "mine"]
 
     def test_bytes_count_as_values(self, transport: Transport, server: Server):
+        if not transport.takes_bytes:
+            pytest.skip("it refuses bytes itself")
         with transport.open() as send, session_scope("s1"):
             send("GET", f"{server.origin}/", {"X-Cagent-Forward": b"https://a.example/"})
             send("GET", f"{server.origin}/", {"X-Cagent-Forward": b""})

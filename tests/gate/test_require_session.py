@@ -54,6 +54,8 @@ class TestRequireSession:
     def test_what_the_caller_says_counts(
         self, transport: Transport, gateway: Gateway, server: Server, headers, is_sent
     ):
+        if not transport.takes_bytes and b"mine" in headers.values():
+            pytest.skip("it refuses bytes itself")
         with transport.open(gateway) as send:
             if is_sent:
                 send("GET", f"{server.origin}/p/x", headers)

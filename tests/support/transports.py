@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import httpx
 import httpx2
 import requests
@@ -16,6 +17,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from cagent_session import Gateway, GatewayAdapter, GatewayMixin, GatewayPoolManager
+from cagent_session.integrations import aiohttp as for_aiohttp
 from cagent_session.integrations import httpx as for_httpx
 from cagent_session.integrations import httpx2 as for_httpx2
 
@@ -27,6 +29,7 @@ Send = Callable[..., int]
 class Transport:
     name: str
     open: Callable[..., contextlib.AbstractContextManager[Send]]
+    takes_bytes: bool = True  #: as values of headers
 
     def __str__(self) -> str:
         return self.name
@@ -142,6 +145,32 @@ def _async_httpx(library: Any, gateway_transport: Any) -> Any:
     return open_client
 
 
+@contextlib.contextmanager
+def _aiohttp(
+    gateway: Gateway | None = None,
+    *,
+    plain: bool = False,
+    ca: str | None = None,
+    defaults: Mapping[str, str] | None = None,
+) -> Iterator[Send]:
+    middlewares = () if plain else (for_aiohttp.GatewayMiddleware(gateway),)
+
+    def send(method: str, url: str, headers: Any = None, body: Any = None) -> int:
+        async def once() -> int:
+            async with aiohttp.ClientSession(
+                middlewares=middlewares,
+                headers=defaults,
+                timeout=aiohttp.ClientTimeout(20),
+            ) as http:
+                options = {"headers": headers, "data": body, "ssl": _verify(ca)}
+                async with http.request(method, url, **options) as answer:
+                    return answer.status
+
+        return asyncio.run(once())
+
+    yield send
+
+
 TRANSPORTS = [
     Transport("requests", _requests(GatewayAdapter)),
     Transport("mixin", _requests(_Mixed)),
@@ -150,4 +179,5 @@ TRANSPORTS = [
     Transport("httpx-async", _async_httpx(httpx, for_httpx.AsyncGatewayTransport)),
     Transport("httpx2", _httpx(httpx2, for_httpx2.GatewayTransport)),
     Transport("httpx2-async", _async_httpx(httpx2, for_httpx2.AsyncGatewayTransport)),
+    Transport("aiohttp", _aiohttp, takes_bytes=False),
 ]
