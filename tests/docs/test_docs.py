@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import doctest
 import gc
 import importlib
@@ -153,6 +154,19 @@ def test_examples_in_docstrings_run():
     for module in pkgutil.walk_packages(cagent_session.__path__, "cagent_session."):
         if not module.name.endswith(("__main__", *OF_NEWER_PYTHONS)):
             doctest.testmod(importlib.import_module(module.name), raise_on_error=True)
+
+
+def test_reference_has_the_versions_of_the_package():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    needed = setup["options"]["install_requires"].split()
+    extras = setup["options.extras_require"]
+    written = dict(
+        re.findall(r"\| `(\w[\w-]+[><=].*)` \| (?:`(\w+)`)? *\|$", REFERENCE_PAGE, re.MULTILINE)
+    )
+    assert written == dict.fromkeys(needed, "") | {
+        extras[extra].strip(): extra for extra in extras if extra != "test"
+    }
 
 
 PUBLIC = dict(public_names())
