@@ -195,29 +195,23 @@ def send(
     if earlier is not None and earlier.covers(method, url, layer):
         return pass_on(method, target, *args, **kwargs)
     headers = _for_this_attempt(router, headers, url, earlier)
-    route = router.route(url) if router.hosts else BARE
-    by_name, is_simple = _by_name(headers, route)
-    if layer == "patch" and isinstance(headers, CaseInsensitiveDict):
-        # The patch of requests, above, has judged and logged what an HTTPAdapter sends.
-        forward = by_name.get("x-cagent-forward", (None, None))[1]
-        if not is_bound(forward, route):
-            return pass_on(method, target, *args, **kwargs)
-    passage = Passage(method, route.with_query(url) if route.query else url, layer)
-    library = _URLLIB3 if pool.proxy is None else _OVER_A_PROXY
-    stamp = gate(url, route, by_name, library, passage)
-    if stamp is not None:
-        if route.query:
-            target = passage.url[len(url) - len(target) :]
-        if kwargs.get("redirect", True):  # managers follow redirects themselves, and say False
-            headers = _homed(headers, route, _origin(url))
-        headers = _stamped(headers, by_name, stamp, passage, is_simple)
+    # Managers follow redirects themselves, and say False.
+    headers, passage = _through_gate(
+        router,
+        pool,
+        headers,
+        Passage(method, url, layer),
+        follows_redirects=kwargs.get("redirect", True),
+    )
     if headers is not given:
         if len(args) > 1:
             args = (args[0], headers, *args[2:])
         else:
             kwargs["headers"] = headers
-    if stamp is None:
+    if passage is None:
         return pass_on(method, target, *args, **kwargs)
+    if passage.url is not url:  # it has the gateway's query
+        target = passage.url[len(url) - len(target) :]
     try:
         response = pass_on(method, target, *args, **kwargs)
     finally:
@@ -226,6 +220,28 @@ def send(
     if location:
         _note_redirect(router, passage, location, headers)
     return response
+
+
+def _through_gate(
+    router: Router, pool: Any, headers: Any, passage: Passage, *, follows_redirects: bool
+) -> tuple[Any, Passage | None]:
+    """Return the headers to send, and the passage if the attempt is gateway-bound."""
+    url = passage.url
+    route = router.route(url) if router.hosts else BARE
+    by_name, is_simple = _by_name(headers, route)
+    # The patch of requests, above, has judged and logged what an HTTPAdapter sends.
+    is_logged = passage.layer == "patch" and isinstance(headers, CaseInsensitiveDict)
+    if is_logged and not is_bound(by_name.get("x-cagent-forward", (None, None))[1], route):
+        return headers, None
+    if route.query:
+        passage.url = route.with_query(url)
+    library = _URLLIB3 if pool.proxy is None else _OVER_A_PROXY
+    stamp = gate(url, route, by_name, library, passage)
+    if stamp is None:
+        return headers, None
+    if follows_redirects:
+        headers = _homed(headers, route, _origin(url))
+    return _stamped(headers, by_name, stamp, passage, is_simple), passage
 
 
 def _passage_of(headers: Any) -> Passage | None:
@@ -300,24 +316,26 @@ def at_home(router: Router, url: str, headers: Any, default: Any) -> Any:
     route = router.route(read)
     by_name, _ = _by_name(headers, route)
     forward = by_name.get("x-cagent-forward", (None, None))[1]
-    return _homed(headers, route, _origin(read)) if is_bound(forward, route) else headers
+    origin = _origin(read) if is_bound(forward, route) else None
+    return _homed(headers, route, origin)
 
 
 def _homed(headers: Any, route: Route, origin: Any) -> Any:
-    """Return ``headers`` with every identifier bound to ``origin`` that is bound to none yet."""
-    items = list(headers.items())
-    homed = []
-    for name, value in items:
-        if type(value) is str and is_identifier(_lower(name), route.identifiers):
+    """Return a copy of ``headers`` with every identifier bound to ``origin`` that is bound to none.
+
+    :param origin: ``None`` to bind none, and only copy.
+    """
+    items = []
+    for name, value in headers.items():
+        if origin and type(value) is str and is_identifier(_lower(name), route.identifiers):
             value = _Homed(value)
             value.home = origin
-        homed.append((name, value))
-    if all(new is old for (_, new), (_, old) in zip(homed, items, strict=True)):
-        return headers
+        items.append((name, value))
+    # Of urllib3's own class, ProxyManager would read the values as ordinary strings.
     if len({_lower(name) for name, _ in items}) == len(items):
-        return dict(homed)
+        return dict(items)
     made = _SeveralOfOneName()
-    for name, value in homed:
+    for name, value in items:
         made.add(name, value)
     return made
 

@@ -1,0 +1,288 @@
+"""A call that is made while another one is being sent is a request of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import types
+import weakref
+
+import aiohttp
+import httpx
+import httpx2
+import pytest
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from support.wire import Server, response
+
+from cagent_session import (
+    Gateway,
+    GatewayAdapter,
+    GatewayMixin,
+    GatewayPoolManager,
+    instrument,
+    session_scope,
+    uninstrument,
+)
+from cagent_session.integrations import aiohttp as for_aiohttp
+from cagent_session.integrations import httpx as for_httpx
+from cagent_session.integrations import httpx2 as for_httpx2
+
+HTTPX = [(httpx, for_httpx), (httpx2, for_httpx2)]
+IDS = ["httpx", "httpx2"]
+
+
+@pytest.fixture(autouse=True)
+def _switched_off():
+    yield
+    uninstrument()
+
+
+@pytest.fixture
+def gateway(server: Server) -> Gateway:
+    # Without a forward, so that nothing but the session tells a stamped request.
+    return Gateway(server.origin, session_header="X-Session-ID")
+
+
+@pytest.fixture(params=["transport", "instrument"])
+def by(request: pytest.FixtureRequest, gateway: Gateway) -> str:
+    if request.param == "instrument":
+        instrument(gateway)
+    return request.param
+
+
+def sessions(server: Server) -> list[str | None]:
+    return [request.get("X-Session-ID") for request in server.arrived]
+
+
+class TestInABody:
+    """A generator that produces a body calls the model, to the same URL with the same method."""
+
+    def test_of_requests(self, by: str, server: Server, gateway: Gateway):
+        with requests.Session() as http:
+            if by == "transport":
+                gateway.mount(http)
+
+            def body():
+                with session_scope("inner"):
+                    http.post(server.origin, data=b"x", timeout=10)
+                yield b"y"
+
+            with session_scope("outer"):
+                http.post(server.origin, data=body(), timeout=10)
+        assert sorted(sessions(server)) == ["inner", "outer"]
+
+    def test_of_urllib3(self, by: str, server: Server, gateway: Gateway):
+        manager = GatewayPoolManager(gateway) if by == "transport" else urllib3.PoolManager()
+        with manager as http:
+
+            def body():
+                with session_scope("inner"):
+                    http.request("POST", server.origin, body=b"x")
+                yield b"y"
+
+            with session_scope("outer"):
+                http.request("POST", server.origin, body=body())
+        assert sorted(sessions(server)) == ["inner", "outer"]
+
+    @pytest.mark.parametrize(("library", "integration"), HTTPX, ids=IDS)
+    def test_of_httpx(self, by: str, server: Server, gateway: Gateway, library, integration):
+        transport = integration.GatewayTransport(gateway) if by == "transport" else None
+        with library.Client(transport=transport, trust_env=False) as http:
+
+            def body():
+                with session_scope("inner"):
+                    http.post(server.origin, content=b"x")
+                yield b"y"
+
+            with session_scope("outer"):
+                http.post(server.origin, content=body())
+        assert sorted(sessions(server)) == ["inner", "outer"]
+
+    @pytest.mark.parametrize(("library", "integration"), HTTPX, ids=IDS)
+    def test_of_async_httpx(self, by: str, server: Server, gateway: Gateway, library, integration):
+        async def main():
+            transport = integration.GatewayTransport(gateway) if by == "transport" else None
+            async with library.AsyncClient(transport=transport, trust_env=False) as http:
+
+                async def body():
+                    with session_scope("inner"):
+                        await http.post(server.origin, content=b"x")
+                    yield b"y"
+
+                with session_scope("outer"):
+                    await http.post(server.origin, content=body())
+
+        asyncio.run(main())
+        assert sorted(sessions(server)) == ["inner", "outer"]
+
+    def test_of_aiohttp(self, by: str, server: Server, gateway: Gateway):
+        middlewares = [for_aiohttp.GatewayMiddleware(gateway)] if by == "transport" else []
+
+        async def main():
+            async with aiohttp.ClientSession(middlewares=middlewares) as http:
+
+                async def body():
+                    with session_scope("inner"):
+                        await http.post(server.origin, data=b"x")
+                    yield b"y"
+
+                with session_scope("outer"):
+                    await http.post(server.origin, data=body())
+
+        asyncio.run(main())
+        assert sorted(sessions(server)) == ["inner", "outer"]
+
+
+@pytest.mark.parametrize(("library", "integration"), HTTPX, ids=IDS)
+class TestCoroutinesOfHttpx:
+    def test_two_tasks_in_one_context(self, by, server, gateway, library, integration):
+        async def main():
+            transport = integration.GatewayTransport(gateway) if by == "transport" else None
+            async with library.AsyncClient(transport=transport, trust_env=False) as http:
+                context = contextvars.copy_context()
+                calls = [http.post(server.origin) for _ in range(2)]
+                if hasattr(asyncio, "TaskGroup"):  # from 3.11 on, tasks take a context
+                    loop = asyncio.get_running_loop()
+                    calls = [loop.create_task(call, context=context) for call in calls]
+                await asyncio.gather(*calls)
+
+        with session_scope("s1"):
+            asyncio.run(main())
+        assert sessions(server) == ["s1", "s1"]
+
+    def test_a_task_that_is_started_from_a_hook(self, by, server, gateway, library, integration):
+        async def main():
+            transport = integration.GatewayTransport(gateway) if by == "transport" else None
+            tasks = []
+
+            async def trace(name, info):
+                if name == "http11.send_request_headers.started" and not tasks:
+                    tasks.append(asyncio.create_task(http.post(server.origin)))
+
+            async with library.AsyncClient(transport=transport, trust_env=False) as http:
+                await http.post(server.origin, extensions={"trace": trace})
+                await asyncio.gather(*tasks)
+
+        with session_scope("s1"):
+            asyncio.run(main())
+        assert sessions(server) == ["s1", "s1"]
+
+    @pytest.mark.parametrize("end", ["continued", "closed", "collected", "after uninstrument"])
+    def test_that_goes_on_in_another_context_raises_nothing_of_its_own(
+        self, by, gateway, library, integration, end
+    ):
+        @types.coroutine
+        def pause():
+            yield
+
+        class Slow(library.AsyncBaseTransport):
+            async def handle_async_request(self, request):
+                await pause()
+                return library.Response(200)
+
+        if end == "after uninstrument":
+            uninstrument()
+        client = library.AsyncClient(transport=integration.GatewayTransport(gateway, Slow()))
+        steps = client.get(gateway.url)
+        contextvars.copy_context().run(steps.send, None)
+        if end == "closed":
+            contextvars.copy_context().run(steps.close)
+        elif end == "collected":
+            contextvars.copy_context().run(lambda: gc.collect())
+        else:
+            with pytest.raises(StopIteration) as done:
+                contextvars.copy_context().run(steps.send, None)
+            assert done.value.value.status_code == 200
+
+    def test_that_was_abandoned_changes_no_later_request(
+        self, by, server, gateway, library, integration
+    ):
+        class Never(library.AsyncBaseTransport):
+            async def handle_async_request(self, request):
+                await types.coroutine(lambda: (yield))()
+
+        async def main():
+            abandoned = library.AsyncClient(
+                transport=integration.GatewayTransport(gateway, Never())
+            )
+            steps = abandoned.post(server.origin)
+            steps.send(None)
+            transport = integration.GatewayTransport(gateway) if by == "transport" else None
+            async with library.AsyncClient(transport=transport, trust_env=False) as http:
+                with session_scope("s2"):
+                    await http.post(server.origin)
+            steps.close()
+
+        with session_scope("s1"):
+            asyncio.run(main())
+        assert sessions(server) == ["s2"]
+
+    def test_a_context_copied_while_sending_keeps_no_request_alive(
+        self, by, server, gateway, library, integration
+    ):
+        copied = []
+
+        class Body:
+            def __iter__(self):
+                copied.append(contextvars.copy_context())
+                yield b"x"
+
+        transport = integration.GatewayTransport(gateway) if by == "transport" else None
+        with library.Client(transport=transport, trust_env=False) as http, session_scope("s1"):
+            body = Body()
+            seen = weakref.ref(body)
+            http.post(server.origin, content=body)
+            del body
+        gc.collect()
+        assert copied
+        assert seen() is None
+
+
+class TestByAnAdapterOfRequests:
+    def test_that_asks_the_gateway_itself_before_it_sends(self, server: Server, gateway: Gateway):
+        class Asking(HTTPAdapter):
+            def send(self, request, **options):
+                with session_scope("adapter"):
+                    requests.post(request.url, data=request.body, timeout=10)
+                return super().send(request, **options)
+
+        class Ours(GatewayMixin, Asking): ...
+
+        instrument(gateway)
+        with requests.Session() as http, session_scope("s1"):
+            http.mount("http://", Ours(gateway))
+            http.post(server.origin, data=b"x")
+        assert sessions(server) == ["adapter", "s1"]
+
+    def test_that_rebuilds_the_request_keeps_the_stamp(self, server: Server, gateway: Gateway):
+        """Even if the code below runs in another session, and instrument() has another gateway."""
+
+        class Rebuilding(HTTPAdapter):
+            def send(self, request, **options):
+                rebuilt = requests.Request(
+                    request.method, request.url, dict(request.headers), data=request.body
+                ).prepare()
+                with session_scope("below"):
+                    return super().send(rebuilt, **options)
+
+        class Ours(GatewayMixin, Rebuilding): ...
+
+        instrument(Gateway(server.origin, forward="https://other.example"))
+        with requests.Session() as http, session_scope("s1"):
+            http.mount("http://", Ours(gateway))
+            http.post(server.origin, data=b"x")
+        assert sessions(server) == ["s1"]
+        assert server.arrived[0].identifiers == {}
+
+    def test_whose_retry_is_stamped_as_the_first_attempt(self, server: Server, gateway: Gateway):
+        answers = iter([response(503), response()])
+        server.respond = lambda request: next(answers)
+        instrument(gateway)
+        retries = urllib3.Retry(2, status_forcelist=[503], allowed_methods=None)
+        with requests.Session() as http, session_scope("s1"):
+            http.mount("http://", GatewayAdapter(gateway, max_retries=retries))
+            http.post(server.origin, data=b"x")
+        assert sessions(server) == ["s1", "s1"]

@@ -1,0 +1,172 @@
+"""urllib3: pools that are used directly follow redirects with the headers of the last attempt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import urllib3
+from support.wire import Proxy, Server, redirect, response
+from urllib3.util import Retry
+
+from cagent_session import (
+    Gateway,
+    GatewayPoolManager,
+    GatewayProxyManager,
+    gateway_headers,
+    instrument,
+    session_scope,
+    uninstrument,
+)
+
+FORWARD = "https://api.openai.com/v1"
+KEYS = {"Authorization": "Bearer GATEWAY-KEY", "X-Api-Key": "GATEWAY-KEY-2"}
+CALLERS = gateway_headers(FORWARD) | {"X-Cagent-Session-Id": "mine", "X-Cagent-Model": "m"}
+
+
+@pytest.fixture(autouse=True)
+def _switched_off() -> Iterator[None]:
+    yield
+    uninstrument()
+
+
+@pytest.fixture(params=["manager", "instrument"])
+def by(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def manager(by: str, *gateways: Gateway, proxy: str | None = None, **options: Any) -> Any:
+    """A manager of urllib3 with the gate, by one of our classes or by instrument()."""
+    if by == "instrument":
+        instrument(*gateways)
+        return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+    gateway = gateways[0] if gateways else None
+    if proxy:
+        return GatewayProxyManager(proxy, gateway, **options)
+    return GatewayPoolManager(gateway, **options)
+
+
+def secrets(server: Server) -> list[str]:
+    """All that arrived of ours, by name or by value."""
+    found = []
+    for request in server.arrived:
+        for name, value in request.headers:
+            if name.lower().startswith("x-cagent-") or value in (*KEYS.values(), "s1", "mine"):
+                found.append(f"{name}: {value}")
+    return found
+
+
+def test_a_stranger_behind_a_tunnel_gets_nothing(by: str, server: Server, tls):
+    """It answers with a redirect to the gateway; the pool asks the stranger for that URL."""
+    gateway = Gateway(server.origin, forward=FORWARD, headers=KEYS)
+    with Server(tls=tls.context) as stranger, Proxy() as proxy:
+        stranger.respond = lambda request: (
+            redirect(302, f"{server.origin}/x") if request.path == "/a" else response()
+        )
+        http = manager(by, gateway, proxy=proxy.origin, ca_certs=tls.ca)
+        with http, session_scope("s1"):
+            pool = http.connection_from_url(stranger.origin)
+            pool.urlopen("GET", "/a", assert_same_host=False)
+        assert len(stranger.arrived) == 2
+        assert secrets(stranger) == []
+
+
+@pytest.mark.parametrize("status", [302, 303, 307, 308])
+@pytest.mark.parametrize("callers", [None, CALLERS], ids=["gateway", "caller"])
+def test_a_stranger_behind_a_forwarding_proxy_gets_nothing(
+    by: str, server: Server, status: int, callers
+):
+    gateway = Gateway(server.origin, forward=FORWARD, headers=KEYS)
+    with Server() as stranger, Proxy() as proxy:
+        server.respond = lambda request: redirect(status, f"{stranger.at('localhost')}/x")
+        with manager(by, gateway, proxy=proxy.origin) as http, session_scope("s1"):
+            pool = http.connection_from_url(server.origin)
+            pool.urlopen(
+                "POST", f"{server.origin}/a", b"x", dict(callers or {}), assert_same_host=False
+            )
+            http.request("POST", f"{server.origin}/a", headers=callers)
+        assert len(server.arrived) == len(stranger.arrived) == 2
+        assert {request.session_id for request in server.arrived} == {"s1"}
+        assert secrets(stranger) == []
+
+
+def test_each_of_two_gateways_on_a_host_gets_its_own_key(server: Server):
+    keys = {
+        "openai": {"Authorization": "Bearer OPENAI-KEY"},
+        "anthropic": {"Authorization": "Bearer ANTHROPIC-KEY", "X-Api-Key": "ANTHROPIC-KEY-2"},
+    }
+    gateways = [
+        Gateway(f"{server.origin}/{name}", forward=f"https://{name}.example", headers=headers)
+        for name, headers in keys.items()
+    ]
+    targets = {
+        "/openai/1": f"{server.origin}/anthropic/2",
+        "/anthropic/2": "/openai/3",
+        "/openai/3": "/else",
+    }
+
+    def path(target: str) -> str:
+        return target.removeprefix(server.origin)
+
+    server.respond = lambda request: (
+        redirect(307, targets[path(request.target)])
+        if path(request.target) in targets
+        else response()
+    )
+    instrument(*gateways)
+    with urllib3.PoolManager() as http, session_scope("s1"):
+        http.connection_from_url(server.origin).request("GET", "/openai/1")
+        http.request("GET", f"{server.origin}/openai/1")
+    seen = [
+        (request.forward, request.get("Authorization"), request.get("X-Api-Key"))
+        for request in server.arrived
+    ]
+    openai = ("https://openai.example", "Bearer OPENAI-KEY", None)
+    anthropic = ("https://anthropic.example", "Bearer ANTHROPIC-KEY", "ANTHROPIC-KEY-2")
+    assert seen == [openai, anthropic, openai, (None, None, None)] * 2
+
+
+def test_retries_that_forget_the_history_fail_closed(by: str, server: Server):
+    class Forgetful(Retry):
+        def new(self, **options: Any) -> Any:
+            return super().new(**options | {"history": ()})
+
+    gateway = Gateway(server.origin, forward=FORWARD, headers=KEYS)
+    with Server() as stranger:
+        targets = {"/a": "/b", "/b": f"{stranger.at('localhost')}/x"}
+        server.respond = lambda request: redirect(307, targets[request.path])
+        with manager(by, gateway, retries=Forgetful(5)) as http, session_scope("s1"):
+            http.request("GET", f"{server.origin}/a", headers=CALLERS)
+        assert len(stranger.arrived) == 1
+        assert secrets(stranger) == []
+
+
+def test_headers_that_others_copied_count_as_the_callers(server: Server):
+    """A stamp of a request that is over, copied by hand, is sent where the caller sends it."""
+    gateway = Gateway(server.origin, forward=FORWARD)
+    with session_scope("s1"):
+        copied = gateway.headers_for(server.origin)
+    with Server() as elsewhere, GatewayPoolManager() as http, session_scope("s2"):
+        http.request("GET", elsewhere.origin, headers=copied)
+        (arrived,) = elsewhere.arrived
+    assert (arrived.forward, arrived.session_id) == (FORWARD, "s2")
+
+
+def test_the_work_per_redirect_does_not_grow_with_their_number(by: str, server: Server):
+    """Compared with a plain manager in the same run; the time per hop used to grow linearly."""
+
+    def seconds(http: Any, hops: int) -> float:
+        server.respond = lambda request: (
+            redirect(307, f"/{int(request.path[1:]) - 1}") if request.path != "/0" else response()
+        )
+        start = time.thread_time()
+        http.request("GET", f"{server.origin}/{hops}", retries=Retry(redirect=hops + 1, total=None))
+        return time.thread_time() - start
+
+    with manager(by, Gateway(server.origin, forward=FORWARD)) as http, session_scope("s1"):
+        seconds(http, 5)
+        few, many = min(seconds(http, 30) for _ in range(3)), seconds(http, 240)
+    # Eight times as many; sixty-four times as long, if each hop looked at all before it.
+    assert many < 30 * few
