@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import uuid
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from urllib.parse import parse_qsl, quote, urljoin
+from collections.abc import Iterator
+from urllib.parse import urljoin
 
 import requests
 from urllib3.exceptions import IncompleteRead
@@ -17,11 +15,10 @@ from .. import Gateway, session_scope
 from .._gate.urls import masked, redacted
 from ..headers import FORWARD
 from .console import fail, printable, show
+from .masking import Secrets, spellings, values_in_queries
 
 TIMEOUT = 30  # seconds, for all of it
 SHOWN_BODY = 8192  # bytes
-SECRET = 6  # characters; something shorter may be part of an ordinary word
-LONG = 256  # characters, of a word that is looked for on its own
 
 _HOW_TO_PASS_A_KEY = (
     "pass a key with --header-env Authorization=VARIABLE, an environment variable that holds the "
@@ -149,8 +146,8 @@ class _Report:
             name.lower(): value for value, name in ids.items() if value is not None and name
         }
         values = [*self._given.values(), *filter(None, map(self._secret_value, self._sent))]
-        queries = _in_queries(filter(None, [gateway.url, gateway.forward]))
-        self._secrets = _Secrets(_spellings([*values, *queries]) - set(self._ids.values()))
+        queries = values_in_queries(filter(None, [gateway.url, gateway.forward]))
+        self._secrets = Secrets(spellings([*values, *queries]) - set(self._ids.values()))
         self.status: str = self._shown(f"{response.status_code} {response.reason or ''}".strip())
 
     def lines(self) -> Iterator[str]:
@@ -207,68 +204,6 @@ class _Report:
         if self._exchange.problem:
             said += f", but not completely: {self._exchange.problem}"
         return said
-
-
-class _Secrets:
-    """Words that are not shown.
-
-    ``text.replace`` for each word would do, in a time that grows with the number of words times
-    the length of the text, and a header of 64 KiB may have ten thousand words. There can be only a
-    few long ones.
-    """
-
-    def __init__(self, words: Iterable[str]) -> None:
-        self._words = set(words)
-        longest_first = sorted(self._words, key=len, reverse=True)
-        self._long = [word for word in longest_first if len(word) > LONG]
-        # The lengths of the other words that begin with these characters, the longest first.
-        self._lengths: defaultdict[str, list[int]] = defaultdict(list)
-        for word in longest_first[len(self._long) :]:
-            lengths = self._lengths[word[:SECRET]]
-            if not lengths or lengths[-1] != len(word):
-                lengths.append(len(word))
-
-    def masked(self, text: str) -> str:
-        """Return ``text`` with ``***`` in place of every word."""
-        for word in self._long:
-            text = text.replace(word, "***")
-        parts: list[str] = []
-        end = 0  # of the last word that is hidden
-        for start in range(len(text) - SECRET + 1):
-            for length in self._lengths.get(text[start : start + SECRET], ()):
-                if text[start : start + length] in self._words:
-                    if start >= end:  # else it overlaps a word that is hidden already
-                        parts += [text[end:start], "***"]
-                    end = max(end, start + length)
-                    break
-        return "".join([*parts, text[end:]])
-
-    def without_beginning_at_the_end(self, text: str) -> str:
-        """Return ``text`` without an end that may be the beginning of a word."""
-        longest = 0
-        for word in self._words:
-            for size in range(min(len(word) - 1, len(text)), longest, -1):
-                if word.startswith(text[-size:]):
-                    longest = size
-                    break
-        return text[: len(text) - longest]
-
-
-def _in_queries(urls: Iterable[str]) -> Iterator[str]:
-    for url in urls:
-        query = url.partition("?")[2]
-        yield from re.split("[&=]", query)
-        yield from (value for _, value in parse_qsl(query))
-
-
-def _spellings(values: Iterable[str]) -> set[str]:
-    """Return the words of some values, as they are and as URLs and JSON spell them."""
-    words = {word for value in values for word in [value, *value.split()] if len(word) >= SECRET}
-    return {
-        spelling
-        for word in words
-        for spelling in (word, quote(word, safe=""), json.dumps(word)[1:-1])
-    }
 
 
 def _decoded(body: bytes, encoding: str | None) -> str:

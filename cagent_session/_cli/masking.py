@@ -1,0 +1,75 @@
+"""Mask secrets in a text, in a time that is linear in the secrets and the text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from urllib.parse import parse_qsl, quote
+
+SECRET = 6  # characters; something shorter may be part of an ordinary word
+LONG = 256  # characters, of a word that is looked for on its own
+
+
+class Secrets:
+    """Words that are not shown.
+
+    ``text.replace`` for each word would do, in a time that grows with the number of words times
+    the length of the text, and a header of 64 KiB may have ten thousand words. There can be only a
+    few long ones.
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._words = set(words)
+        longest_first = sorted(self._words, key=len, reverse=True)
+        self._long = [word for word in longest_first if len(word) > LONG]
+        # The lengths of the other words that begin with these characters, the longest first.
+        self._lengths: defaultdict[str, list[int]] = defaultdict(list)
+        for word in longest_first[len(self._long) :]:
+            lengths = self._lengths[word[:SECRET]]
+            if not lengths or lengths[-1] != len(word):
+                lengths.append(len(word))
+
+    def masked(self, text: str) -> str:
+        """Return ``text`` with ``***`` in place of every word."""
+        for word in self._long:
+            text = text.replace(word, "***")
+        parts: list[str] = []
+        end = 0  # of the last word that is hidden
+        for start in range(len(text) - SECRET + 1):
+            for length in self._lengths.get(text[start : start + SECRET], ()):
+                if text[start : start + length] in self._words:
+                    if start >= end:  # else it overlaps a word that is hidden already
+                        parts += [text[end:start], "***"]
+                    end = max(end, start + length)
+                    break
+        return "".join([*parts, text[end:]])
+
+    def without_beginning_at_the_end(self, text: str) -> str:
+        """Return ``text`` without an end that may be the beginning of a word."""
+        longest = 0
+        for word in self._words:
+            for size in range(min(len(word) - 1, len(text)), longest, -1):
+                if word.startswith(text[-size:]):
+                    longest = size
+                    break
+        return text[: len(text) - longest]
+
+
+def spellings(values: Iterable[str]) -> set[str]:
+    """Return the words of some values, as they are and as URLs and JSON spell them."""
+    words = {word for value in values for word in [value, *value.split()] if len(word) >= SECRET}
+    return {
+        spelling
+        for word in words
+        for spelling in (word, quote(word, safe=""), json.dumps(word)[1:-1])
+    }
+
+
+def values_in_queries(urls: Iterable[str]) -> Iterator[str]:
+    """Yield the parts of the queries of some URLs, as they are and decoded."""
+    for url in urls:
+        query = url.partition("?")[2]
+        yield from re.split("[&=]", query)
+        yield from (value for _, value in parse_qsl(query))
