@@ -6,6 +6,7 @@ of other libraries. A patch is never removed; it consults ``_active_router`` at 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -26,6 +27,7 @@ from .httpx import Httpx, gate_for
 from .late_imports import when_imported
 
 _log = logging.getLogger("cagent_session")
+_warn_once = functools.cache(_log.warning)  # for each message and its arguments
 _active_router: Router | None = None
 _lock = threading.RLock()
 
@@ -165,7 +167,7 @@ def _patch_httpx(module: ModuleType) -> None:
         if "_send_single_request" in vars(module.AsyncClient):
             patch(module.AsyncClient, "_send_single_request", _over_aiohttp_patch, gate, by=by)
         else:
-            _log.warning(
+            _warn_once(
                 "instrument() does not reach clients of this %s over aiohttp", module.__name__
             )
 
@@ -216,7 +218,7 @@ def _is_over_aiohttp(transport: Any) -> bool:
 
 def _patch_aiohttp(module: ModuleType) -> None:
     if not hasattr(module, "ClientMiddlewareType"):
-        _log.warning(
+        _warn_once(
             "instrument() cannot reach aiohttp %s, which has no client middlewares: "
             "pip install 'aiohttp>=3.12'",
             module.__version__,

@@ -1,0 +1,268 @@
+"""aiohttp: what only it has. tests/gate has the rules that all transports share."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+from collections.abc import Iterator
+
+import aiohttp
+import httpx
+import pytest
+from aiohttp import web
+from httpx_aiohttp import AiohttpTransport
+from support.wire import Server, redirect, response
+
+from cagent_session import (
+    Gateway,
+    SessionRequired,
+    gateway_headers,
+    instrument,
+    no_session,
+    session_scope,
+    uninstrument,
+)
+from cagent_session.integrations.aiohttp import GatewayMiddleware
+from cagent_session.integrations.httpx import GatewayTransport
+
+FORWARD = "https://api.openai.com/v1"
+CALLERS = gateway_headers(FORWARD) | {"X-Cagent-Session-Id": "mine"}
+
+
+@pytest.fixture(autouse=True)
+def _switched_off() -> Iterator[None]:
+    yield
+    uninstrument()
+
+
+@pytest.fixture
+def gateway(server: Server) -> Gateway:
+    return Gateway(f"{server.origin}/p?tenant=a", forward=FORWARD)
+
+
+def get(url: str, *middlewares: object, **options: object) -> None:
+    async def main() -> None:
+        client = aiohttp.ClientSession(middlewares=middlewares)  # type: ignore[arg-type]
+        async with client as http, http.get(url, **options) as answer:  # type: ignore[arg-type]
+            await answer.read()
+
+    asyncio.run(main())
+
+
+@pytest.fixture(params=["middleware", "instrument"])
+def middlewares(request: pytest.FixtureRequest, gateway: Gateway) -> list[object]:
+    if request.param == "middleware":
+        return [GatewayMiddleware(gateway)]
+    instrument(gateway)
+    return []
+
+
+class TestMiddlewares:
+    def test_of_a_single_call_replace_those_of_the_client(self, server: Server, gateway: Gateway):
+        ours = GatewayMiddleware(gateway)
+        with session_scope("s1"):
+            get(f"{server.origin}/p/x", ours, middlewares=())
+            instrument(gateway)
+            get(f"{server.origin}/p/x", ours, middlewares=())
+        assert [request.session_id for request in server.arrived] == [None, "s1"]
+
+    def test_above_may_send_again_in_another_session(self, server: Server, middlewares):
+        async def twice(request, handler):
+            with session_scope("first"):
+                (await handler(request)).close()
+            with no_session():
+                (await handler(request)).close()
+            return await handler(request)
+
+        with session_scope("last"):
+            get(f"{server.origin}/p/x", twice, *middlewares)
+        assert [request.session_id for request in server.arrived] == ["first", None, "last"]
+        assert {request.target for request in server.arrived} == {"/p/x?tenant=a"}
+
+    def test_above_may_send_to_another_host(self, server: Server, middlewares):
+        with Server() as stranger:
+
+            async def failover(request, handler):
+                (await handler(request)).close()
+                request.url = aiohttp.client.URL(stranger.at("localhost"))
+                request.update_host(request.url)
+                return await handler(request)
+
+            with session_scope("s1"):
+                get(f"{server.origin}/p/x", failover, *middlewares)
+            assert server.arrived[0].session_id == "s1"
+            assert stranger.arrived[0].identifiers == {}
+
+    def test_below_that_send_elsewhere_are_caught_by_instrument(
+        self, server: Server, gateway: Gateway
+    ):
+        instrument(gateway)
+        with Server() as stranger:
+
+            async def failover(request, handler):
+                request.url = aiohttp.client.URL(stranger.at("localhost"))
+                request.update_host(request.url)
+                return await handler(request)
+
+            with session_scope("s1"):
+                get(f"{server.origin}/p/x", GatewayMiddleware(gateway), failover, headers=CALLERS)
+            assert stranger.arrived[0].identifiers == {}
+
+    def test_twice_in_the_list_changes_nothing(self, server: Server, gateway: Gateway):
+        other = Gateway(server.origin, forward="https://other.example", provider="other")
+        instrument(other)
+        with session_scope("s1"):
+            get(f"{server.origin}/p/x", GatewayMiddleware(gateway), GatewayMiddleware(other))
+        (arrived,) = server.arrived
+        assert (arrived.forward, arrived.session_id) == (FORWARD, "s1")
+        assert "x-cagent-provider" not in arrived.identifiers
+
+    def test_survives_pickling(self, server: Server, gateway: Gateway):
+        twin = pickle.loads(pickle.dumps(GatewayMiddleware(gateway)))
+        with session_scope("s1"):
+            get(f"{server.origin}/p/x", twin)
+        assert server.arrived[0].session_id == "s1"
+
+    def test_only_takes_a_gateway(self):
+        with pytest.raises(TypeError, match=r"write Gateway\(url, forward=...\)"):
+            GatewayMiddleware("https://gateway.example")  # type: ignore[arg-type]
+
+
+class TestRedirects:
+    def test_identifiers_of_the_caller_stay_at_their_origin(self, server: Server, middlewares):
+        with Server() as stranger:
+            targets = {"/p/1": "/p/2", "/p/2": f"{stranger.at('localhost')}/3"}
+            server.respond = lambda request: (
+                redirect(307, targets[request.path]) if request.path in targets else response()
+            )
+            stranger.respond = lambda request: redirect(307, f"{server.origin}/p/4")
+            get(f"{server.origin}/p/1", *middlewares, headers=CALLERS)
+            assert [request.session_id for request in server.arrived[:2]] == ["mine", "mine"]
+            assert server.arrived[2].forward == FORWARD
+            assert stranger.arrived[0].identifiers == {}
+
+    def test_a_call_after_a_redirected_one_is_a_call_of_its_own(self, server: Server, gateway):
+        """Also if the timer of the first call has been collected, and its address is used again."""
+        ours = GatewayMiddleware(gateway)
+
+        async def main() -> None:
+            async with aiohttp.ClientSession(middlewares=[ours]) as http:
+                for number in range(20):
+                    (await http.get(f"{server.origin}/p/{number}")).close()
+                    gc.collect()
+                    (await http.get(f"{server.at('localhost')}/x", headers=CALLERS)).close()
+
+        server.respond = lambda request: (
+            redirect(307, "/p/x") if request.path[3:].isdigit() else (response())
+        )
+        asyncio.run(main())
+        at_localhost = [request for request in server.arrived if request.path == "/x"]
+        assert [request.session_id for request in at_localhost] == ["mine"] * 20
+        gc.collect()
+        assert ours._redirected == {}
+
+
+def test_websockets_carry_the_session(middlewares):
+    seen: list[str | None] = []
+
+    async def serve(request: web.Request) -> web.WebSocketResponse:
+        seen.append(request.headers.get("X-Cagent-Session-Id"))
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        await socket.close()
+        return socket
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_get("/p/x", serve)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        gateway = Gateway(f"http://{host}:{port}/p", forward=FORWARD)
+        ours = [GatewayMiddleware(gateway)] if middlewares else []
+        if not ours:
+            instrument(gateway)
+        async with aiohttp.ClientSession(middlewares=ours) as http:
+            for scheme in ("ws", "http"):
+                async with http.ws_connect(f"{scheme}://{host}:{port}/p/x"):
+                    pass
+        await runner.cleanup()
+
+    with session_scope("s1"):
+        asyncio.run(main())
+    assert seen == ["s1", "s1"]
+
+
+def test_a_refused_request_is_not_sent(server: Server):
+    gateway = Gateway(server.origin, forward=FORWARD, require_session=True)
+    with pytest.raises(SessionRequired):
+        get(server.origin, GatewayMiddleware(gateway))
+    assert server.arrived == []
+
+
+def test_a_unix_socket_is_left_alone_by_instrument(tmp_path):
+    seen: list[dict[str, str]] = []
+
+    async def serve(request: web.Request) -> web.Response:
+        seen.append(dict(request.headers))
+        return web.Response()
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_get("/", serve)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        path = str(tmp_path / "daemon.sock")
+        await web.UnixSite(runner, path).start()
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as http:
+            (await http.get("http://localhost/")).close()
+        transport = httpx.AsyncHTTPTransport(uds=path)
+        async with httpx.AsyncClient(transport=transport) as http:
+            await http.get("http://localhost/")
+        ours = GatewayTransport(gateway, httpx.AsyncHTTPTransport(uds=path))
+        async with httpx.AsyncClient(transport=ours) as http:
+            await http.get("http://localhost/")
+        await runner.cleanup()
+
+    gateway = Gateway("http://localhost", forward=FORWARD)
+    instrument(gateway)
+    with session_scope("s1"):
+        asyncio.run(main())
+    assert [headers.get("X-Cagent-Session-Id") for headers in seen] == [None, None, "s1"]
+
+
+class TestHttpxOverAiohttp:
+    def get(self, url: str, **options: object) -> None:
+        async def main() -> None:
+            transport = AiohttpTransport(client=aiohttp.ClientSession())
+            async with httpx.AsyncClient(transport=transport, follow_redirects=True) as http:
+                await http.get(url, **options)  # type: ignore[arg-type]
+
+        asyncio.run(main())
+
+    def test_is_stamped_once(self, server: Server, gateway: Gateway, caplog):
+        instrument(gateway)
+        with session_scope("s1"), caplog.at_level("DEBUG", "cagent_session"):
+            self.get(f"{server.origin}/p/x")
+        (arrived,) = server.arrived
+        assert (arrived.session_id, arrived.target) == ("s1", "/p/x?tenant=a")
+        bound = [r for r in caplog.records if r.getMessage().startswith("gateway-bound")]
+        assert len(bound) == 1
+
+    def test_the_callers_identifiers_stay_at_their_origin(self, server: Server, gateway: Gateway):
+        instrument(gateway)
+        with Server() as stranger, session_scope("s1"):
+            server.respond = lambda request: redirect(307, stranger.at("localhost"))
+            self.get(f"{server.origin}/p/x", headers=CALLERS)
+            assert server.arrived[0].session_id == "s1"
+            assert stranger.arrived[0].identifiers == {}
+
+    def test_after_uninstrument_it_is_as_without(self, server: Server, gateway: Gateway):
+        instrument(gateway)
+        uninstrument()
+        with session_scope("s1"):
+            self.get(f"{server.origin}/p/x")
+        assert server.arrived[0].identifiers == {}

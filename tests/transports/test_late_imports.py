@@ -1,0 +1,132 @@
+"""instrument() patches libraries that the program imports later, and imports none itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+
+def run(code: str) -> str:
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+PREPARE = """
+    import sys
+    from cagent_session import Gateway, instrument, session_scope
+    from cagent_session.testing import RecordingGateway
+"""
+GET = {
+    "httpx": "httpx.get(url)",
+    "httpx2": "httpx2.get(url)",
+    "aiohttp": """
+            async def main():
+                async with aiohttp.ClientSession() as http:
+                    (await http.get(url)).close()
+            import asyncio
+            asyncio.run(main())
+    """,
+}
+
+
+@pytest.mark.parametrize("library", GET)
+def test_a_library_that_is_imported_later_is_covered(library: str):
+    code = f"""{PREPARE}
+    with RecordingGateway() as recording:
+        url = recording.url
+        instrument(Gateway(url, forward="https://api.openai.com/v1"))
+        assert {library!r} not in sys.modules
+        import {library}
+        with session_scope("s1"):
+            {GET[library].strip()}
+        print(recording.requests[0].session_id)
+    """
+    assert run(code) == "s1"
+
+
+@pytest.mark.parametrize("library", GET)
+def test_a_library_that_is_imported_before_is_covered(library: str):
+    code = f"""{PREPARE}
+    import {library}
+    with RecordingGateway() as recording:
+        url = recording.url
+        instrument(Gateway(url, forward="https://api.openai.com/v1"))
+        with session_scope("s1"):
+            {GET[library].strip()}
+        print(recording.requests[0].session_id)
+    """
+    assert run(code) == "s1"
+
+
+def test_the_finder_goes_when_there_is_nothing_left_to_wait_for():
+    code = f"""{PREPARE}
+    before = list(sys.meta_path)
+    instrument()
+    assert len(sys.meta_path) == len(before) + 1
+    instrument()
+    assert len(sys.meta_path) == len(before) + 1
+    import httpx, httpx2, aiohttp
+    assert sys.meta_path == before
+    """
+    run(code)
+
+
+def test_modules_have_the_loader_that_they_have_without_us():
+    code = f"""{PREPARE}
+    import importlib.util
+    loader = type(importlib.util.find_spec("httpx").loader)
+    instrument()
+    import httpx
+    assert type(httpx.__loader__) is type(httpx.__spec__.loader) is loader
+    import inspect
+    assert "def get(" in inspect.getsource(httpx.get)
+    """
+    run(code)
+
+
+def test_a_library_that_is_missing_is_missing_as_ever():
+    code = f"""{PREPARE}
+    instrument()
+    sys.modules["httpx2"] = None
+    for name in ("httpx2", "httpx.no_such_module"):
+        try:
+            __import__(name)
+        except ModuleNotFoundError as error:
+            print(error.name)
+    """
+    assert run(code) == "httpx2\nhttpx.no_such_module"
+
+
+def test_an_error_while_patching_costs_a_warning_and_not_the_import():
+    code = f"""{PREPARE}
+    import logging
+    logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+    instrument()
+    from cagent_session._transports import late_imports
+    def fail(module):
+        raise LookupError("a class has moved")
+    late_imports._waiting["httpx"] = fail
+    import httpx
+    print(httpx.__name__)
+    """
+    lines = run(code).splitlines()
+    assert lines[0] == "WARNING instrument() could not reach httpx"
+    assert lines[-1] == "httpx"
+
+
+def test_an_aiohttp_without_middlewares_costs_a_warning():
+    code = f"""{PREPARE}
+    import logging
+    logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+    import aiohttp
+    del aiohttp.ClientMiddlewareType
+    instrument()
+    instrument()
+    """
+    assert run(code).startswith("WARNING instrument() cannot reach aiohttp")
+    assert len(run(code).splitlines()) == 1
