@@ -249,7 +249,7 @@ def session_from(name: str) -> Callable[[_Decorated], _Decorated]:
 
 
 class _SessionOfArgument:
-    """Find the session of a call of ``fn`` in its arguments, and give the scopes for the call."""
+    """Find the session of a call of ``fn`` in its arguments, and return the scopes for the call."""
 
     def __init__(self, fn: Callable[..., Any], name: str) -> None:
         self._fn = fn
@@ -268,7 +268,7 @@ class _SessionOfArgument:
             )
         self._position = list(parameters).index(self._parameter)
         if found.kind is found.KEYWORD_ONLY:
-            self._position = sys.maxsize
+            self._position = sys.maxsize  # never among the positional arguments
         self._by_name = found.kind is not found.POSITIONAL_ONLY
         self._is_required = found.default is found.empty
         self._default = None if self._is_required else found.default

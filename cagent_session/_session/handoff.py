@@ -60,7 +60,7 @@ def bind_call(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _InLineage:
-    """Give the scopes for a call of a bound function: those of the session that it is bound to."""
+    """Return the scopes for a call of a bound function: those of the session at the binding."""
 
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage

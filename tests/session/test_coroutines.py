@@ -1,4 +1,4 @@
-"""Coroutines and async generators: the body is in its session, and everyone else is not."""
+"""Decorated coroutines and async generators: the body alone runs in its session."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class TestCoroutines:
         watches = []
         asyncio.run(main())
 
-    def test_what_is_awaitable_without_being_a_coroutine(self):
+    def test_marked_coroutine_function_may_return_any_awaitable(self):
         """A function that is marked as a coroutine function may give any awaitable."""
         double = unittest.mock.AsyncMock(side_effect=lambda: current_session_id())
         assert asyncio.run(session_scope("a")(double)()) == "a"
@@ -185,7 +185,7 @@ class TestAsyncGenerators:
         assert seen == ["hello", "body"]
 
     @pytest.mark.parametrize("dropped", [True, False])
-    def test_left_half_way(self, dropped):
+    def test_unfinished_async_generator_ends_in_its_own_session(self, dropped):
         """By the collector while the loop runs, or by the loop when it ends."""
         seen = []
         kept = []

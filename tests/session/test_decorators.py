@@ -1,4 +1,4 @@
-"""Functions that run in a session: what they cover, and that they stay what they were."""
+"""session_scope and session_from on functions: what they cover, and what stays as it was."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TestFunctions:
         assert len(set(ids)) == 5
         assert current_session_id() is None
 
-    def test_keeps_what_it_was(self):
+    def test_decorated_function_keeps_name_docstring_and_signature(self):
         def fn(a: int, *, b: str = "x") -> str:
             """Doc."""
 
@@ -47,7 +47,7 @@ class TestFunctions:
             assert inspect.signature(covered) == inspect.signature(fn)
             assert isinstance(covered, types.FunctionType)
 
-    def test_methods(self):
+    def test_methods_classmethods_and_staticmethods_are_covered(self):
         class Agent:
             session_id = "of-the-class"
 
@@ -144,7 +144,7 @@ class TestFunctions:
             assert current_session_id() == "outermost"
 
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="Python itself keeps them until then")
-    def test_arguments_are_let_go_of(self):
+    def test_decorated_function_can_free_its_arguments(self):
         @session_scope("a")
         def fn(positional, *, named):
             watches = [Watch(positional), Watch(named)]
@@ -174,7 +174,7 @@ class TestFunctions:
 
 
 class TestSessionFrom:
-    def test_positional_keyword_and_default(self):
+    def test_session_from_takes_positional_keyword_and_default_values(self):
         @session_from("session_id")
         def fn(a, session_id="default", *args, **kwargs):
             return current_session_id()
@@ -184,7 +184,7 @@ class TestSessionFrom:
         assert fn(1, "s1", "more") == "s1"
         assert fn(1, session_id="s2", b=3) == "s2"
 
-    def test_keyword_only_and_positional_only(self):
+    def test_session_from_takes_keyword_only_and_positional_only_values(self):
         @session_from("session_id")
         def keyword(*args, session_id):
             return current_session_id()
@@ -196,7 +196,7 @@ class TestSessionFrom:
         assert keyword("no", "not me", session_id="s1") == "s1"
         assert positional("s1", session_id="not me") == "s1"
 
-    def test_attributes(self):
+    def test_session_from_takes_attributes_of_an_argument(self):
         class Call:
             sess = types.SimpleNamespace(id="s1")
 
@@ -216,11 +216,11 @@ class TestSessionFrom:
             def fn(a, *args, **kwargs): ...
 
     @pytest.mark.parametrize("name", ["x.", "x..id", ".id", "x.1", "x. id"])
-    def test_a_name_that_is_none(self, name):
+    def test_session_from_refuses_what_is_no_name(self, name):
         with pytest.raises(TypeError, match=r"not a parameter's name|has no parameter"):
             session_from(name)(lambda x: None)
 
-    def test_every_kind_of_callable(self):
+    def test_session_from_takes_every_kind_of_callable(self):
         class Tool:
             def __call__(self, session_id):
                 return current_session_id()
@@ -238,7 +238,7 @@ class TestSessionFrom:
             with pytest.raises(TypeError, match=r"has no (parameter|signature)"):
                 session_from("missing")(other)
 
-    def test_a_call_without_the_argument(self):
+    def test_call_without_the_argument_names_function_and_argument(self):
         @session_from("session.id")
         def title(session):
             raise AssertionError("has no session")
@@ -290,7 +290,7 @@ class TestSessionFrom:
             fn(value)
         assert "'sess.id'" in str(error.value)
 
-    def test_generators_and_coroutines(self):
+    def test_session_from_covers_generators_and_coroutines(self):
         @session_from("session_id")
         def stream(session_id):
             yield current_session_id()

@@ -1,4 +1,4 @@
-"""Who started which session: what is inferred, and where it is carried."""
+"""Parent and root of a session: how they are inferred, and where they are carried."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TestInference:
                 assert who() == ("root", None)
             assert who() == ("sub", "main")
 
-    def test_there_is_none_inside_no_session(self):
+    def test_no_session_has_no_parent(self):
         with session_scope("main"), no_session():
             assert who() == (None, None)
             with session_scope("sub"):
@@ -97,7 +97,7 @@ class TestInference:
             *((f"s{n}", f"s{n - 1}", "s0") for n in range(7, 40)),
         ]
 
-    def test_a_long_chain(self):
+    def test_parent_is_known_in_a_long_chain(self):
         def deeper(depth: int) -> None:
             with session_scope(f"s{depth}"):
                 assert who() == (f"s{depth}", f"s{depth - 1}" if depth else None)
@@ -148,7 +148,7 @@ class TestRoot:
 
 
 class TestFunctions:
-    def test_every_kind_of_function(self):
+    def test_decorated_functions_infer_the_parent(self):
         @session_scope("sub")
         def fn():
             return who()
@@ -162,7 +162,7 @@ class TestFunctions:
             assert asyncio.run(coroutine("sub")) == ("sub", "main")
         assert fn() == ("sub", None)
 
-    def test_of_a_generator_the_first_step_decides(self):
+    def test_first_step_of_a_generator_decides_the_parent(self):
         @session_scope("sub")
         def steps():
             while True:
@@ -177,7 +177,7 @@ class TestFunctions:
             assert next(generator) == ("sub", "first")
         generator.close()
 
-    def test_of_a_coroutine_the_first_step_decides(self):
+    def test_first_step_of_a_coroutine_decides_the_parent(self):
         @session_scope("sub")
         async def coroutine():
             await asyncio.sleep(0)
@@ -193,7 +193,7 @@ class TestFunctions:
 
 
 class TestCarrying:
-    def test_threads_and_pools(self):
+    def test_parent_is_carried_to_threads_and_pools(self):
         seen = []
         with session_scope("root"), session_scope("main"), session_scope("sub"):
             bound = bind_session(lambda: seen.append(who()))
@@ -209,21 +209,21 @@ class TestCarrying:
             bound = pickle.loads(pickle.dumps(bind_session(_who_in_main)))
         assert bound() == ("main", "root")
 
-    def test_what_was_bound_outside_has_none(self):
+    def test_function_bound_outside_every_session_has_no_parent(self):
         bound = bind_session(who)
         with session_scope("main"):
             assert bound() == (None, None)
             with session_scope("sub"):
                 assert bound() == (None, None)
 
-    def test_tasks(self):
+    def test_task_has_session_and_parent_of_its_creator(self):
         async def main():
             with session_scope("main"), session_scope("sub"):
                 return await asyncio.create_task(_who())
 
         assert asyncio.run(main()) == ("sub", "main")
 
-    def test_a_context_that_is_entered_by_hand(self):
+    def test_copied_context_has_session_and_parent(self):
         with session_scope("main"), session_scope("sub"):
             context = contextvars.copy_context()
         assert context.run(who) == ("sub", "main")
@@ -239,7 +239,7 @@ async def _who():
 
 
 class TestReceived:
-    def test_nothing_is_inferred(self):
+    def test_received_session_infers_no_parent(self):
         with session_scope("main"):
             with received_session("s1") as session_id:
                 assert session_id == "s1"
@@ -274,7 +274,7 @@ class TestReceived:
             with session_scope("r"):
                 assert family() == ("r", None, "r")
 
-    def test_scopes_that_are_left_open_are_closed(self):
+    def test_received_session_closes_scopes_that_are_left_open(self):
         with session_scope("outer"):
             with received_session("s1"):
                 session_scope("left-open").__enter__()

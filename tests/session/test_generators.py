@@ -1,4 +1,4 @@
-"""Bodies that run in steps: the body is in its session, and the caller in its own."""
+"""Decorated generators: the body runs in its session, the caller in the caller's."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class TestGenerators:
         assert stop.value.value == [("hello", "body"), ("oops", "body")]
 
     @pytest.mark.parametrize("end", ["close", "drop", "throw"])
-    def test_the_end_is_covered_too(self, end):
+    def test_finally_of_a_generator_runs_in_session(self, end):
         seen = []
 
         @session_scope("body")
@@ -96,7 +96,7 @@ class TestGenerators:
             assert current_session_id() == "caller"
         assert seen == ["body"]
 
-    def test_two_that_are_driven_in_turn(self):
+    def test_two_generators_iterated_alternately_stay_apart(self):
         @session_from("name")
         def body(name):
             for _ in range(3):
@@ -155,7 +155,7 @@ class TestGenerators:
         decorated = contextvars.copy_context().run(drive, session_scope("a")(body))
         assert decorated == undecorated
 
-    def test_handed_between_threads(self):
+    def test_generator_iterated_by_several_threads_keeps_its_session(self):
         @session_scope("body")
         def body():
             for _ in range(20):
@@ -167,7 +167,7 @@ class TestGenerators:
                 assert pool.submit(next, steps).result()[0] == "body"
                 assert pool.submit(current_session_id).result() is None
 
-    def test_what_close_gives_and_refuses(self):
+    def test_close_behaves_as_without_the_decorator(self):
         def stubborn():
             try:
                 yield
@@ -191,7 +191,7 @@ class TestGenerators:
             results.append(steps.close())
         assert results[0] == results[1]
 
-    def test_throwing_into_one_that_has_not_begun(self):
+    def test_throw_into_a_generator_that_has_not_begun(self):
         @session_scope("a")
         def body():
             yield
@@ -292,7 +292,7 @@ class TestGenerators:
             assert current_session_id() is None
         assert current_session_id() is None
 
-    def test_one_that_types_coroutine_made_awaitable(self):
+    def test_generator_made_awaitable_by_types_coroutine(self):
         @session_scope("body")
         @types.coroutine
         def body():

@@ -1,4 +1,4 @@
-"""Carried over threads, executors and processes, and never left behind there."""
+"""bind_session, received_session and the executors: threads, processes, interpreters."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ with_buffersize = pytest.mark.skipif(
 
 
 class TestBindSession:
-    def test_runs_in_the_session_of_the_binding(self):
+    def test_bound_function_runs_in_the_session_of_the_binding(self):
         with session_scope("a"):
             bound = bind_session(see)
         assert bound(1) == ("a", 1)
@@ -71,19 +71,19 @@ class TestBindSession:
             assert current_session_id() == "b"
         assert current_session_id() is None
 
-    def test_outside_it_binds_to_none(self):
+    def test_function_bound_outside_every_session_runs_in_none(self):
         bound = bind_session(see)
         with session_scope("b"):
             assert bound() == (None,)
 
-    def test_binding_twice_keeps_the_first(self):
+    def test_function_bound_twice_keeps_the_first_session(self):
         with session_scope("a"):
             bound = bind_session(see)
         with session_scope("b"):
             again = bind_session(bound)
         assert again() == ("a",)
 
-    def test_generator_and_coroutine_functions_are_covered(self):
+    def test_bodies_of_bound_generator_and_coroutine_functions_are_covered(self):
         async def call():
             await asyncio.sleep(0)
             return current_session_id()
@@ -111,7 +111,7 @@ class TestBindSession:
         assert inspect.iscoroutinefunction(bind_session(call))
         assert not inspect.iscoroutinefunction(bind_session(see))
 
-    def test_can_be_pickled_whenever_the_function_can(self):
+    def test_bound_function_can_be_pickled_if_the_function_can(self):
         for fn, result in (
             (see, ("a",)),
             (functools.partial(see, 1), ("a", 1)),
@@ -143,13 +143,13 @@ class TestBindSession:
         with session_scope("a"):
             assert bind_session(Seen)().session_id == "a"
 
-    def test_looks_like_the_function(self):
+    def test_bound_function_has_the_name_of_the_function(self):
         with session_scope("a"):
             bound = bind_session(see)
         assert bound.__name__ == "see"
         assert repr(bound).endswith("bound to session 'a'>")
 
-    def test_what_cannot_be_called_is_refused(self):
+    def test_binding_what_is_not_callable_is_a_type_error(self):
         with pytest.raises(TypeError, match="bind_session takes a function, not int"):
             bind_session(5)
 
@@ -169,7 +169,7 @@ class TestReceivedSession:
 
         return taken
 
-    def test_one_message_after_the_other(self, warnings):
+    def test_received_sessions_leave_the_worker_as_it_was(self, warnings):
         seen = []
         messages = [
             ("s1", None),
@@ -205,14 +205,14 @@ class TestReceivedSession:
     @pytest.mark.parametrize(
         "value", ["x" * 10_000, "a\r\n\x1b[31mX: y", "\ud800", b"s1", object()]
     )
-    def test_a_warning_can_be_printed_whatever_arrived(self, warnings, value):
+    def test_warning_about_a_received_session_is_printable(self, warnings, value):
         received_session(value)
         (message,) = warnings()
         assert message.isprintable()
         assert message.isascii()
         assert len(message) < 250
 
-    def test_a_block_that_fails_with_scopes_open(self):
+    def test_received_session_closes_scopes_after_an_error(self):
         def work():
             session_scope("left-open").__enter__()
             no_session().__enter__()
@@ -223,7 +223,7 @@ class TestReceivedSession:
                 work()
             assert current_session_id() == "of-the-worker"
 
-    def test_nested(self):
+    def test_received_sessions_nest(self):
         with received_session("s1", parent="main"), session_scope("inner"):
             with received_session("s2"):
                 assert family() == ("s2", None)
@@ -231,8 +231,8 @@ class TestReceivedSession:
             assert family() == ("inner", "s1")
         assert current_session_id() is None
 
-    def test_ended_twice_or_out_of_order(self):
-        """As the hooks of a queue may end it, which nobody pairs."""
+    def test_received_session_may_end_twice_or_out_of_order(self):
+        """The hooks of a queue do not always come in pairs."""
         first, second = received_session("s1"), received_session("s2")
         first.__enter__()
         second.__enter__()
@@ -244,7 +244,7 @@ class TestReceivedSession:
             first.__exit__(None, None, None)
             assert current_session_id() == "next"
 
-    def test_in_many_threads_at_once(self):
+    def test_one_received_session_in_many_threads_at_once(self):
         received = received_session("s1", parent="main")
         together = threading.Barrier(8, timeout=20)
 
@@ -258,14 +258,14 @@ class TestReceivedSession:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(work, range(8)))
 
-    def test_its_parent_is_carried_on(self):
+    def test_bound_function_has_the_parent_of_a_received_session(self):
         with received_session("s1", parent="main"):
             bound = bind_session(family)
         assert bound() == ("s1", "main")
 
 
 class TestThreads:
-    def test_a_new_thread_starts_without_and_bound_with(self):
+    def test_new_thread_has_a_session_only_if_its_target_is_bound(self):
         seen = []
         with session_scope("a"):
             for target in (see, bind_session(see)):
@@ -274,7 +274,7 @@ class TestThreads:
                 thread.join()
         assert seen == [(None,), ("a",)]
 
-    def test_a_plain_pool_with_bound_functions(self):
+    def test_other_pool_runs_bound_functions_in_their_session(self):
         with ThreadPoolExecutor(1) as pool:
             with session_scope("a"):
                 assert pool.submit(bind_session(see)).result() == ("a",)
@@ -308,7 +308,7 @@ class TestThreads:
                 other.set("b's")
                 assert list(results) == [("a", number, "a's") for number in range(9)]
 
-    def test_it_carries_the_whole_context(self):
+    def test_thread_executor_carries_the_whole_context(self):
         other.set("traced")
         with SessionThreadPoolExecutor(1) as pool:
             assert pool.submit(other.get).result() == "traced"
@@ -317,13 +317,13 @@ class TestThreads:
             alone = pool.submit(other.get).result()
         assert alone == ("traced" if threads_inherit else "unset")
 
-    def test_errors_come_back_and_nothing_stays_behind(self):
+    def test_error_comes_back_and_no_session_stays_on_the_worker(self):
         with SessionThreadPoolExecutor(1) as pool:
             with session_scope("a"), pytest.raises(KeyError, match="a"):
                 pool.submit(fail).result()
             assert pool.submit(see).result() == (None,)
 
-    def test_submitting_from_inside_a_call(self):
+    def test_call_submitted_by_a_call_is_in_its_session(self):
         with SessionThreadPoolExecutor(2) as pool, session_scope("a"):
             assert pool.submit(lambda: pool.submit(see).result()).result() == ("a",)
 
@@ -333,7 +333,7 @@ class TestThreads:
                 steps = pool.submit(see_all).result()
             assert list(steps) == ["a"]
 
-    def test_what_is_not_callable_is_refused_at_the_call(self):
+    def test_submitting_what_is_not_callable_is_a_type_error(self):
         with SessionThreadPoolExecutor(1) as pool, pytest.raises(TypeError):
             pool.submit(5)
 
@@ -351,7 +351,7 @@ class TestAsyncio:
 
         assert asyncio.run(main()) == [("a",), (None,), ("a",)]
 
-    def test_our_executor_under_a_loop(self):
+    def test_thread_executor_under_an_event_loop(self):
         async def main(pool):
             loop = asyncio.get_running_loop()
             with session_scope("a"):
@@ -388,7 +388,7 @@ class TestProcesses:
             with session_scope("b"):
                 assert list(results) == [("a", number) for number in range(4)]
 
-    def test_a_plain_pool_with_bound_functions(self, start):
+    def test_other_pool_runs_bound_functions_in_their_session(self, start):
         with ProcessPoolExecutor(1, mp_context=start) as pool:
             with session_scope("a"):
                 # The worker starts inside the scope, and must not stay in it.
@@ -396,7 +396,7 @@ class TestProcesses:
                 assert pool.submit(see).result(60) == (None,)
             assert pool.submit(see).result(60) == (None,)
 
-    def test_the_parent_comes_along(self, start):
+    def test_parent_comes_along_to_processes(self, start):
         with SessionProcessPoolExecutor(1, mp_context=start) as pool:
             with session_scope("main"), session_scope("sub"):
                 in_sub = pool.submit(family)
@@ -406,7 +406,7 @@ class TestProcesses:
             assert in_named.result(60) == ("sub", "named")
             assert pool.submit(family).result(60) == (None, None)
 
-    def test_a_process_starts_without_and_bound_with(self, start):
+    def test_new_process_has_a_session_only_if_its_target_is_bound(self, start):
         with session_scope("a"):
             results = start.SimpleQueue()
             for target in (_put, bind_session(_put)):
@@ -415,7 +415,7 @@ class TestProcesses:
                 process.join(60)
         assert [results.get(), results.get()] == [None, "a"]
 
-    def test_errors_come_back(self, start):
+    def test_error_comes_back_from_a_process(self, start):
         with SessionProcessPoolExecutor(1, mp_context=start) as pool:
             with session_scope("a"), pytest.raises(KeyError, match="a"):
                 pool.submit(fail).result(60)
@@ -458,11 +458,11 @@ def _put(results):
     results.put(current_session_id())
 
 
-def test_a_bare_fork_without_multiprocessing():
+def test_child_of_os_fork_stays_in_its_scope_without_multiprocessing():
     check = """if True:
         import os, sys
         from cagent_session import current_session_id, session_scope
-        sys.modules.pop("multiprocessing.util", None)  # which whoever measures this may import
+        sys.modules.pop("multiprocessing.util", None)  # imported where coverage is on
         with session_scope("a"):
             child = os.fork()
             if child == 0:
@@ -473,7 +473,7 @@ def test_a_bare_fork_without_multiprocessing():
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_bare_fork_goes_on_in_the_scope_that_it_is_in():
+def test_child_of_os_fork_stays_in_its_scope():
     """It is the same code, half-way through the same with block."""
     read, write = os.pipe()
     with session_scope("a"):

@@ -1,4 +1,4 @@
-"""Entering and leaving a session, and which IDs can be one."""
+"""session_scope and no_session as context managers, and which session IDs are valid."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from cagent_session import (
 
 
 class TestScope:
-    def test_binds_and_gives_back_the_id(self):
+    def test_scope_binds_and_returns_the_id(self):
         assert current_session_id() is None
         with session_scope("s1") as session_id:
             assert session_id == "s1"
             assert current_session_id() == "s1"
         assert current_session_id() is None
 
-    def test_nests(self):
+    def test_scopes_nest(self):
         with session_scope("a"):
             with session_scope("b"):
                 assert current_session_id() == "b"
@@ -39,19 +39,19 @@ class TestScope:
                 assert current_session_id() == "b"
             assert current_session_id() == "a"
 
-    def test_restores_after_an_exception(self):
+    def test_scope_restores_after_an_exception(self):
         with session_scope("a"):
             with pytest.raises(KeyError), session_scope("b"):
                 raise KeyError
             assert current_session_id() == "a"
 
-    def test_entering_the_current_one_again_is_harmless(self):
+    def test_entering_the_current_session_again_is_harmless(self):
         scope = session_scope("a")
         with scope, scope, session_scope("a"):
             assert current_session_id() == "a"
         assert current_session_id() is None
 
-    def test_fresh_ids(self):
+    def test_scope_without_an_id_gets_a_fresh_one_at_each_entry(self):
         scope = session_scope()
         with scope as one, scope as two:
             assert one != two
@@ -123,7 +123,7 @@ class TestScope:
             (no_session(), "no_session()"),
         ],
     )
-    def test_show_their_session(self, scope, shown):
+    def test_repr_shows_the_session(self, scope, shown):
         assert repr(scope) == shown
 
     def test_signature_says_what_is_left_out(self):
@@ -155,7 +155,7 @@ class TestInvalidIDs:
             ("x" * 257, "has 257 characters, 256 at most"),
         ],
     )
-    def test_are_refused_on_entering(self, session_id, says):
+    def test_invalid_id_is_refused_on_entering(self, session_id, says):
         scope = session_scope(session_id)
         with pytest.raises(InvalidSessionID) as caught:
             scope.__enter__()
@@ -170,14 +170,14 @@ class TestInvalidIDs:
     @pytest.mark.parametrize(
         ("length", "shown"), [(60, "é" * 60), (61, "é" * 60 + "..."), (256, "é" * 60 + "...")]
     )
-    def test_a_long_one_is_cut(self, length, shown):
+    def test_long_invalid_id_is_cut_in_the_error(self, length, shown):
         with pytest.raises(InvalidSessionID) as caught:
             session_scope("é" * length).__enter__()
         escaped = "'" + "\\xe9" * 60 + "'" + shown[60:]
         assert str(caught.value).endswith(f"can be sent: {escaped}")
 
     @pytest.mark.parametrize("session_id", ["!", "~", "x" * 256, "a/b:c,d;e=\"f'", "{}"])
-    def test_good_ones_are_taken_as_they_are(self, session_id):
+    def test_valid_id_is_taken_as_it_is(self, session_id):
         with session_scope(session_id) as bound:
             assert bound == current_session_id() == session_id
 
@@ -190,7 +190,7 @@ class TestInvalidIDs:
             (b"s1", "decode it first"),
         ],
     )
-    def test_anything_but_a_str_is_a_type_error_at_once(self, value, remedy):
+    def test_id_that_is_no_str_is_a_type_error_at_once(self, value, remedy):
         message = f"ID must be a str, not {type(value).__name__}: {remedy}"
         for options in ({"session_id": value}, {"session_id": "a", "parent": value}):
             with pytest.raises(TypeError, match=message):
@@ -209,7 +209,7 @@ class TestInvalidIDs:
             assert type(session_id) is str
             assert session_id == "s1"
 
-    def test_what_a_str_subclass_says_of_itself_does_not_count(self):
+    def test_overridden_methods_of_a_str_subclass_are_not_used(self):
         class Name(str):
             def __iter__(self):
                 return iter("valid")
