@@ -361,7 +361,7 @@ class TestAsyncio:
             assert asyncio.run(main(pool)) == ("a",)
 
 
-@pytest.fixture(params=["fork", "spawn"])
+@pytest.fixture(params=["fork", "forkserver", "spawn"])
 def start(request):
     return multiprocessing.get_context(request.param)
 
