@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import posixpath
 from urllib.parse import unquote, urlsplit
 
@@ -90,9 +91,10 @@ def urls(draw, port: int) -> str:
 def is_owned(port: int, arrived: Arrived, url: str) -> bool:
     """As the server sees it: the host that was connected to, and the path that came.
 
-    User info makes a URL nobody's. (urllib3 takes it off before anyone can see it.)
+    A URL with user info is no gateway's. (urllib3 and aiohttp take it off before anyone can see it.)
     """
-    if "@" in url and "urllib3" not in (arrived.get("User-Agent") or ""):
+    agent = arrived.get("User-Agent") or ""
+    if "@" in url and not ("urllib3" in agent or "aiohttp" in agent):
         return False
     host = (urlsplit(url).hostname or "").lower()
     path = arrived.path
@@ -121,7 +123,7 @@ def expected(given_headers, owned: bool, session_id: str | None) -> dict[str, st
 
 @pytest.fixture(scope="module", params=SYNC, ids=str)
 def clients(request):
-    """A plain client, one with the gateway at /prefix, one without a gateway, and the server."""
+    """A plain client, one with the gateway at /prefix, one without a gateway, the server, bytes."""
     transport: Transport = request.param
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Server(host="0.0.0.0"))
@@ -136,6 +138,7 @@ def clients(request):
             stack.enter_context(transport.open(gateway)),
             stack.enter_context(transport.open()),
             server,
+            transport.takes_bytes,
         )
 
 
@@ -146,9 +149,11 @@ def clients(request):
 )
 @given(data=st.data())
 def test_what_leaves_on_the_socket_is_what_the_model_says(clients, data):
-    plain, with_gateway, without_gateway, server = clients
+    plain, with_gateway, without_gateway, server, takes_bytes = clients
     url = data.draw(urls(server.port))
     sent = data.draw(headers())
+    if not takes_bytes:
+        sent = {name: as_text(value) for name, value in sent.items()}
     session_id = data.draw(st.sampled_from([None, "s1"]))
     with_a_gateway = data.draw(st.booleans())
 
@@ -199,11 +204,33 @@ def origins():
         )
 
 
+def made(session_id: str, parent_id: str | None, root_id: str) -> str:
+    return json.dumps([session_id, parent_id, root_id])
+
+
+FROM_THE_SESSION = {
+    "X-Parent": "main",
+    "X-Affinity": "s1",
+    "X-Path": "/main/s1",
+    "X-Json": made("s1", "main", "main"),
+}
+
+
 @pytest.fixture(scope="module", params=["mounted", *[transport.name for transport in SYNC]])
 def chain_client(request, origins):
     """A client that knows both gateways, and one that knows none, with what remembers marks."""
     gateways = [
-        Gateway(f"{origin}/p", forward=forward, parent_header="X-Parent")
+        Gateway(
+            f"{origin}/p",
+            forward=forward,
+            headers={"X-Key": f"key of {forward}"},
+            parent_header="X-Parent",
+            session_headers={
+                "X-Affinity": "{session}",
+                "X-Path": "/{root}/{session}",
+                "X-Json": made,
+            },
+        )
         for origin, forward in zip(origins[1][:2], (FORWARD, OTHER_FORWARD), strict=True)
     ]
     with contextlib.ExitStack() as stack:
@@ -235,7 +262,7 @@ def chain_client(request, origins):
 @given(data=st.data())
 def test_chains_of_redirects(chain_client, origins, data):
     """Nothing at a stranger, and at each gateway everything that belongs there."""
-    scope, with_both, bare, name = chain_client
+    scope, with_both, bare, library = chain_client
     servers, at = origins
     hops = data.draw(st.lists(st.sampled_from(HOPS), min_size=2, max_size=4))
     by_caller = data.draw(st.booleans())
@@ -263,7 +290,7 @@ def test_chains_of_redirects(chain_client, origins, data):
         assert request.get("X-A") == "b"
         if by_caller:
             has_left |= number != home
-            returns = not (has_left and name.startswith("httpx"))
+            returns = not (has_left and library.startswith("httpx"))
             marks = {"x-cagent-forward": FORWARD, "x-cagent-model": "m"}
             marks["x-cagent-session-id"] = "s1"
             assert request.identifiers == (marks if number == home and returns else {})
@@ -272,7 +299,9 @@ def test_chains_of_redirects(chain_client, origins, data):
         forwards = [FORWARD, OTHER_FORWARD]
         assert request.forward == (forwards[number] if is_owned else None)
         assert request.session_id == ("s1" if is_owned else None)
-        assert request.get("X-Parent") == ("main" if is_owned else None)
+        for name, value in FROM_THE_SESSION.items():
+            assert request.get(name) == (value if is_owned else None)
+        assert request.get("X-Key") == (f"key of {forwards[number]}" if is_owned else None)
         assert bool(request.identifiers) == is_owned
 
 
