@@ -213,7 +213,9 @@ def _is_over_aiohttp(transport: Any) -> bool:
     """Return whether an httpx transport sends by a ``ClientSession``, which it may make later."""
     aiohttp: Any = sys.modules.get("aiohttp")
     client = getattr(transport, "client", None)
-    return aiohttp is not None and (isinstance(client, aiohttp.ClientSession) or callable(client))
+    # Until the first request, it may be a function or None, and then get_client() makes it.
+    is_made_later = callable(client) or (client is None and hasattr(transport, "get_client"))
+    return aiohttp is not None and (is_made_later or isinstance(client, aiohttp.ClientSession))
 
 
 def _patch_aiohttp(module: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""aiohttp, over which litellm, google-genai and others call asynchronously."""
+"""aiohttp by a middleware and by ``instrument``, and the SDKs of providers that can use it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import asyncio
 import dataclasses
 
 import aiohttp
+import anthropic
+import groq
+import openai
 import pytest
 from support.wire import Server, redirect, response
 
 from cagent_session import Gateway, SessionRequired, instrument, session_from, session_scope
+from cagent_session.integrations.aiohttp import GatewayMiddleware
 
 FORWARD = "https://api.openai.com/v1"
 PARENT_HEADER = "X-Parent-Session-Id"
@@ -20,15 +24,24 @@ def gateway(server):
     return Gateway(server.origin, forward=FORWARD, parent_header=PARENT_HEADER)
 
 
-def open_client(gateway, **options):
-    async def mark(request, handler):
-        request.headers.update(gateway.headers_for(str(request.url)))
-        return await handler(request)
+@pytest.fixture(params=["middleware", "instrument"])
+def open_client(request):
+    """Makes a client whose requests pass the gate of a gateway, in one of the two ways."""
+    instrumented = []
 
-    return aiohttp.ClientSession(middlewares=[mark], **options)
+    def open_client(gateway, **options):
+        if request.param == "middleware":
+            return aiohttp.ClientSession(middlewares=[GatewayMiddleware(gateway)], **options)
+        instrumented.append(instrument(gateway))
+        return aiohttp.ClientSession(**options)
+
+    yield open_client
+    for each in instrumented:
+        with each:
+            pass
 
 
-def test_sessions_at_once(server, gateway):
+def test_sessions_at_once(server, gateway, open_client):
     @session_from("session_id")
     async def work(client, session_id):
         await client.post(gateway.endpoint(session_id), json={})
@@ -48,7 +61,7 @@ def test_sessions_at_once(server, gateway):
         assert arrived.forward == FORWARD
 
 
-def test_it_marks_what_is_the_gateways_alone(server, gateway):
+def test_only_requests_to_the_gateway_are_stamped(server, gateway, open_client):
     async def main():
         async with open_client(gateway) as client:
             await client.get(gateway.endpoint("x"))
@@ -65,9 +78,12 @@ def test_it_marks_what_is_the_gateways_alone(server, gateway):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_keeps_the_marks_within_the_origin_alone(status, server, gateway):
+def test_redirects_keep_identifiers_within_the_origin(status, server, gateway, open_client):
+    """Also identifiers that the caller has set."""
+
     async def main():
-        async with open_client(gateway) as client:
+        headers = {"X-Cagent-Session-Id": "own", "X-Cagent-Compacting": "1"}
+        async with open_client(gateway, headers=headers) as client:
             with session_scope("s1"):
                 await client.post(gateway.endpoint("inside"), json={})
                 await client.post(gateway.endpoint("outside"), json={})
@@ -88,21 +104,7 @@ def test_a_redirect_keeps_the_marks_within_the_origin_alone(status, server, gate
     assert PARENT_HEADER not in dict(there.headers)
 
 
-def test_marks_of_the_callers_own_follow_a_redirect(server, gateway):
-    """A middleware sees each hop by itself, and does not know whose they are."""
-
-    async def main():
-        headers = {"X-Cagent-Session-Id": "own"}
-        async with open_client(gateway, headers=headers) as client:
-            await client.get(gateway.endpoint("x"))
-
-    with Server() as stranger:
-        server.respond = lambda arrived: redirect(307, stranger.origin)
-        asyncio.run(main())
-        assert stranger.arrived[0].session_id == "own"
-
-
-def test_a_session_that_is_required(server, gateway):
+def test_session_that_is_required(server, gateway, open_client):
     async def main():
         async with open_client(dataclasses.replace(gateway, require_session=True)) as client:
             with pytest.raises(SessionRequired):
@@ -112,11 +114,82 @@ def test_a_session_that_is_required(server, gateway):
     assert server.arrived == []
 
 
-def test_out_of_reach_of_instrument(server, gateway):
-    async def main():
-        async with aiohttp.ClientSession() as client:
-            await client.get(gateway.endpoint("x"))
+def test_websocket_is_opened_in_the_session(server, gateway, open_client):
+    """The server here refuses to open one, after it has got the request."""
 
-    with instrument(gateway), session_scope("s1"):
+    async def main():
+        async with open_client(gateway) as client:
+            with session_scope("s1"), pytest.raises(aiohttp.WSServerHandshakeError):
+                await client.ws_connect(gateway.endpoint("v1/realtime").replace("http", "ws", 1))
+
+    asyncio.run(main())
+    (arrived,) = server.arrived
+    assert (arrived.session_id, arrived.forward) == ("s1", FORWARD)
+    assert arrived.get("Upgrade") == "websocket"
+
+
+def test_middlewares_of_a_call_replace_those_of_the_client(server, gateway):
+    """So ours has to be repeated there. ``instrument`` reaches such a call, too."""
+
+    async def other(request, handler):
+        return await handler(request)
+
+    ours = GatewayMiddleware(gateway)
+
+    async def main():
+        async with aiohttp.ClientSession(middlewares=[ours]) as client:
+            for middlewares in [other], [other, ours]:
+                await client.get(gateway.endpoint("x"), middlewares=middlewares)
+            with instrument(gateway):
+                await client.get(gateway.endpoint("x"), middlewares=[other])
+
+    with session_scope("s1"):
         asyncio.run(main())
-    assert server.arrived[0].identifiers == {}
+    assert [each.session_id for each in server.arrived] == [None, "s1", "s1"]
+
+
+class TestSDKs:
+    """The SDKs are built on httpx, and can send over aiohttp."""
+
+    @pytest.mark.parametrize("sdk", [openai, anthropic, groq], ids=lambda sdk: sdk.__name__)
+    def test_client_over_aiohttp(self, sdk, recording_gateway):
+        gateway = Gateway(recording_gateway.url, forward="https://api.example")
+
+        async def ask(client, session_id):
+            ask = {"model": "m", "messages": [{"role": "user", "content": session_id}]}
+            with session_scope(session_id):
+                if sdk is anthropic:
+                    await client.messages.create(**ask, max_tokens=9)
+                else:
+                    await client.chat.completions.create(**ask)
+
+        async def main():
+            make = {openai: "AsyncOpenAI", anthropic: "AsyncAnthropic", groq: "AsyncGroq"}[sdk]
+            url = gateway.endpoint("v1" if sdk is openai else "")
+            http = sdk.DefaultAioHttpClient()
+            async with getattr(sdk, make)(api_key="x", base_url=url, http_client=http) as client:
+                await asyncio.gather(ask(client, "s1"), ask(client, "s2"))
+
+        with instrument(gateway):
+            asyncio.run(main())
+        arrived = [
+            (each.session_id, each.json["messages"][0]["content"])
+            for each in recording_gateway.requests
+        ]
+        assert sorted(arrived) == [("s1", "s1"), ("s2", "s2")]
+
+    def test_redirect_off_the_gateway_takes_no_identifier_along(self):
+        """httpx follows it, above aiohttp."""
+        with Server() as stranger:
+            with Server(lambda arrived: redirect(307, f"{stranger.origin}/x")) as server:
+                gateway = Gateway(server.origin, forward=FORWARD)
+
+                async def main():
+                    async with openai.DefaultAioHttpClient() as http:
+                        headers = {"X-Cagent-Compacting": "1"}
+                        await http.post(gateway.endpoint("x"), headers=headers)
+
+                with instrument(gateway), session_scope("s1"):
+                    asyncio.run(main())
+                assert [each.session_id for each in server.arrived] == ["s1"]
+            assert [each.identifiers for each in stranger.arrived] == [{}]
