@@ -12,7 +12,6 @@ import openai
 import pytest
 import requests
 from cachecontrol import CacheControlAdapter
-from huggingface_hub import InferenceClient, configure_http_backend
 from mistralai.client import Mistral
 from requests_oauthlib import OAuth1Session
 from requests_toolbelt import MultipartEncoder
@@ -189,28 +188,6 @@ def test_mistral(gateway, recording_gateway, all_of):
             answer = client.chat.complete(model="m", messages=MESSAGES)
     assert answer.choices[0].message.content == recording_gateway.reply
     all_of("s1", 1)
-
-
-def test_huggingface_hub(gateway, recording_gateway, all_of):
-    def backend():
-        http = requests.Session()
-        gateway.mount(http)
-        return http
-
-    configure_http_backend(backend)
-    try:
-        client = InferenceClient(base_url=gateway.endpoint("v1"), api_key="x")
-        with session_scope("s1"):
-            answer = client.chat_completion(MESSAGES, model="m")
-            texts = [
-                chunk.choices[0].delta.content or ""
-                for chunk in client.chat_completion(MESSAGES, model="m", stream=True)
-            ]
-    finally:
-        configure_http_backend()
-    assert answer.choices[0].message.content == recording_gateway.reply
-    assert "".join(texts) == recording_gateway.reply
-    all_of("s1", 2)
 
 
 def test_requests_oauthlib(gateway, all_of):

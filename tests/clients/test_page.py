@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import configure_http_backend
+from huggingface_hub import set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 
 from cagent_session import uninstrument
-from cagent_session.testing import RecordingGateway
+from cagent_session.testing import RecordedRequest, RecordingGateway
 
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 
@@ -19,6 +20,7 @@ ANTHROPIC = "https://api.anthropic.com"
 MISTRAL = "https://api.mistral.ai"
 #: Where the gateway is to relay the calls of each section.
 FORWARDS = {
+    "What instrument covers": [OPENAI],
     "Several providers or models over one client": [
         OPENAI,
         f"{MISTRAL}/v1",
@@ -32,11 +34,12 @@ FORWARDS = {
     "google-genai": ["https://generativelanguage.googleapis.com"],
     "groq": ["https://api.groq.com"],
     "ollama": ["http://ollama.example:11434"],
+    "cohere and voyageai": ["https://api.cohere.com", "https://api.voyageai.com/v1"],
     "boto3 for Amazon Bedrock": ["https://bedrock-runtime.us-east-1.amazonaws.com"],
     "aiohttp": [OPENAI],
     "httpx": [OPENAI],
     "urllib3 and OpenAPI-generated clients": [OPENAI],
-    "huggingface_hub before 1.0": ["https://router.huggingface.co/v1"],
+    "huggingface_hub": ["https://router.huggingface.co/v1"],
     "Other sessions and other adapters of requests": [OPENAI, OPENAI],
 }
 
@@ -48,12 +51,23 @@ def sections() -> Iterator[tuple[str, list[str]]]:
         yield title, snippet.findall(text)
 
 
+def respond(asked: RecordedRequest) -> dict | None:
+    """Answer where the gateway's own shapes are not those of the SDK."""
+    if asked.path == "/v2/chat":
+        message = {"role": "assistant", "content": [{"type": "text", "text": "Hello!"}]}
+        return {"id": "1", "finish_reason": "COMPLETE", "message": message}
+    if asked.path == "/v1/embeddings":
+        data = [{"object": "embedding", "embedding": [0.5], "index": 0}]
+        return {"object": "list", "data": data, "model": "m", "usage": {"total_tokens": 1}}
+    return None
+
+
 @pytest.fixture
 def arrived() -> Iterator[dict[str, list]]:
     """What arrives of each section, when they are run in order and in one module."""
     namespace: dict = {"__name__": "page"}
     arrived = {}
-    with RecordingGateway() as gateway:
+    with RecordingGateway(respond=respond) as gateway:
         for title, snippets in sections():
             for number, snippet in enumerate(snippets, 1):
                 code = snippet.replace("https://gateway.example", gateway.url)
@@ -62,7 +76,7 @@ def arrived() -> Iterator[dict[str, list]]:
             gateway.clear()
     yield arrived
     uninstrument()
-    configure_http_backend()
+    set_client_factory(default_client_factory)
 
 
 def test_each_call_is_relayed_to_its_provider_in_its_session(arrived):

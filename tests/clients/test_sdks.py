@@ -182,7 +182,7 @@ def make(request):
 
 @pytest.fixture(params=["by hand", "instrument"])
 def sdk(request, make, recording_gateway, monkeypatch):
-    """In the end, each call was marked, and came in the session that it names."""
+    """Checks in the end that each call was stamped, and came in the session that it names."""
 
     def as_ollama(arrived):
         if arrived.path == "/api/chat":
@@ -251,7 +251,7 @@ class TestSessions:
         assert calls(recording_gateway) == dict.fromkeys(names, 2)
 
 
-def test_ollama_streams_in_the_session_of_whoever_asks(recording_gateway):
+def test_ollama_streams_in_the_session_of_the_code_that_asks(recording_gateway):
     recording_gateway.respond = lambda arrived: {"message": {"role": "assistant"}}
     gateway = Gateway(recording_gateway.url, forward=Ollama.forward)
     client = Ollama(gateway).blocking()
@@ -262,7 +262,7 @@ def test_ollama_streams_in_the_session_of_whoever_asks(recording_gateway):
     assert calls(recording_gateway) == {"s2": 1}
 
 
-def test_mistral_with_one_client_leaves_the_other_way_bare(recording_gateway):
+def test_mistral_with_one_client_leaves_the_other_way_unattributed(recording_gateway):
     gateway = Gateway(recording_gateway.url, forward=Mistralai.forward)
     http = httpx2.Client(transport=for_httpx2.GatewayTransport(gateway))
     client = Mistral(api_key="x", server_url=gateway.endpoint(""), client=http)
