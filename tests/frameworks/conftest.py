@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import datetime
+import importlib.metadata
 import ipaddress
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
 # Before any framework is imported: nothing that reports home, and no models from a hub.
 os.environ.update(
+    AGNO_TELEMETRY="false",
     ANONYMIZED_TELEMETRY="false",
     AWS_EC2_METADATA_DISABLED="true",
     CREWAI_DISABLE_TELEMETRY="true",
@@ -31,7 +36,8 @@ import page
 import pytest
 from mock_model import FORWARD, PARENT_HEADER, Model
 
-from cagent_session import Gateway, instrument, uninstrument
+from cagent_session import Gateway, instrument, session_scope, uninstrument
+from cagent_session.integrations.threads import carry_session
 from cagent_session.testing import RecordingGateway
 
 _refused: list[str] = []
@@ -87,6 +93,41 @@ def run() -> Iterator[Callable[..., Any]]:
         yield lambda coroutine: runner.run(coroutine, context=copy_context())
 
 
+#: By test module, how many of the model's calls were right, in a wrong session, and in none.
+_counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+_failed: set[str] = set()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed:
+        _failed.add(Path(report.location[0]).stem)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    terminalreporter.section("calls of the model, without the tests of what is lost")
+    for module, count in sorted(_counts.items()):
+        total = sum(count.values())
+        terminalreporter.line(
+            f"{module:24}{total:6} calls{count['right']:6} right"
+            f"{count['wrong']:6} wrong{count['unattributed']:6} unattributed"
+        )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write into the page what was tested with which version, if tox -e pages asks for it."""
+    if "WRITE_PAGES" not in os.environ:
+        return
+    passed = {item.path.stem for item in session.items} - _failed
+    today = datetime.datetime.now(datetime.timezone.utc).date()
+    page.write(
+        {
+            framework: f"{importlib.metadata.version(distribution)} ({today})"
+            for framework, (distribution, module) in page.TESTED.items()
+            if module in passed
+        }
+    )
+
+
 @pytest.fixture
 def unchecked_model() -> Iterator[Model]:
     """For tests of what a careless setup loses."""
@@ -95,9 +136,12 @@ def unchecked_model() -> Iterator[Model]:
 
 
 @pytest.fixture
-def model(unchecked_model: Model) -> Iterator[Model]:
+def model(unchecked_model: Model, request: pytest.FixtureRequest) -> Iterator[Model]:
     """Checks in the end that every call came in the session that it was made for."""
     yield unchecked_model
+    for call in unchecked_model.calls:
+        kind = "right" if call.is_right else "wrong" if call.session_id else "unattributed"
+        _counts[request.path.stem][kind] += 1
     assert unchecked_model.wrong == []
 
 
@@ -107,11 +151,15 @@ def gateway(unchecked_model: Model) -> Gateway:
 
 
 @pytest.fixture
-def run_section() -> Iterator[Callable[[str], RecordingGateway]]:
-    """Runs a section of the page, without ``instrument`` but where that is in the snippets."""
-    uninstrument()
+def run_section(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RecordingGateway]]:
+    """Runs a section of the page, without the two lines but where they are in the snippets."""
+    monkeypatch.setenv("GOOGLE_API_KEY", "key-of-the-gateway")
+    switched_off = carry_session()  # which nobody has called before, so its end is to switch off
+    with switched_off:
+        uninstrument()
     yield page.run
-    uninstrument()
+    with switched_off:
+        uninstrument()
 
 
 @pytest.fixture(params=["instrument", "by hand"])
@@ -120,10 +168,37 @@ def is_instrumented(
 ) -> Iterator[bool]:
     """Whether a framework's own clients go to the gateway, or the test's way is to wire them."""
     monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-gateway")
-    if request.param == "by hand":
-        monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-        yield False
-        return
-    monkeypatch.setenv("OPENAI_BASE_URL", gateway.endpoint("v1"))
-    with instrument(gateway):
-        yield True
+    with carry_session():
+        if request.param == "by hand":
+            monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+            yield False
+            return
+        monkeypatch.setenv("OPENAI_BASE_URL", gateway.endpoint("v1"))
+        with instrument(gateway):
+            yield True
+
+
+@pytest.fixture
+def two_lines(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The two lines at the top of the page; the environment says where the gateway is."""
+    for name in ("OPENAI_API_KEY", "GOOGLE_API_KEY"):
+        monkeypatch.setenv(name, "key-of-the-gateway")
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_BASE", "OPENAI_API_BASE_URL"):
+        monkeypatch.setenv(name, gateway.endpoint("v1"))
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", gateway.endpoint(""))
+    with instrument(gateway), carry_session():
+        yield
+
+
+@pytest.fixture
+def run_at_once(run: Callable[..., Any]) -> Callable[..., list[Any]]:
+    """Runs a coroutine function for several sessions at once, each time in that session."""
+
+    async def in_session(work: Callable[[str], Coroutine[Any, Any, Any]], session_id: str) -> Any:
+        with session_scope(session_id):
+            return await work(session_id)
+
+    async def all_of(work: Callable[[str], Coroutine[Any, Any, Any]], ids: tuple[str, ...]) -> Any:
+        return await asyncio.gather(*(in_session(work, session_id) for session_id in ids))
+
+    return lambda work, *session_ids: run(all_of(work, session_ids))

@@ -79,7 +79,7 @@ class Model(Server):
 
     @property
     def wrong(self) -> list[Call]:
-        """The calls without a session, in another's, or without the gateway's mark."""
+        """The calls without a session, in another's, or without the gateway headers."""
         return [call for call in self.calls if not call.is_right]
 
     @property
@@ -177,9 +177,14 @@ class _Task:
         if not self.tools:
             return []
         return [
-            (f"call_{self.id}_{number}", name, json.dumps(self._arguments(name, argument)))
+            (f"call_{self.id}_{number}", tool, json.dumps(self._arguments(tool, argument)))
             for number, (name, argument) in enumerate(self.commands)
+            for tool in [self._offered(name)]
         ]
+
+    def _offered(self, name: str) -> str:
+        """Return the tool of that name. Semantic Kernel puts a plugin's name in front."""
+        return next(tool for tool in self.tools if tool.rpartition("-")[2] == name)
 
     def _arguments(self, tool: str, first: str) -> dict[str, str]:
         return dict.fromkeys(list(self.tools[tool].get("properties", ()))[:1], first)
@@ -323,7 +328,7 @@ class _Response(_Task):
 class _Content(_Task):
     def __init__(self, asked: dict[str, Any]) -> None:
         tools = [
-            {"name": each["name"], "parameters": each["parameters_json_schema"]}
+            {"name": each["name"], "parameters": _schema(each)}
             for tool in asked.get("tools", ())
             for each in tool["functionDeclarations"]
         ]
@@ -346,6 +351,12 @@ class _Content(_Task):
 
     def events(self) -> Iterator[bytes]:
         yield _event(self.whole())
+
+
+def _schema(declared: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of a function, under the names that versions of google-genai send."""
+    names = ("parameters_json_schema", "parametersJsonSchema", "parameters")
+    return next((declared[name] for name in names if name in declared), {})
 
 
 def _text(content: Any) -> str:

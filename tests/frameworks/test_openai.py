@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import openai
@@ -54,13 +55,21 @@ def test_the_transport_for_the_other_one_refuses(gateway):
 
 
 def test_the_page(run_section):
-    run_section("One line for all of them")
+    run_section(page.TWO_LINES, page.BY_HAND)
 
 
 def test_every_section_of_the_page_is_run():
     tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
     for title, snippets in page.sections().items():
-        assert not snippets or title == page.BEGINNING or f'run_section("{title}")' in tests
+        is_beginning = title in (page.TWO_LINES, page.BY_HAND)
+        assert not snippets or is_beginning or f'run_section("{title}"' in tests
+
+
+def test_the_table_says_what_each_framework_was_tested_with():
+    """tox -e pages writes it; the versions of this run may be newer."""
+    assert page.versions().keys() == page.TESTED.keys()
+    for name, cell in page.versions().items():
+        assert re.fullmatch(r"\d[\w.]+ \(20\d\d-\d\d-\d\d\)", cell), name
 
 
 @pytest.mark.skipif(httpx.__name__ != "httpx2", reason="the page has it for httpx2")
@@ -72,9 +81,9 @@ def test_the_recipe_on_the_page(run_section):
 class TestDefaults:
     def test_kept_by_the_client_class_of_the_sdk(self, transport):
         ours, its = openai.DefaultHttpxClient(transport=transport), openai.DefaultHttpxClient()
-        bare = httpx.Client(transport=transport)
-        assert ours.timeout == its.timeout == openai.DEFAULT_TIMEOUT != bare.timeout
-        assert (ours.follow_redirects, bare.follow_redirects) == (True, False)
+        plain = httpx.Client(transport=transport)
+        assert ours.timeout == its.timeout == openai.DEFAULT_TIMEOUT != plain.timeout
+        assert (ours.follow_redirects, plain.follow_redirects) == (True, False)
 
     def test_a_redirect_is_followed_by_that_class_alone(self):
         def moved(arrived):
@@ -125,16 +134,16 @@ class TestDefaults:
 
 class TestOneClient:
     def test_several_providers_and_models(self):
-        """The bare transport, with the marks as headers of each model."""
+        """A transport without a gateway, and the gateway headers of each model."""
         with Server(lambda arrived: response(200, json.dumps({"choices": []}).encode())) as server:
             http = openai.DefaultHttpxClient(transport=GatewayTransport())
             shared = {"base_url": f"{server.origin}/v1", "api_key": "x", "http_client": http}
-            marks = [
+            headers = [
                 gateway_headers("https://api.openai.com/v1", provider="openai", model=MODEL),
                 gateway_headers("https://api.mistral.ai/v1", provider="mistral"),
             ]
-            clients = [openai.OpenAI(**shared, default_headers=each) for each in marks]
-            for client in [*clients, clients[0].with_options(default_headers=marks[1])]:
+            clients = [openai.OpenAI(**shared, default_headers=each) for each in headers]
+            for client in [*clients, clients[0].with_options(default_headers=headers[1])]:
                 with session_scope("s1"):
                     client.chat.completions.create(**asking("s1"))
             for client in clients:

@@ -17,7 +17,7 @@ from support.wire import Server, redirect
 from cagent_session import Gateway, session_from, session_scope
 
 
-class Marks(BaseInterceptor[httpx.Request, httpx.Response]):
+class Stamp(BaseInterceptor[httpx.Request, httpx.Response]):
     def __init__(self, gateway):
         self.gateway = gateway
 
@@ -36,7 +36,7 @@ class Marks(BaseInterceptor[httpx.Request, httpx.Response]):
 
 
 def wired(gateway):
-    return {"base_url": gateway.endpoint("v1"), "interceptor": Marks(gateway)}
+    return {"base_url": gateway.endpoint("v1"), "interceptor": Stamp(gateway)}
 
 
 @pytest.fixture(params=["completions", "responses"])
@@ -168,13 +168,24 @@ class TestAsync:
         assert model.count == {"s1": 3}
 
 
+@pytest.mark.usefixtures("two_lines")
+def test_gemini_whose_calls_are_awaited(model, run_at_once):
+    """The SDK sends them over aiohttp."""
+
+    async def work(session_id):
+        return await LLM(model="gemini/gemini-2.5-flash").acall(question(session_id))
+
+    assert run_at_once(work, "s1", "s2") == ["done for s1", "done for s2"]
+    assert model.count == {"s1": 1, "s2": 1}
+
+
 def test_the_page(run_section):
     run_section("CrewAI")
 
 
 class TestPitfalls:
     def test_no_redirect_is_followed_with_an_interceptor(self, run):
-        """Whose client is a bare one of httpx."""
+        """Its client is a plain one of httpx."""
         with Server() as stranger:
             with Server(lambda request: redirect(307, f"{stranger.origin}/x")) as server:
                 gateway = Gateway(server.origin, forward=FORWARD)

@@ -21,7 +21,7 @@ from autogen_core.models import UserMessage
 from autogen_ext.models.openai import OpenAIChatCompletionClient
 from mock_model import bill, prompt, question, sub_prompt
 
-from cagent_session import SessionThreadPoolExecutor, session_from, session_scope
+from cagent_session import session_from, session_scope
 from cagent_session.integrations.httpx2 import GatewayTransport
 
 
@@ -142,11 +142,9 @@ class TestPitfalls:
         run(main())
         assert [call.wants_usage for call in model.calls] == [False, True]
 
-    @pytest.mark.parametrize("is_carried", [False, True])
-    def test_blocking_tools_run_in_the_default_pool(
-        self, is_carried, llm, is_instrumented, gateway, unchecked_model, run
+    def test_blocking_tools_run_in_the_pool_of_the_event_loop(
+        self, llm, is_instrumented, gateway, model, run
     ):
-        """Of the event loop: one that carries the session can be put in its place."""
         options = {} if is_instrumented else wired(gateway, openai.DefaultHttpxClient)
         client = openai.OpenAI(**options)
 
@@ -157,15 +155,12 @@ class TestPitfalls:
             return completion.choices[0].message.content
 
         async def main():
-            if is_carried:
-                asyncio.get_running_loop().set_default_executor(SessionThreadPoolExecutor())
             agent = AssistantAgent("assistant", llm, tools=[ask], max_tool_iterations=5)
             with session_scope("s1"):
                 return await said(agent, "session s1: ask(s1) ask(s1)")
 
         assert asyncio.run(main()) == "done for s1"
-        lost = {} if is_carried else {None: 2}
-        assert unchecked_model.count == {"s1": 4 - sum(lost.values())} | lost
+        assert model.count == {"s1": 4}
 
     def test_a_runtime_works_in_the_session_of_whoever_started_it(self, llm, unchecked_model, run):
         """Unless its agents take the session from the messages."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import pytest
 from haystack import Document, Pipeline
 from haystack.components.agents import Agent
-from haystack.components.extractors import LLMMetadataExtractor, llm_metadata_extractor
+from haystack.components.extractors import LLMMetadataExtractor
 from haystack.components.generators.chat import (
     OpenAIChatGenerator,
     OpenAIResponsesChatGenerator,
@@ -19,7 +19,7 @@ from haystack.tools import tool
 from haystack.utils import Secret
 from mock_model import bill, prompt, question, sub_prompt
 
-from cagent_session import SessionThreadPoolExecutor, session_from, session_scope
+from cagent_session import session_from, session_scope
 from cagent_session.integrations.httpx import GatewayTransport
 
 DOCUMENTS = [Document(content="a"), Document(content="b")]
@@ -167,10 +167,8 @@ class TestAsync:
         assert model.count == {"s1": 2 * 2 * 4}
 
 
-def test_the_page(run_section, monkeypatch):
-    monkeypatch.setattr(llm_metadata_extractor, "ThreadPoolExecutor", None)  # put back
+def test_the_page(run_section):
     run_section("Haystack")
-    assert llm_metadata_extractor.ThreadPoolExecutor is SessionThreadPoolExecutor
 
 
 class TestPitfalls:
@@ -183,18 +181,11 @@ class TestPitfalls:
             expected_keys=[],
         )
 
-    def test_some_components_have_a_pool_of_their_own(self, extractor, unchecked_model, run):
-        """Only in their blocking form, which loses the session."""
+    def test_some_components_have_their_own_pool(self, extractor, model, run):
         with session_scope("s1"):
             extractor.run(DOCUMENTS)
             run(extractor.run_async(DOCUMENTS))
-        assert [call.session_id for call in unchecked_model.calls] == [None, None, "s1", "s1"]
-
-    def test_unless_the_pool_is_ours(self, extractor, model, monkeypatch):
-        monkeypatch.setattr(llm_metadata_extractor, "ThreadPoolExecutor", SessionThreadPoolExecutor)
-        with session_scope("s1"):
-            extractor.run(DOCUMENTS)
-        assert model.count == {"s1": 2}
+        assert model.count == {"s1": 4}
 
     def test_a_transport_cannot_be_saved(self, gateway):
         def pipeline(options):

@@ -196,7 +196,9 @@ class TestAsync:
 
 class TestPitfalls:
     @pytest.mark.parametrize("given", ["http_client", "http_async_client"])
-    def test_one_client_leaves_the_other_way_bare(self, given, gateway, unchecked_model, run):
+    def test_one_client_leaves_the_other_way_unattributed(
+        self, given, gateway, unchecked_model, run
+    ):
         clients = both_clients(gateway)
         options = {"base_url": clients["base_url"], given: clients[given]}
         llm = ChatOpenAI(model="gpt-4o-mini", api_key="x", **options)

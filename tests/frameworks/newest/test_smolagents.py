@@ -9,9 +9,8 @@ import openai
 import pytest
 from mock_model import bill, prompt, question, sub_prompt
 from smolagents import ChatMessage, CodeAgent, OpenAIModel, ToolCallingAgent, tool
-from smolagents import local_python_executor as its_executor
 
-from cagent_session import SessionThreadPoolExecutor, session_from, session_scope
+from cagent_session import session_from, session_scope
 from cagent_session.integrations.httpx2 import GatewayTransport
 
 END = " then final_answer(done)"
@@ -29,12 +28,11 @@ def llm(is_instrumented, gateway):
 
 @pytest.fixture(params=["tool calls", "code"])
 def make_agent(request):
-    """Makes an agent of either kind; what runs the code has no limit of time, and so no pool."""
+    """Makes an agent of either kind. Code runs in the agent's own thread pool."""
 
     def make(llm, tools, **options):
         if request.param == "tool calls":
             return ToolCallingAgent(tools, llm, verbosity_level=-1, **options)
-        options["executor_kwargs"] = {"timeout_seconds": None}
         return CodeAgent(tools, llm, verbosity_level=-1, **options)
 
     return make
@@ -130,32 +128,25 @@ def test_a_managed_agent_in_a_session_of_its_own(make_agent, llm, model):
     assert model.count == {"s1": 2, "s1-sub": 1}
 
 
-def test_the_page(run_section, monkeypatch):
-    monkeypatch.setattr(its_executor, "ThreadPoolExecutor", ThreadPoolExecutor)  # put back
+def test_the_page(run_section):
     run_section("smolagents")
 
 
-class TestPitfalls:
-    def agent(self, llm):
-        @tool
-        def ask(session_id: str) -> str:
-            """Ask the model.
+def test_code_loses_the_session_without_carry_session(gateway, unchecked_model):
+    http = openai.DefaultHttpxClient(transport=GatewayTransport(gateway))
+    options = {"api_base": gateway.endpoint("v1"), "client_kwargs": {"http_client": http}}
+    llm = OpenAIModel("gpt-4o-mini", api_key="x", **options)
 
-            Args:
-                session_id: whose question it is
-            """
-            return llm([ChatMessage(role="user", content=[text(question(session_id))])]).content
+    @tool
+    def ask(session_id: str) -> str:
+        """Ask the model.
 
-        return CodeAgent([ask], llm, verbosity_level=-1)
+        Args:
+            session_id: whose question it is
+        """
+        return llm([ChatMessage(role="user", content=[text(question(session_id))])]).content
 
-    def test_code_runs_in_a_pool_without_the_session(self, llm, unchecked_model):
-        with session_scope("s1"):
-            self.agent(llm).run("session s1: ask(s1) ask(s1)" + END)
-        assert unchecked_model.count == {"s1": 2, None: 2}
-
-    def test_unless_the_pool_is_ours(self, llm, model, monkeypatch):
-        """Which keeps the limit of time."""
-        monkeypatch.setattr(its_executor, "ThreadPoolExecutor", SessionThreadPoolExecutor)
-        with session_scope("s1"):
-            self.agent(llm).run("session s1: ask(s1) ask(s1)" + END)
-        assert model.count == {"s1": 4}
+    with session_scope("s1"):
+        agent = CodeAgent([ask], llm, verbosity_level=-1)
+        agent.run("session s1: ask(s1) ask(s1)" + END)
+    assert unchecked_model.count == {"s1": 2, None: 2}

@@ -167,7 +167,9 @@ class TestBlocking:
 
 class TestPitfalls:
     @pytest.mark.parametrize("given", ["http_client", "async_http_client"])
-    def test_one_client_leaves_the_other_way_bare(self, given, gateway, unchecked_model, run):
+    def test_one_client_leaves_the_other_way_unattributed(
+        self, given, gateway, unchecked_model, run
+    ):
         clients = both_clients(gateway)
         options = {"api_base": clients["api_base"], given: clients[given]}
         llm = OpenAI(model="gpt-4o-mini", api_key="x", **options)

@@ -20,6 +20,7 @@ from cagent_session import (
     session_from,
     session_scope,
 )
+from cagent_session.integrations.aiohttp import GatewayMiddleware
 from cagent_session.integrations.httpx import GatewayTransport
 
 TOOLS = [
@@ -40,14 +41,12 @@ def _as_imported(monkeypatch):
     """It keeps its clients for an hour, whatever it is given in the meantime."""
     for name in ("client_session", "aclient_session"):
         monkeypatch.setattr(litellm, name, None)
-    monkeypatch.setattr(litellm, "disable_aiohttp_transport", False)
     litellm.in_memory_llm_clients_cache.flush_cache()
 
 
 @pytest.fixture
 def options(is_instrumented, gateway):
     if is_instrumented:
-        litellm.disable_aiohttp_transport = True
         return {"model": "gpt-4o-mini"}
     transport = GatewayTransport(gateway)
     litellm.client_session = httpx.Client(transport=transport, follow_redirects=True)
@@ -205,12 +204,16 @@ class TestOtherProviders:
         assert arrived == [("s1", anthropic.forward)] * 4
 
     def test_instrumented(self, anthropic, options, recording_gateway, run):
-        litellm.disable_aiohttp_transport = True
+        async def main():
+            await litellm.acompletion(**options)
+            stream = await litellm.acompletion(stream=True, **options)
+            return [part async for part in stream]
+
         with instrument(anthropic), session_scope("s1"):
             litellm.completion(**options)
-            run(litellm.acompletion(**options))
+            run(main())
         arrived = [(each.session_id, each.forward) for each in recording_gateway.requests]
-        assert arrived == [("s1", anthropic.forward)] * 2
+        assert arrived == [("s1", anthropic.forward)] * 3
 
     def test_the_clients_for_openai_are_not_theirs(
         self, anthropic, options, recording_gateway, run
@@ -228,8 +231,6 @@ def test_the_page(run_section):
         "https://api.openai.com/v1",
         "https://api.anthropic.com",
         "https://api.anthropic.com",
-        "https://api.openai.com/v1",
-        "https://api.openai.com/v1",
     ]
 
 
@@ -242,18 +243,10 @@ class TestPitfalls:
             "api_key": "x",
         }
 
-    def test_asynchronous_calls_go_over_aiohttp(self, gateway, options, unchecked_model, run):
-        with instrument(gateway), session_scope("s1"):
-            run(litellm.acompletion(messages=asked(question("s1")), **options))
-        assert [call.is_right for call in unchecked_model.calls] == [False]
-
-    def test_unless_they_are_given_a_session_of_aiohttp(self, gateway, options, model, run):
-        async def mark(request, handler):
-            request.headers.update(gateway.headers_for(str(request.url)))
-            return await handler(request)
-
+    def test_a_session_of_aiohttp_can_be_given_to_a_call(self, gateway, options, model, run):
         async def main():
-            async with aiohttp.ClientSession(middlewares=[mark]) as shared:
+            middlewares = [GatewayMiddleware(gateway)]
+            async with aiohttp.ClientSession(middlewares=middlewares) as shared:
                 with session_scope("s1"):
                     messages = asked(question("s1"))
                     await litellm.acompletion(messages=messages, shared_session=shared, **options)
@@ -278,16 +271,9 @@ class TestPitfalls:
                 list(litellm.completion(messages=messages, stream=True, **options, **more))
         assert [call.wants_usage for call in model.calls] == [False, True]
 
-    def test_batches_have_a_pool_of_their_own(self, gateway, options, unchecked_model):
-        """A pool that carries the session does what they do."""
-        litellm.client_session = httpx.Client(transport=GatewayTransport(gateway))
-
-        def ask(messages):
-            return litellm.completion(messages=messages, **options)
-
+    @pytest.mark.usefixtures("two_lines")
+    def test_batches_have_their_own_pool(self, options, model):
         batch = [asked(question("s1"))] * 2
         with session_scope("s1"):
             litellm.batch_completion(messages=batch, **options)
-            with SessionThreadPoolExecutor() as pool:
-                list(pool.map(ask, batch))
-        assert [call.session_id for call in unchecked_model.calls] == [None, None, "s1", "s1"]
+        assert model.count == {"s1": 2}
