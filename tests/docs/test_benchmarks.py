@@ -17,6 +17,9 @@ from cagent_session import session_scope
 for needed in ("httpx", "httpx2", "structlog", "opentelemetry.instrumentation.httpx"):
     pytest.importorskip(needed, reason="tox -e py312 and its like have all that is compared with")
 
+# One process of pytest-xdist runs them all, so that the scripts run once.
+pytestmark = pytest.mark.xdist_group("benchmarks")
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
     path.stem
