@@ -122,7 +122,7 @@ def _requests_patch(original: Any) -> Any:
         router = _active_router
         if router is not None:
             return for_requests.send(
-                router, pass_on, request, stream, timeout, verify, cert, proxies
+                router, pass_on, request, True, stream, timeout, verify, cert, proxies
             )
         headers = request.headers
         if isinstance(headers, GuardedHeaders) and headers.are_callers_own(request):

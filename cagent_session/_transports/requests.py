@@ -75,7 +75,8 @@ class GatewayMixin(_Adapter):
         The session is the one that is in scope in the calling thread, now.
         """
         pass_on = super().send if self._behind is None else self._send_behind
-        return send(self._router, pass_on, request, stream, timeout, verify, cert, proxies)
+        router = self._router
+        return send(router, pass_on, request, False, stream, timeout, verify, cert, proxies)
 
     _behind: BaseAdapter | None = None  #: the adapter that sends, if it is not this one
 
@@ -177,6 +178,7 @@ def send(
     router: Router,
     pass_on: Callable[..., Response],
     request: PreparedRequest,
+    may_be_rebuilt: bool,
     stream: bool,
     timeout: Any,
     verify: Any,
@@ -185,10 +187,12 @@ def send(
 ) -> Response:
     """Send ``request``, or a stamped copy of it if it is gateway-bound.
 
-    :param pass_on: the ``send`` of an adapter. It gets the other parameters by name, as not every
-        adapter takes all of them by position.
+    :param pass_on: the ``send`` of an adapter. It gets ``stream`` and all after it by name, as not
+        every adapter takes them by position.
+    :param may_be_rebuilt: whether code below a transport of ours may have made ``request`` from one
+        that is stamped already.
     """
-    outgoing, guarded, passage = _through_gate(router, request, stream)
+    outgoing, guarded, passage = _through_gate(router, request, stream, may_be_rebuilt)
     if guarded is None:
         return pass_on(
             outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
@@ -215,7 +219,7 @@ def send(
 
 
 def _through_gate(
-    router: Router, request: PreparedRequest, stream: bool
+    router: Router, request: PreparedRequest, stream: bool, may_be_rebuilt: bool
 ) -> tuple[PreparedRequest, GuardedHeaders | None, Passage | None]:
     """Return the request to send: ``request`` itself, or a copy.
 
@@ -232,10 +236,13 @@ def _through_gate(
             request, by_bare_gate=not router.hosts
         )
     route = router.route(url) if router.hosts else BARE
-    by_name, names, passage = _by_name(headers, route)
+    by_name, names = _by_name(headers, route)
+    passage: Passage | None = None
     if names:  # it may be gateway-bound
-        if passage is not None and passage.covers(request.method, url):
-            return request, None, None
+        if may_be_rebuilt:
+            passage = passage_in(dict.values(by_name))
+            if passage is not None and passage.covers(request.method, url):
+                return request, None, None
         passage = Passage(request.method, route.with_query(url) if route.query else url)
     stamp = gate(url, route, by_name, _STREAMED if stream else _REQUESTS, passage)
     if stamp is None or passage is None:
@@ -264,11 +271,10 @@ def _unbound(
     return outgoing, before, None
 
 
-def _by_name(headers: Any, route: Route) -> tuple[Headers, str, Passage | None]:
+def _by_name(headers: Any, route: Route) -> tuple[Headers, str]:
     """Return the headers by their lower-case names.
 
-    If the request may be gateway-bound, also these names in lines, and the passage that a header
-    knows; else an empty string and ``None``.
+    If the request may be gateway-bound, also these names in lines; else an empty string.
 
     The plain code would be ``by_lower_name(headers.items())``. Reading requests' own table saves
     going through all headers in Python, which would be half of what the gate costs. But a name in
@@ -278,13 +284,13 @@ def _by_name(headers: Any, route: Route) -> tuple[Headers, str, Passage | None]:
     if by_name is None or b"x-cagent-forward" in by_name:
         by_name = by_lower_name(headers.items())
     if route is BARE and "x-cagent-forward" not in by_name:
-        return by_name, "", None
+        return by_name, ""
     try:
         names = "\n".join(dict.keys(by_name))
     except TypeError:  # a name is bytes
         by_name = by_lower_name(headers.items())
         names = "\n".join(by_name)
-    return by_name, names or "\n", passage_in(dict.values(by_name))
+    return by_name, names or "\n"
 
 
 def _stamped(

@@ -91,7 +91,7 @@ def urls(draw, port: int) -> str:
 def is_owned(port: int, arrived: Arrived, url: str) -> bool:
     """As the server sees it: the host that was connected to, and the path that came.
 
-    A URL with user info is no gateway's. (urllib3 and aiohttp take it off before anyone can see it.)
+    A URL with user info is no gateway's. urllib3 and aiohttp take it off before anyone sees it.
     """
     agent = arrived.get("User-Agent") or ""
     if "@" in url and not ("urllib3" in agent or "aiohttp" in agent):
