@@ -72,12 +72,6 @@ def test_the_table_says_what_each_framework_was_tested_with():
         assert re.fullmatch(r"\d[\w.]+ \(20\d\d-\d\d-\d\d\)", cell), name
 
 
-@pytest.mark.skipif(httpx.__name__ != "httpx2", reason="the page has it for httpx2")
-def test_the_recipe_on_the_page(run_section):
-    gateway = run_section("Several providers or models over one client")
-    assert [each.provider for each in gateway.requests] == ["openai", "mistral"]
-
-
 class TestDefaults:
     def test_kept_by_the_client_class_of_the_sdk(self, transport):
         ours, its = openai.DefaultHttpxClient(transport=transport), openai.DefaultHttpxClient()
