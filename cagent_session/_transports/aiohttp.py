@@ -51,6 +51,7 @@ class Hops:
         self._router = router
         self._home: str | None = None  # the URL of the first hop that was gateway-bound
         self._identifiers: frozenset[str] = frozenset()
+        self.responses = 0  #: redirects of this call that the client still keeps
 
     @property
     def was_bound(self) -> bool:

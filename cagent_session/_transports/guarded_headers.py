@@ -50,6 +50,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     __copy__ = copy
 
     def __deepcopy__(self, memo: object) -> Any:
+        # As complete as the original, and as careful: responses are compared and cached.
         return self._with(self.items(), self.left, self.passage)
 
     def __reduce__(self) -> Any:

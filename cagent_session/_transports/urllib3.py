@@ -130,6 +130,32 @@ class _Homed(str):
         return str, (str.__str__(self),)
 
 
+class _HomedBytes(bytes):
+    """What :class:`_Homed` is, for a value that was given in bytes."""
+
+    home: Any
+
+    def __reduce__(self) -> Any:
+        return bytes, (bytes(self),)
+
+
+def _with_home(value: Any, home: Any) -> Any:
+    """Return the value of an identifier, bound to the origin ``home`` unless it is bound to one."""
+    if isinstance(value, _Homed | _HomedBytes):
+        return value
+    homed: Any
+    if isinstance(value, bytes):
+        homed = _HomedBytes(value)
+    elif isinstance(value, str):
+        homed = _Homed(str.__str__(value))  # of an enum, what is sent
+    elif isinstance(value, int):
+        homed = _Homed(value)
+    else:
+        return value  # which cannot be sent
+    homed.home = home
+    return homed
+
+
 class _InFlight(dict[str, Any]):
     """The headers of an attempt, and of copies that others make of them."""
 
@@ -261,7 +287,8 @@ def _for_this_attempt(
         return headers.guarded_copy()  # an adapter of requests sends them elsewhere
     gone = set()
     for name, value in headers.items():
-        is_elsewhere = type(value) is _Homed and value.home != _origin(url)
+        is_homed = isinstance(value, _Homed | _HomedBytes)
+        is_elsewhere = is_homed and value.home != _origin(url)
         if is_elsewhere or (is_open and is_stamped(value)):
             gone.add(lower(name))
     return without(headers, gone) if gone else headers
@@ -327,9 +354,8 @@ def _homed(headers: Any, route: Route, origin: Any) -> Any:
     """
     items = []
     for name, value in headers.items():
-        if origin and type(value) is str and is_identifier(_lower(name), route.identifiers):
-            value = _Homed(value)
-            value.home = origin
+        if origin and is_identifier(_lower(name), route.identifiers) and not is_stamped(value):
+            value = _with_home(value, origin)
         items.append((name, value))
     # Of urllib3's own class, ProxyManager would read the values as ordinary strings.
     if len({_lower(name) for name, _ in items}) == len(items):

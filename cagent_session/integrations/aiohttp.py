@@ -49,9 +49,15 @@ class GatewayMiddleware:
         if hops.was_bound and response.status // 100 == 3 and timer is not None:
             # The client keeps this response, and with it the timer, until the call is over.
             self._redirected[id(timer)] = hops
-            forget = weakref.finalize(response, self._redirected.pop, id(timer), None)
-            forget.atexit = False
+            hops.responses += 1
+            weakref.finalize(response, self._forget, id(timer), hops).atexit = False
         return response
+
+    def _forget(self, timer: int, hops: Hops) -> None:
+        # A middleware above may have sent a hop several times.
+        hops.responses -= 1
+        if hops.responses == 0 and self._redirected.get(timer) is hops:
+            del self._redirected[timer]
 
     def __reduce__(self) -> Any:
         return type(self), (self.gateway,)

@@ -142,6 +142,16 @@ class TestRedirects:
             assert server.arrived[2].forward == FORWARD
             assert stranger.arrived[0].identifiers == {}
 
+    def test_a_middleware_above_may_send_a_redirected_hop_twice(self, server: Server, middlewares):
+        async def twice(request, handler):
+            await handler(request)
+            return await handler(request)
+
+        with Server() as stranger:
+            server.respond = lambda request: redirect(307, stranger.at("localhost"))
+            get(f"{server.origin}/p/x", twice, *middlewares, headers=CALLERS)
+            assert [request.identifiers for request in stranger.arrived] == [{}, {}]
+
     def test_a_call_after_a_redirected_one_is_a_call_of_its_own(self, server: Server, gateway):
         """Also if the timer of the first call has been collected, and its address is used again."""
         ours = GatewayMiddleware(gateway)

@@ -14,7 +14,7 @@ from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
 from requests.structures import CaseInsensitiveDict
 from support.lifetime import Watch
-from support.wire import Server, redirect, response
+from support.wire import Proxy, Server, redirect, response
 from urllib3._collections import HTTPHeaderDict
 
 from cagent_session import Gateway, GatewayAdapter, GatewayMixin, gateway_headers, session_scope
@@ -660,6 +660,19 @@ def test_identifiers_of_an_earlier_hop(http, server: Server, replace: bool):
     assert [request.get("X-T") for request in server.arrived] == ["s1", "s1"]
     assert last.request.headers["X-T"] == "s1"
     assert "X-T" not in last.request.copy().headers
+
+
+def test_a_copy_sent_to_a_stranger_through_a_tunnel(http, server: Server, tls):
+    """urllib3 does not copy the headers there."""
+    Gateway(server.origin, forward=FORWARD, headers={"X-Key": "secret"}).mount(http)
+    with Server(tls=tls.context) as stranger, Proxy() as proxy, requests.Session() as plain:
+        with session_scope("s1"):
+            again = http.get(server.origin).request.copy()
+        again.url = stranger.origin
+        plain.trust_env = False
+        plain.send(again, proxies={"https": proxy.origin}, verify=tls.ca)
+        assert stranger.arrived[0].identifiers == {}
+        assert stranger.arrived[0].get("X-Key") is None
 
 
 def test_an_adapter_below_that_copies_and_fails(http, server: Server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -141,6 +142,24 @@ def test_retries_that_forget_the_history_fail_closed(by: str, server: Server):
             http.request("GET", f"{server.origin}/a", headers=CALLERS)
         assert len(stranger.arrived) == 1
         assert secrets(stranger) == []
+
+
+class Name(str, enum.Enum):
+    MINE = "mine"
+
+
+@pytest.mark.parametrize("value", ["mine", b"mine", Name.MINE, 12345], ids=repr)
+def test_a_value_of_any_kind_stays_at_its_origin(by: str, server: Server, value: Any):
+    gateway = Gateway(server.origin, session_header="X-Session-ID")
+    with Server() as stranger:
+        server.respond = lambda request: redirect(302, stranger.at("localhost"))
+        with manager(by, gateway) as http:
+            http.request("GET", server.origin, headers={"X-Session-ID": value})
+            pool = http.connection_from_url(server.origin)
+            pool.urlopen("GET", "/x", headers={"x-session-id": value}, redirect=False)
+        kept = [request.get("X-Session-ID") for request in server.arrived]
+        assert kept == ["12345" if value == 12345 else "mine"] * 2
+        assert stranger.arrived[0].get("X-Session-ID") is None
 
 
 def test_headers_that_others_copied_count_as_the_callers(server: Server):
