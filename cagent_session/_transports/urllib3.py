@@ -2,23 +2,19 @@
 
 urllib3 follows redirects in two places. The manager sends each hop with the headers that its caller
 gave. A pool that is used directly follows redirects itself, and sends each hop with the headers of
-the last attempt. So the value of a header has to tell by itself what may become of it: the gate set
-a ``Stamped`` one, which comes off before each attempt; the caller set a :class:`_Homed` one, which
-is for one origin.
+the last attempt. So the value of a header has to tell by itself what may become of it: one that the
+gate set is a ``Stamped`` one, and comes off before each attempt; an identifier that the caller set
+knows the origin that it is for (``homed_headers``).
 """
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
-from urllib3._collections import HTTPHeaderDict
-from urllib3.exceptions import LocationParseError
-from urllib3.util import parse_url
 from urllib3.util.proxy import connection_requires_http_tunnel
 
 from .._gate import urls
@@ -27,6 +23,7 @@ from .._gate.gateway import Gateway
 from .._gate.passage import Passage, is_stamped, passage_in
 from .._gate.routes import BARE, Headers, Library, Route, Router, is_identifier
 from .guarded_headers import GuardedHeaders
+from .homed_headers import homed, is_for_another, lower_name, origin_of, read_by_urllib3
 from .mappings import lower, with_stamp, without
 
 if TYPE_CHECKING:
@@ -121,41 +118,6 @@ class GatewayProxyManager(_GatewayManager, ProxyManager):
         super().__init__(proxy_url, gateway=gateway, **proxy_manager_kwargs)
 
 
-class _Homed(str):
-    """The value of an identifier that the caller set, which is for one origin."""
-
-    home: Any
-
-    def __reduce__(self) -> Any:
-        return str, (str.__str__(self),)
-
-
-class _HomedBytes(bytes):
-    """What :class:`_Homed` is, for a value that was given in bytes."""
-
-    home: Any
-
-    def __reduce__(self) -> Any:
-        return bytes, (bytes(self),)
-
-
-def _with_home(value: Any, home: Any) -> Any:
-    """Return the value of an identifier, bound to the origin ``home`` unless it is bound to one."""
-    if isinstance(value, _Homed | _HomedBytes):
-        return value
-    homed: Any
-    if isinstance(value, bytes):
-        homed = _HomedBytes(value)
-    elif isinstance(value, str):
-        homed = _Homed(str.__str__(value))  # of an enum, what is sent
-    elif isinstance(value, int):
-        homed = _Homed(value)
-    else:
-        return value  # which cannot be sent
-    homed.home = home
-    return homed
-
-
 class _InFlight(dict[str, Any]):
     """The headers of an attempt, and of copies that others make of them."""
 
@@ -165,33 +127,6 @@ class _InFlight(dict[str, Any]):
         made = type(self)(self)
         made.passage = self.passage
         return made
-
-
-class _SeveralOfOneName(HTTPHeaderDict):
-    """urllib3's headers, which read a value that is the only one of its name as it is.
-
-    The plain class joins even a single value, which makes an ordinary ``str`` of it.
-    """
-
-    def __getitem__(self, key: str) -> Any:
-        values = self.getlist(key)
-        return values[0] if len(values) == 1 else super().__getitem__(key)
-
-
-class _Spellings(dict[Any, str]):
-    """Names in lower case, by how they were spelt.
-
-    The plain code would be ``lower(name)``, which makes a new string that has never been hashed.
-    Looking names up takes a fourth of that.
-    """
-
-    def __missing__(self, name: str | bytes) -> str:
-        if len(self) >= 1024:
-            self.clear()
-        return self.setdefault(name, lower(name))
-
-
-_lower = _Spellings().__getitem__
 
 
 def send(
@@ -266,7 +201,7 @@ def _through_gate(
     if stamp is None:
         return headers, None
     if follows_redirects:
-        headers = _homed(headers, route, _origin(url))
+        headers = homed(headers, route.identifiers, origin_of(url))
     return _stamped(headers, by_name, stamp, passage, is_simple), passage
 
 
@@ -287,9 +222,7 @@ def _for_this_attempt(
         return headers.guarded_copy()  # an adapter of requests sends them elsewhere
     gone = set()
     for name, value in headers.items():
-        is_homed = isinstance(value, _Homed | _HomedBytes)
-        is_elsewhere = is_homed and value.home != _origin(url)
-        if is_elsewhere or (is_open and is_stamped(value)):
+        if is_for_another(value, url) or (is_open and is_stamped(value)):
             gone.add(lower(name))
     return without(headers, gone) if gone else headers
 
@@ -300,7 +233,7 @@ def _by_name(headers: Mapping[str, Any], route: Route) -> tuple[Headers, bool]:
     by_name: Headers = {}
     items: Any = headers.items() if type(headers) is dict else list(headers.items())
     for item in items:
-        key = _lower(item[0])
+        key = lower_name(item[0])
         if key in names:
             found += 1
             if key not in by_name or not by_name[key][1]:
@@ -336,34 +269,15 @@ def at_home(router: Router, url: str, headers: Any, default: Any) -> Any:
     :param headers: as the manager was given them; ``default`` if that is ``None``.
     """
     headers = default if headers is None else headers
-    names = [_lower(name) for name, _ in headers.items()]
+    names = [lower_name(name) for name, _ in headers.items()]
     if not any(is_identifier(name, router.identifiers) for name in names):
         return headers
-    read = _read_by_urllib3(url)
+    read = read_by_urllib3(url)
     route = router.route(read)
     by_name, _ = _by_name(headers, route)
     forward = by_name.get("x-cagent-forward", (None, None))[1]
-    origin = _origin(read) if is_bound(forward, route) else None
-    return _homed(headers, route, origin)
-
-
-def _homed(headers: Any, route: Route, origin: Any) -> Any:
-    """Return a copy of ``headers`` with every identifier bound to ``origin`` that is bound to none.
-
-    :param origin: ``None`` to bind none, and only copy.
-    """
-    items = []
-    for name, value in headers.items():
-        if origin and is_identifier(_lower(name), route.identifiers) and not is_stamped(value):
-            value = _with_home(value, origin)
-        items.append((name, value))
-    # Of urllib3's own class, ProxyManager would read the values as ordinary strings.
-    if len({_lower(name) for name, _ in items}) == len(items):
-        return dict(items)
-    made = _SeveralOfOneName()
-    for name, value in items:
-        made.add(name, value)
-    return made
+    origin = origin_of(read) if is_bound(forward, route) else None
+    return homed(headers, route.identifiers, origin)
 
 
 def _note_redirect(router: Router, passage: Passage, location: str, headers: Any) -> None:
@@ -392,27 +306,6 @@ def base_of(pool: Any) -> str:
 def _base_of(scheme: str, host: str, port: int | None) -> str:
     base = f"{scheme}://[{host}]" if ":" in host else f"{scheme}://{host}"
     return base if port in (None, urls.DEFAULT_PORTS.get(scheme)) else f"{base}:{port}"
-
-
-def _origin(url: str) -> Any:
-    """Return what stands for the origin of ``url``, as urllib3 reads it, in a comparison."""
-    origin = urls.origin_of(url)
-    if origin is None:
-        url = _read_by_urllib3(url)
-        origin = urls.origin_of(url)
-    if origin is not None:
-        return origin
-    found = re.match("[^/]*//[^/?#]*", url)
-    return found[0].lower() if found else object()  # the origin of nothing else
-
-
-def _read_by_urllib3(url: str) -> str:
-    """Return ``url`` with the scheme that urllib3 assumes, and without user info."""
-    try:
-        parsed = parse_url(url)
-    except LocationParseError:
-        return ""
-    return parsed._replace(scheme=parsed.scheme or "http", auth=None, fragment=None).url
 
 
 @functools.cache
