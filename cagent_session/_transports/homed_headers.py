@@ -1,8 +1,8 @@
 """urllib3: headers whose identifiers know the origin that they are for.
 
 On a redirect, urllib3 sends the headers again that its caller gave, or those of the last attempt.
-So the value of an identifier says by itself where it may go: it is of a class that knows its origin,
-and comes off where a request goes elsewhere.
+So the value of an identifier says by itself where it may go: it knows its origin, and comes off
+where a request goes elsewhere.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _HomedBytes(bytes):
 
 
 def _with_home(value: Any, home: Any) -> Any:
-    """Return the value of an identifier, bound to the origin ``home`` unless it is bound already."""
+    """Return the value of an identifier, bound to the origin ``home`` unless it has one."""
     if isinstance(value, _Homed | _HomedBytes):
         return value
     homed: Any
