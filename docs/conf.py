@@ -49,8 +49,6 @@ nitpick_ignore_regex = [
     ("py:class", r"Retry"),
     # What a respond= gives back, which the text next to it says.
     ("py:class", r"Given"),
-    # What instrument() gives: a context manager that nobody has to name.
-    ("py:class", r"cagent_session\..*Instrumentation"),
 ]
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
@@ -41,20 +42,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-class Instrumentation:
+class _Instrumentation:
     """A context manager that puts back, at its end, the gateways that were in force before."""
 
     def __init__(self, before: Router | None) -> None:
         self._before = before
 
-    def __enter__(self) -> Instrumentation:
+    def __enter__(self) -> _Instrumentation:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         _activate(self._before)
 
 
-def instrument(*gateways: Gateway) -> Instrumentation:
+def instrument(*gateways: Gateway) -> AbstractContextManager[object]:
     """Put the gate under every HTTP client of this process, made before or after the call.
 
     It covers requests, urllib3, httpx, httpx2 and aiohttp, including clients that an SDK or a
@@ -89,7 +90,7 @@ def instrument(*gateways: Gateway) -> Instrumentation:
         when_imported("httpx", _patch_httpx)
         when_imported("httpx2", _patch_httpx)
         when_imported("aiohttp", _patch_aiohttp)
-        return Instrumentation(_activate(wanted))
+        return _Instrumentation(_activate(wanted))
 
 
 def uninstrument() -> None:
