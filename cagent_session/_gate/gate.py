@@ -1,7 +1,7 @@
-"""The gate: decide which requests are gateway-bound, and what those get.
+"""The gate: decide which requests are gateway-bound, and which headers those get.
 
-A transport reads a request's URL and headers, asks :func:`gate`, and sends a copy of the request
-with the headers that it gives. Nothing here knows an HTTP library.
+A transport reads a request's URL and headers, calls :func:`gate`, and sends a copy of the request
+with the headers that :func:`gate` returns. Nothing here knows an HTTP library.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from . import urls
 from .passage import Passage, Stamped, StampedBytes, attach
 from .routes import BARE, Headers, Kit, Library, Route, Router
 
-#: The headers to be set, and before that the names in lower case of those to be taken off.
+#: (the headers to set, the lower-case names of headers to remove). Remove first, then set: a name
+#: can be in both.
 Stamp: TypeAlias = "tuple[Headers, list[Any]]"
 
 _log = logging.getLogger("cagent_session")
 _DEBUG = logging.DEBUG
-_MISSING = (None,)
+_MISSING = (None,)  # stands for a header that is not there: its last item, the value, is None
 
 _IN_A_SESSION = (
     "inside session_scope(...) or a function decorated with session_from(...), and from a thread "
@@ -52,15 +53,16 @@ def is_bound(forward: str | bytes | None, route: Route) -> bool:
 def gate(
     url: Any, route: Route, headers: Headers, library: Library, passage: Passage | None
 ) -> Stamp | None:
-    """Decide whether a request is gateway-bound, and what it then gets.
+    """Decide whether a request is gateway-bound, and which headers it then gets.
 
     :param url: the request's; read with ``str()`` when it is logged.
     :param route: to the gateway that owns ``url``, or ``BARE``.
     :param headers: the request's by lower-case name; may be limited to ``route.names``.
     :param library: the HTTP library whose request it is.
-    :param passage: of the request, for the values that the gate sets to know it; ``None`` only if
-        nothing will be sent, or if the request cannot be gateway-bound.
-    :returns: ``None`` for a request that must be sent unchanged.
+    :param passage: of the request. A value that the gate sets holds it, so that a transport further
+        down finds it in the headers. ``None`` only if nothing will be sent, or if the request
+        cannot be gateway-bound.
+    :returns: ``None`` for a request that is not gateway-bound, and must be sent unchanged.
     :raises SessionRequired: if there is no session, and the gateway requires one.
     """
     forward = headers.get(library.forward, _MISSING)[-1]
@@ -76,7 +78,8 @@ def gate(
     if lineage.session is not None:
         _add_session(stamped, removed, kit, headers, lineage, passage)
     else:
-        attach(passage, stamped)
+        attach(passage, stamped)  # inside a session, the values of its headers hold the passage
+        # The caller may have set the session's headers, without a scope.
         if not any(headers.get(name, _MISSING)[-1] for name in kit.session_names):
             _outside_every_session(url, route, lineage)
     if _log.isEnabledFor(_DEBUG):
@@ -94,10 +97,11 @@ def _gateway_headers(kit: Kit, headers: Headers, library: Library) -> Headers:
         for key in stamped.keys() & headers.keys():
             del stamped[key]
     if _is_signed(headers, library):
-        # The library's default headers may be signed, even one that is not there.
+        # The signature may cover the library's default headers, and the absence of one.
         for key in library.default_names:
             stamped.pop(key, None)
         return stamped
+    # Above, a default of the library's counted as set by the caller. Ours replaces it.
     for key, defaults, header in kit.stand_ins:
         if headers.get(key, _MISSING)[-1] in defaults:
             stamped[key] = header
@@ -122,9 +126,11 @@ def _add_session(
     lineage: Lineage,
     passage: Passage | None,
 ) -> None:
+    """Add the session headers to ``stamped``, and to ``removed`` what has to come off before."""
     for key, name, make in kit.session_headers:
         value = make(lineage)
-        # The caller's comes off first, as ours are sent in an order of their own.
+        # Setting a header that is there would keep its place. Session headers are sent in the order
+        # in which the gateway names them, so the caller's comes off first.
         if value is None or key in headers:
             removed.append(key)
         if value is not None:
@@ -139,6 +145,7 @@ def _add_session(
 
 
 def _outside_every_session(url: Any, route: Route, lineage: Lineage) -> None:
+    """Refuse a gateway-bound request without a session, or warn of it, as the gateway wants."""
     if route.require_session:
         raise SessionRequired(
             f"no session is in scope for a request to {urls.redacted(str(url))}, and its gateway "
@@ -155,7 +162,9 @@ def _outside_every_session(url: Any, route: Route, lineage: Lineage) -> None:
 
 
 def note_redirect(router: Router, route: Route, url: str, location: str, in_session: bool) -> None:
-    """Log that a gateway-bound request was answered with a redirect to another origin.
+    """Log a redirect that takes a gateway-bound request to another origin; ignore all others.
+
+    This is a warning where the target looks like a second address of the same gateway.
 
     :param route: of the request that was answered.
     :param url: of that request.
@@ -187,7 +196,8 @@ def note_redirect(router: Router, route: Route, url: str, location: str, in_sess
 
 
 def _warn_once(route: Route, what: str, message: str) -> None:
-    """Warn, unless that has been done for this gateway (of ``BARE``: in this process)."""
+    """Warn once for each gateway, and once in this process for all requests by ``BARE``."""
     this_call = object()
-    if route.warned.setdefault(what, this_call) is this_call:  # atomic, in any thread
+    # setdefault() is atomic, so of several threads only one finds its own object.
+    if route.warned.setdefault(what, this_call) is this_call:
         _log.warning("%s", message)

@@ -16,8 +16,13 @@ from . import urls
 class Passage:
     """One gateway-bound request, while a transport is sending it.
 
-    :param url: where the request goes.
-    :param layer: the layer of urllib3 that judged it, for :meth:`covers`; ``None`` for the others.
+    A transport makes one for each request, gives it to ``gate()``, which attaches it to a header,
+    and sets ``is_open`` to false once the library has sent the request, successfully or not.
+
+    :param method: the request's.
+    :param url: the URL that is sent, the gateway's query included.
+    :param layer: in urllib3, which of our two hooks judged the request: ``"pool"`` for a
+        ``GatewayPool``, ``"patch"`` for ``instrument``. ``None`` in all other libraries.
     """
 
     __slots__ = ("is_open", "layer", "method", "url")
@@ -31,8 +36,10 @@ class Passage:
     def covers(self, method: Any, url: Any, layer: str | None = None) -> bool:
         """Return whether a request is the one of this passage, or a copy made further down.
 
-        :param layer: the layer that asks. urllib3 calls itself for each attempt with the headers
-            of the last one, so a layer does not count its own passages.
+        Such a request has passed the gate, and the transport that asks sends it unchanged.
+
+        :param layer: the hook that asks. urllib3 calls itself for each attempt, with the headers of
+            the last one. As each attempt has to be stamped anew, a hook ignores its own passages.
         """
         return (
             self.is_open
@@ -45,18 +52,19 @@ class Passage:
 class Stamped(str):
     """The value of a header that the gate set. Copies of the headers keep it, as they share values.
 
-    Most values are made once per gateway. The session's are made for each request, and know its
-    passage; outside every session, one made by :func:`attach` does.
+    Values of gateway headers are made once per gateway, and shared by all requests. Values of
+    session headers are made for each request, and hold its passage. Outside every session there are
+    none, so :func:`attach` makes one value of the request's own.
     """
 
     passage: Passage | None = None
 
     def __reduce__(self) -> Any:
-        return str, (str.__str__(self),)  # whoever unpickles it may not have this package
+        return str, (str.__str__(self),)  # the process that unpickles it may lack this package
 
 
 class StampedBytes(bytes):
-    """What :class:`Stamped` is, for httpx, which keeps headers in bytes."""
+    """The same as :class:`Stamped` for httpx, which keeps headers in bytes."""
 
     passage: Passage | None = None
 
@@ -70,18 +78,22 @@ def is_stamped(value: Any) -> bool:
 
 
 def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None:
-    """Let one of the headers that the gate set know the passage."""
+    """Let the last of the headers that the gate set, if there is any, hold the passage."""
     for key in reversed(stamped):
         *names, value = stamped[key]
-        value = type(value)(value)
+        value = type(value)(value)  # a copy, because all requests to the gateway share the value
         value.passage = passage
         stamped[key] = (*names, value)
         return
 
 
 def passage_in(headers: Iterable[tuple[Any, ...]]) -> Passage | None:
-    """Return the passage that one of a request's headers knows, whose value stands at its end."""
+    """Return the passage that the value of one of a request's headers holds.
+
+    :param headers: tuples with the value at the end: ``(name, value)``, or httpx's triples.
+    """
     for header in headers:
+        # The plain code would be is_stamped(). This saves a call for each header.
         kind = header[-1].__class__
         if (kind is Stamped or kind is StampedBytes) and header[-1].passage is not None:
             return header[-1].passage  # type: ignore[no-any-return]

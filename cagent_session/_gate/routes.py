@@ -1,4 +1,4 @@
-"""Find the gateway that a URL belongs to, and prepare what requests to it get."""
+"""Find the gateway that a URL belongs to, and prepare the headers that requests to it get."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ Headers: TypeAlias = dict[Any, Header]
 Place: TypeAlias = tuple[urls.Origin, str]
 
 _host = re.compile(r"https?://(?:\[([^\]]*)\]|([^/?#:@\[\]\\\s]*))", re.IGNORECASE).match
-# What may follow a gateway's URL in one that needs no closer look.
+# What may follow a gateway's URL in a URL that needs no closer look: nothing that is escaped, and
+# no backslash.
 _is_plain = re.compile(r"(?:[/?#][!-$&-\[\]-~]*)?").fullmatch
 
-
-#: The headers that HTTP libraries add by themselves, by their names in lower case.
+#: The headers that HTTP libraries add by themselves, by their names in lower case. All keys of
+#: ``Library(replaced=)`` have to be among them: transports read no others.
 DEFAULT_NAMES = ("user-agent", "accept", "accept-encoding")
 
 
@@ -39,9 +40,10 @@ class Library:
     """What the gate has to know of an HTTP library.
 
     :param defaults: the header values that the library adds by itself, and that are therefore no
-        choice of the caller's, by the name in lower case. ``None`` among them stands for a header
-        that the library adds further down where there is none.
-    :param replaced: headers of ours that replace such values where the gateway has none.
+        choice of the caller's, by the name in lower case. ``None`` among them says that the library
+        adds the header later, where it is missing now.
+    :param replaced: headers of this package that replace such values, if the gateway has no header
+        of that name.
     :param in_bytes: whether it keeps headers in bytes, as httpx does.
     """
 
@@ -83,24 +85,27 @@ class Kit:
         self.gateway_headers: Headers = {
             text(key): header(name, value) for key, (name, value) in route.gateway_headers.items()
         }
-        #: the name in lower case, the library's own values, and what replaces them
+        #: the name in lower case, the library's default values, and the header that replaces them
         self.stand_ins: list[tuple[Any, tuple[Any, ...], Header]] = []
         replaced = {name.lower(): (name, value) for name, value in library.replaced.items()}
         for key, (name, value) in (replaced | route.gateway_headers).items():
             if key in library.defaults:
                 self.stand_ins.append((text(key), library.defaults[key], header(name, value)))
-        #: the name in lower case, the name, and what makes the value
+        #: the name in lower case, the name, and the function that makes the value
         self.session_headers = [
             (text(each.key), text(each.name), each.value) for each in route.session_headers
         ]
-        #: the names in lower case, any of which makes a request one of a session of the caller's
+        #: see the route's
         self.session_names = [text(name) for name in route.session_names]
 
 
 class Route:
     """A gateway as the transports see it: all that they need for each request, prepared once.
 
-    :data:`BARE` is the route of a request that carries ``X-Cagent-Forward`` to a URL of no gateway.
+    :data:`BARE` is the route to all other URLs. Requests there are gateway-bound only if they carry
+    ``X-Cagent-Forward``.
+
+    :param gateway_headers: by their names, as ``gateway`` wants them sent.
     """
 
     def __init__(
@@ -121,11 +126,14 @@ class Route:
             name.lower(): (name, value) for name, value in (gateway_headers or {}).items()
         }
         self.session_headers = tuple(_session_headers(gateway))
-        #: the identifiers besides X-Cagent-*, by their names in lower case
+        #: The names of the session headers in lower case. These are identifiers, as are all
+        #: X-Cagent-*.
         self.identifiers = frozenset(each.key for each in self.session_headers)
         parent = None if gateway is None else gateway.parent_header
+        #: Those of them that name the session. A caller who sets one has chosen a session.
         self.session_names = self.identifiers - {(parent or "").lower()}
-        #: the names that matter, in lower case, as text and as bytes
+        #: Every name that gate() looks up, in lower case, as text and as bytes. Most transports
+        #: read no other headers, so a name that is missing here is not seen.
         self.names = frozenset(
             (
                 *(FORWARD.lower(), *DEFAULT_NAMES, "authorization", "signature-input"),
@@ -142,11 +150,12 @@ class Route:
 
     def owns(self, url: str) -> bool:
         """Return whether ``url`` lies at or below the gateway's URL, however it is read."""
-        # These two lines decide about most URLs: they begin as the gateway's does, and go on with
-        # nothing that needs decoding.
+        # These three lines save parsing most URLs of the gateway, which begin with its URL and go
+        # on with nothing that needs decoding. "/." may begin a dot segment.
         is_below = url.startswith(self.base) and _is_plain(url, len(self.base))
         if is_below and not (self.path and "/." in url):
             return True
+        # And this saves parsing most URLs of others.
         if self.origin.host not in url.lower() or not urls.is_printable(url):
             return False
         parts = urls.split(url)
@@ -167,7 +176,7 @@ class Route:
         return f"{base}?{'&'.join(pairs)}{hash_mark}{fragment}"
 
 
-_NOWHERE = urls.Origin("", "", 0)
+_NOWHERE = urls.Origin("", "", 0)  # the origin of no URL, for BARE
 
 
 def _session_headers(gateway: Gateway | None) -> Iterable[SessionHeader]:
@@ -195,11 +204,12 @@ class Router:
 
     def __init__(self, *gateways: Gateway | None) -> None:
         self.gateways: dict[Place, Gateway] = {}
-        #: by host, an IPv6 address without brackets, as str and as bytes; the longest path first
+        #: By host, an IPv6 address without brackets; the longest path first. Each host is there as
+        #: str and as bytes, which is what httpx has. Empty if there is no gateway.
         self.hosts: dict[str | bytes, list[Route]] = {}
-        #: the identifiers of all routes besides X-Cagent-*, by their names in lower case
+        #: the names of the session headers of all routes, in lower case
         self.identifiers = BARE.identifiers
-        self._only: Route | None = None
+        self._only: Route | None = None  # the route, if there is just one
         for gateway in gateways:
             if gateway is not None:
                 self.add(gateway)
@@ -254,10 +264,10 @@ def _route_of(gateway: Any) -> Route:
 
 
 def is_identifier(key: str, names: frozenset[str]) -> bool:
-    """Return whether a header is for the gateway's origin alone.
+    """Return whether a header is an identifier, which only the gateway's origin may get.
 
     :param key: its name in lower case.
-    :param names: the identifiers besides ``X-Cagent-*``, in lower case.
+    :param names: the names of session headers, in lower case.
     """
     return key.startswith(PREFIX) or key in names
 
