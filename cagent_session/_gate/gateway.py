@@ -43,9 +43,9 @@ class Gateway:
         that goes to the gateway and does not have it yet.
     :param forward: the base URL of the provider that a docker-agent gateway relays to. Left out
         for a gateway or router that does not speak that protocol: then no ``X-Cagent-*`` header
-        is sent, and ``session_header`` or ``session_headers`` has to name others.
-    :param provider: the provider's name, for the gateway's records. Sent only if it is not empty,
-        as are ``model`` and ``model_name``.
+        is sent, and ``session_header`` or ``session_headers`` has to name another header.
+    :param provider: the provider's name, for the gateway's records. An empty one is not sent; the
+        same holds for ``model`` and ``model_name``.
     :param model: the model's ID.
     :param model_name: the model's name in the agent's configuration.
     :param headers: further fixed headers for gateway-bound requests. They replace the HTTP
@@ -54,11 +54,11 @@ class Gateway:
     :param parent_header: the name of the header that carries the session's parent; none by default.
     :param session_headers: further headers made from the session: a dict of names to templates
         with ``{session}``, ``{parent}`` and ``{root}``, or to functions ``(session_id, parent_id,
-        root_id) -> str | None``. A header is left out if its template wants a parent that is not
-        there, or its function returns ``None``.
+        root_id) -> str | None``. A header is left out if its template has ``{parent}`` and the
+        session has no parent, or if its function returns ``None``.
     :param require_session: refuse to send a request outside every session, with
-        :class:`~cagent_session.SessionRequired`. Without it, the first such request is sent and
-        logged as a warning.
+        :class:`~cagent_session.SessionRequired`. Without it, such requests are sent, and the first
+        one is logged as a warning.
     :raises ValueError: for a URL that is not plain http(s), a name that has a meaning of its own,
         or a value that cannot be sent in a header. No error shows a password.
 
@@ -102,14 +102,15 @@ class Gateway:
     def __post_init__(self) -> None:
         if self.url is None:
             raise TypeError(
-                "gateway URL must be a str, not NoneType: for one that may not be configured, "
-                "write Gateway.from_env(...), which gives None then"
+                "gateway URL must be a str, not NoneType: if it is optional, set it in the "
+                "environment and write Gateway.from_env(...), which returns None without it"
             )
         urls.check("gateway URL", self.url)
         for what in ("headers", "session_headers"):
             copied = MappingProxyType(checked_dict(what, getattr(self, what)))
-            object.__setattr__(self, what, copied)
+            object.__setattr__(self, what, copied)  # the dataclass is frozen
         check_session_header(self.session_header)
+        # The names that are in use, in lower case. So far that is at most one.
         taken = {self.session_header.lower()} if self._sends_session_header else set()
         if self.parent_header is not None:
             check_parent_header(self.parent_header, next(iter(taken), None))
@@ -121,7 +122,7 @@ class Gateway:
             check_gateway_header(name, value, taken)
         if self.forward is None:
             self._check_without_forward()
-        _ = self._route  # built now, so that what cannot be sent is refused now
+        _ = self._route  # built now, as that checks forward, what is sent along, and templates
 
     def _check_without_forward(self) -> None:
         for what in ("provider", "model", "model_name"):
@@ -143,7 +144,7 @@ class Gateway:
 
     @property
     def _sends_session_header(self) -> bool:
-        """Whether ``session_header`` counts; without a ``forward``, its default does not."""
+        """Whether ``session_header`` is sent: with a ``forward``, or if it is not the default."""
         return self.forward is not None or self.session_header.lower() != SESSION_ID.lower()
 
     @classmethod
@@ -168,7 +169,7 @@ class Gateway:
         empty one counts as missing, and spaces around the URL are taken off. The parameters
         ``forward``, ``provider``, ``model``, ``model_name``, ``headers``, ``session_header``,
         ``parent_header``, ``session_headers`` and ``require_session`` are those of
-        :class:`Gateway`, checked in any case.
+        :class:`Gateway`. They are checked even if the environment names no gateway.
 
         ::
 
@@ -194,13 +195,13 @@ class Gateway:
             if url:
                 urls.check(variable, url)
                 return make(url)
-        make("http://localhost")
+        make("http://localhost")  # a mistake shows up on machines without a gateway, too
         return None
 
     def endpoint(self, path: str) -> str:
         """Return the full URL of ``path`` below the gateway's URL: a URL to call, or a base URL.
 
-        The query of the gateway's URL is not in it; the transport adds that.
+        It lacks the query of the gateway's URL, which the transport adds.
 
         :param path: such as ``v1/chat/completions``, with a slash before it or without.
         :raises ValueError: for a ``path`` that is a URL, has a fragment, spaces, control
@@ -226,8 +227,8 @@ class Gateway:
     def owns(self, url: str) -> bool:
         """Return whether ``url`` has the gateway's origin and lies at or below its path.
 
-        A URL that could be read in two ways is not the gateway's: one that is not clean http(s) or
-        has user info, and, for a gateway with a path, one with a dot segment in any spelling.
+        A URL that libraries could read in two ways is not the gateway's: it is not clean http(s),
+        it has user info, or it has a dot segment in any spelling while the gateway has a path.
 
         :param url: a full URL; its query does not matter.
         """
@@ -257,7 +258,7 @@ class Gateway:
         :param pool_maxsize: see ``requests.adapters.HTTPAdapter``, as for the others.
         :param max_retries: retries of connections that failed, or a ``urllib3.util.Retry``.
         :param pool_block: whether to wait for a free connection.
-        :returns: the adapter that a request to ``url`` of the gateway reaches.
+        :returns: the adapter that requests to the gateway's URL reach.
         :raises ValueError: if another gateway with the same origin and path is mounted there.
 
         ::
@@ -281,7 +282,7 @@ class Gateway:
         """Return the headers that a request to ``url`` gets now; none if it is not the gateway's.
 
         For clients that do not accept a custom transport. The caller has to add the query of the
-        gateway's URL; a ``User-Agent`` of this package is not among the headers.
+        gateway's URL. The headers do not include a ``User-Agent`` of this package.
 
         :param url: where the request goes; ``ws`` and ``wss`` count as ``http`` and ``https``.
         :raises SessionRequired: if the gateway requires a session, and there is none.
@@ -301,23 +302,24 @@ class Gateway:
 
     @cached_property
     def _route(self) -> Route:
-        """What the transports use in the gateway's place."""
+        """This gateway as the transports see it."""
         fixed: dict[str, str] = {}
         if self.forward is not None:
             fixed = gateway_headers(
                 self.forward, provider=self.provider, model=self.model, model_name=self.model_name
             )
-        # A header of the user's comes second, and wins, in whatever case it is written.
+        # Route compares names in lower case, and of two the later one wins: the user's.
         return Route(self, fixed | dict(self.headers or {}))
 
     def __reduce__(self) -> Any:
+        # A MappingProxyType cannot be pickled. The route is left out, and built anew.
         options = {each.name: getattr(self, each.name) for each in fields(self)}
         for what in ("headers", "session_headers"):
             options[what] = dict(options[what])
         return partial(type(self), **options), ()
 
     def __repr__(self) -> str:
-        # Neither a header's value nor that of a query: either may be a secret.
+        # No values of headers or query parameters, as they may be secrets.
         options = {each.name: getattr(self, each.name) for each in fields(self)[1:]} | {
             "forward": urls.masked(self.forward or ""),
             "headers": sorted(self.headers or ()),

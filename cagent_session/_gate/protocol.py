@@ -1,4 +1,4 @@
-"""docker-agent's protocol: the headers that make a request gateway-bound, and name its sender."""
+"""docker-agent's protocol: the headers that make a request gateway-bound and say who sends it."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ def goarch(machine: str) -> str:
 OS = goos(sys.platform)
 ARCH = goarch(platform.machine()) or "unknown"
 USER_AGENT = f"cagent-session/{__version__} ({OS}; {ARCH})"
+#: What the sender runs on. No session or parent header can have one of these names: PROTOCOL_NAMES
+#: in validation.py lists them, too.
 RUNTIME = {
     "X-Cagent-Lang": "python",
     "X-Cagent-OS": OS,
@@ -56,8 +58,8 @@ def gateway_headers(
     session is not among them: the transport adds it.
 
     :param forward: the provider's base URL, to which the gateway relays the request.
-    :param provider: the provider's name. Left out of the headers if empty, as are ``model`` and
-        ``model_name``.
+    :param provider: the provider's name. An empty one is left out of the headers, as are an empty
+        ``model`` and ``model_name``.
     :param model: the model's ID.
     :param model_name: the model's name in the agent's configuration.
     :raises ValueError: for a ``forward`` that :class:`Gateway` would refuse, or a value that

@@ -13,7 +13,8 @@ from .validation import check_value
 #: What a user gives: a template, or a function (session_id, parent_id, root_id) -> value or None.
 Given: TypeAlias = "str | Callable[[str, str | None, str], str | None]"
 
-_FIELDS = {"session": 0, "parent": 1, "root": 2}  # positions in a Lineage
+# What a template can name, by its position in a Lineage. The order is that of the fields there.
+_FIELDS = {"session": 0, "parent": 1, "root": 2}
 
 
 class SessionHeader(NamedTuple):
@@ -21,13 +22,14 @@ class SessionHeader(NamedTuple):
 
     key: str  #: the name in lower case
     name: str
-    #: ``None`` if this session has no such header
+    #: makes the value; ``None`` if this session has no such header
     value: Callable[[Lineage], str | None]
 
 
 def session_header(name: str) -> SessionHeader:
     """Return the header whose value is the session ID."""
-    # A C function, as it is called for every request.
+    # The plain code would be lambda lineage: lineage.session. A C function takes less time, and
+    # this is called for every request.
     return SessionHeader(name.lower(), name, itemgetter(_FIELDS["session"]))
 
 
@@ -40,7 +42,7 @@ def further_header(name: str, given: Given) -> SessionHeader:
     """Return the header that one entry of ``session_headers`` describes.
 
     :raises ValueError: for a template that cannot be filled in or sent.
-    :raises TypeError: for what is neither a template nor a function.
+    :raises TypeError: for anything but a template or a function.
     """
     if isinstance(given, str):
         return SessionHeader(name.lower(), name, _filled_in(name, given))
@@ -53,7 +55,8 @@ def further_header(name: str, given: Given) -> SessionHeader:
 
 
 def _filled_in(name: str, template: str) -> Callable[[Lineage], str | None]:
-    # Split at the fields, so that every second piece is a field's name.
+    """Return a function that fills the template in, or returns ``None`` if a field is missing."""
+    # Splitting by a group keeps what it matched: texts and names of fields take turns.
     pieces = re.split(r"\{(session|parent|root)\}", template)
     texts, fields = pieces[::2], [_FIELDS[field] for field in pieces[1::2]]
     write_a_function = "write a function (session_id, parent_id, root_id) -> str | None"
@@ -87,15 +90,16 @@ def _filled_in(name: str, template: str) -> Callable[[Lineage], str | None]:
 def _called(
     name: str, function: Callable[[str, str | None, str], str | None]
 ) -> Callable[[Lineage], str | None]:
+    """Return a function that calls the user's, and checks what that returns."""
     what = f"what the function of session header {name!r} returns"
 
     def call(lineage: Lineage) -> str | None:
-        # Called within a session only, where there is a root.
+        # The gate calls this inside a session only, where neither session nor root is None.
         value = function(lineage.session, lineage.parent, lineage.root)  # type: ignore[arg-type]
         if value is None:
             return None
         if not check_value(what, value):
             raise ValueError(f"{what} is empty: return None to leave the header out")
-        return str.__str__(value)
+        return str.__str__(value)  # a subclass may override the methods that are used later
 
     return call

@@ -17,11 +17,11 @@ _match = re.compile(
     r"(?P<path>/[^?#]*)?(?:\?(?P<query>[^#]*))?(?:#.*)?",
     re.ASCII | re.IGNORECASE | re.DOTALL,
 ).fullmatch
-# What an error may show of an authority: a colon could be followed by a password.
+# An authority that an error may show. One with a colon could hold a password.
 _is_plain_authority = re.compile(r"[\w.-]*|\[[0-9A-Fa-f:.]*\]").fullmatch
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-_ROUNDS = 8  # of decoding; a path that was escaped more often than that is doubtful
+_ROUNDS = 8  # how often to decode; a path that was escaped more often than that is doubtful
 
 
 class Origin(NamedTuple):
@@ -38,6 +38,8 @@ class Origin(NamedTuple):
 
 
 class Parts(NamedTuple):
+    """The parts of a URL; path and query as they were written, the query without its ``?``."""
+
     origin: Origin
     path: str
     query: str
@@ -62,13 +64,17 @@ def origin_of(url: str) -> Origin | None:
 
 
 def same_origin(url: str, other: str) -> bool:
-    """Return whether two URLs have one origin. A doubtful URL has the origin of no other."""
+    """Return whether two URLs have the same origin; false if either is doubtful."""
     here = origin_of(url)
     return here is not None and here == origin_of(other)
 
 
 def same(url: str, other: str) -> bool:
-    """Return whether two URLs differ in nothing but the spelling of their escapes."""
+    """Return whether a server gets the same from two URLs.
+
+    They may differ in how escapes are spelt, and in user info and fragment, which are not sent as
+    part of the URL. Doubtful URLs are the same only if they are equal.
+    """
     if url == other:
         return True
     here, there = split(url), split(other)
@@ -87,7 +93,7 @@ def is_printable(url: str) -> bool:
 
 
 def canonical(path: str) -> str:
-    """Return ``path`` with its percent escapes in the one spelling that RFC 3986 prefers."""
+    """Return a path or query with its percent escapes in the spelling that RFC 3986 prefers."""
 
     def spell(escape: re.Match[str]) -> str:
         character = chr(int(escape[1], 16))
@@ -130,8 +136,9 @@ def check(what: str, url: str) -> Parts:
     """Return the parts of a URL that a person configured.
 
     :param what: what the error calls the URL.
-    :raises ValueError: if anything about it is doubtful. The message shows none of it that
-        could be a password.
+    :raises ValueError: if anything about it is doubtful. The message leaves out what could be a
+        password.
+    :raises TypeError: if it is not a ``str``.
     """
     if not isinstance(url, str):
         raise TypeError(f"{what} must be a str, not {type(url).__name__}")
@@ -145,6 +152,7 @@ def check(what: str, url: str) -> Parts:
 
 
 def _problem(url: str) -> str | None:
+    """Return what is wrong with ``url``, as the end of a sentence that begins with its name."""
     if re.search(r"[\x00-\x20\x7f]", url):
         return "contains a space or a control character"
     if not url.isascii():
@@ -179,7 +187,7 @@ def _authority_and_path(url: str) -> tuple[str, str]:
 
 
 def _shown(url: str) -> str:
-    """Return as much of a refused URL as cannot be a password."""
+    """Return a refused URL for an error, without anything that could be a password."""
     authority, _ = _authority_and_path(url)
     if "@" in _decoded(url) or not _is_plain_authority(authority):
         return "(not shown, it may hold a password)"
@@ -188,6 +196,7 @@ def _shown(url: str) -> str:
 
 
 def _decoded(url: str) -> str:
+    """Return ``url`` decoded as far as it goes, so that no spelling can hide an ``@``."""
     for _ in range(_ROUNDS):
         url = html.unescape(unquote(url))
     return url

@@ -24,7 +24,9 @@ PREFIX = "x-cagent-"
 _is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _is_value = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
 
-# Why a name cannot be configured, by the name in lower case.
+# Each table below says why a name cannot be configured, by the name in lower case.
+
+# For no header at all.
 _FRAMING = dict.fromkeys(
     (
         *("host", "content-length", "content-encoding", "transfer-encoding", "connection"),
@@ -32,11 +34,13 @@ _FRAMING = dict.fromkeys(
     ),
     "the HTTP library sets it",
 )
+# For gateway headers, Gateway(headers=...).
 _NOT_CONFIGURABLE = _FRAMING | {
     FORWARD.lower(): "Gateway(forward=...) sets it",
     SESSION_ID.lower(): "the session in scope sets it",
     ROOT_SESSION_ID.lower(): "messages of queues carry it",
 }
+# For session headers, that of the parent included.
 RESERVED_NAMES = _FRAMING | {
     **dict.fromkeys(("traceparent", "tracestate", "baggage"), "tracing sets it"),
     **dict.fromkeys(("content-type", "accept", "accept-encoding"), "it describes the body"),
@@ -47,6 +51,8 @@ RESERVED_NAMES = _FRAMING | {
     ROOT_SESSION_ID.lower(): "messages of queues carry it",
     INSTALL_ID.lower(): "it identifies the installation",
 }
+# For the parent's header, which alone may be another X-Cagent-*. RUNTIME in protocol.py has the
+# last five names, too.
 PROTOCOL_NAMES = dict.fromkeys(
     (
         name.lower()
@@ -70,6 +76,7 @@ def check_session_header(
     """
     check_name(what, name)
     key = name.lower()
+    # A reserved X-Cagent-* name gets the error below, which says why it is reserved.
     if key.startswith(PREFIX) and key not in {SESSION_ID.lower(), *RESERVED_NAMES}:
         raise ValueError(
             f"{what} cannot be {name!r}: among the X-Cagent-* headers, only {SESSION_ID} carries "
@@ -87,9 +94,9 @@ def check_parent_header(name: str, session_header: str | None) -> None:
 
 
 def check_gateway_header(name: str, value: str, taken: Collection[str]) -> None:
-    """Raise if a header cannot be the same on every request.
+    """Raise if a header cannot be a gateway header, which is the same on every request.
 
-    :param taken: the names, in lower case, of the headers made from the session.
+    :param taken: the names, in lower case, of the session headers.
     """
     check_name("header", name)
     check_value(f"header {name!r}", value)
@@ -120,8 +127,8 @@ def _check_is_not_taken(what: str, name: str, taken: Collection[str]) -> None:
 def check_name(what: str, name: str) -> None:
     """Raise if ``name`` cannot be a header's name.
 
-    A header that was written into the name by mistake may hold a secret after the colon, so the
-    error shows the name up to that.
+    A whole header may have been given by mistake, with a secret after the colon. So the error shows
+    nothing from the first colon or space on.
     """
     if not isinstance(name, str):
         raise TypeError(f"{what} must be a str, not {type(name).__name__}")
@@ -135,7 +142,11 @@ def check_name(what: str, name: str) -> None:
 
 
 def check_value(what: str, value: str) -> str:
-    """Return ``value`` if it can be sent as it is. No error shows it, as it may be a secret."""
+    """Return ``value``, and raise if it cannot be sent as it is.
+
+    An empty value passes: the caller decides what it means. No error shows a value, as it may be a
+    secret.
+    """
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, not {type(value).__name__}")
     if value and not _is_value(value):
@@ -147,7 +158,7 @@ def check_value(what: str, value: str) -> str:
 
 
 def checked_dict(what: str, given: Any) -> dict[Any, Any]:
-    """Return a copy of a mapping that was given as a parameter."""
+    """Return a copy of a mapping that was given as the parameter ``what``; empty for ``None``."""
     try:
         return dict(given or {})
     except (TypeError, ValueError):
