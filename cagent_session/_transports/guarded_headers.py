@@ -28,19 +28,29 @@ from .mappings import lower
 
 Item: TypeAlias = "tuple[str, str | bytes]"
 
+# What requests sends by itself: a copy gets it back where a gateway has replaced it.
 _DEFAULTS = {name.lower(): (name, value) for name, value in default_headers().items()}
 
 _Base: Any = dict if TYPE_CHECKING else object
 
 
 class GuardedHeaders(_Base):  # type: ignore[misc]
-    """Mixin for the headers of a request that is gateway-bound, and for copies of them."""
+    """Mixin for the headers of a request that is gateway-bound, and for copies of them.
 
-    url: str  #: where they may be sent
-    identifiers: frozenset[str]  #: besides X-Cagent-*, of this hop and earlier ones, in lower case
-    passage: Passage | None  #: of the request, if an adapter made these headers to send it
-    left: tuple[Item, ...] | None = None  #: what this copy has left behind; ``None`` if it is none
-    request: weakref.ref[PreparedRequest] | None = None  #: the one on which the caller set them
+    Three attributes tell which headers these are. At most one of them is set:
+
+    - ``passage``: an adapter made the headers, to send a stamped request.
+    - ``request``: the caller set identifiers on this request, and an adapter has guarded them.
+    - ``left``: a copy that was made after sending; it lacks what ``left`` holds.
+    - none of the three: a copy that has its identifiers again, or headers that an adapter further
+      down made from stamped ones.
+    """
+
+    url: str  #: the identifiers may be sent to its origin
+    identifiers: frozenset[str]  #: names of session headers, at this hop and earlier ones
+    passage: Passage | None
+    left: tuple[Item, ...] | None = None
+    request: weakref.ref[PreparedRequest] | None = None
 
     def copy(self) -> Any:
         if self.passage is not None and self.passage.is_open:
@@ -54,11 +64,11 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         return self._with(self.items(), self.left, self.passage)
 
     def __reduce__(self) -> Any:
-        # A response carries its request, and whoever unpickles it may not have this package.
+        # A response carries its request, and the process that unpickles it may lack this package.
         return _plain_class(self), (list(self.items()),)
 
     def guarded_copy(self) -> GuardedHeaders:
-        """Return a copy without the identifiers and without what a gateway set."""
+        """Return a copy without the identifiers and without the gateway headers."""
         if self.left is not None:
             return self._with(self.items(), self.left)
         kept: list[Item] = []
@@ -79,17 +89,17 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         return _plain_class(self)(self.items())
 
     def are_callers_own(self, request: PreparedRequest) -> bool:
-        """Return whether the caller set these headers on ``request`` itself, and not on a copy."""
+        """Return whether the caller set identifiers on ``request`` itself, not on one it copies."""
         return self.request is not None and self.request() is request
 
     def restored_for(self, request: PreparedRequest, *, by_bare_gate: bool) -> GuardedHeaders:
         """Return the headers to use now that ``request``, which has these, is being sent.
 
-        At their origin, a copy gets its identifiers back. Elsewhere, headers that are no copy lose
-        theirs, unless the caller set them on this very request: a caller may send it anywhere.
+        A copy gets its identifiers back, but only at their origin. Complete headers lose them at
+        another origin, unless the caller set them on this very request, to send it there.
 
-        :param by_bare_gate: whether the adapter has no gateway. Else what a gateway set stays off,
-            as each gateway sets its own.
+        :param by_bare_gate: whether the adapter has no gateway. One with a gateway sets gateway
+            headers of its own, so those of the last hop stay off.
         """
         if self.are_callers_own(request):
             return self
@@ -99,6 +109,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
                 return self.guarded_copy()
             return self if by_bare_gate else self._with(self._callers_items(), None)
         names = {lower(name) for name in self}
+        # With an X-Cagent-Forward, the caller has set identifiers anew, on the copy.
         if not self.left or not is_home or FORWARD.lower() in names:
             return self
         back = [
@@ -112,7 +123,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     def for_no_gateway(self) -> Any:
         """Return a copy in the plain base class for a request that is not gateway-bound.
 
-        At their origin, a session header stays that is not docker-agent's.
+        It lacks the gateway headers, and stamped session headers if they are ``X-Cagent-*``. The
+        session headers of other names stay, as this is still their origin.
         """
         return _plain_class(self)(
             item
@@ -121,10 +133,11 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         )
 
     def _callers_items(self) -> list[Item]:
-        """Return the headers without what a gateway set; the session is not that."""
+        """Return the headers less the gateway headers. Session headers stay, stamped or not."""
         return [item for item in self.items() if not self._is_of_gateway(lower(item[0]), item)]
 
     def _is_of_gateway(self, key: str, item: Item) -> bool:
+        """Return whether a header is a gateway header: the gate set it, and not from a session."""
         return is_stamped(item[1]) and key not in self.identifiers
 
     def _with(
@@ -134,12 +147,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         passage: Passage | None = None,
     ) -> GuardedHeaders:
         made: GuardedHeaders = type(self)(items)
-        made.url, made.identifiers, made.passage, made.left = (
-            self.url,
-            self.identifiers,
-            passage,
-            left,
-        )
+        made.url, made.identifiers = self.url, self.identifiers
+        made.passage, made.left = passage, left
         return made
 
 
@@ -148,8 +157,8 @@ def guard(
 ) -> GuardedHeaders:
     """Return headers of the guarded class that share what ``headers`` hold.
 
-    :param url: where they may be sent.
-    :param identifiers: besides ``X-Cagent-*``, by their names in lower case.
+    :param url: the identifiers may be sent to its origin.
+    :param identifiers: the names of session headers, in lower case.
     :param passage: of the request that is about to be sent with them.
     """
     plain: Any = _plain_class(headers) if isinstance(headers, GuardedHeaders) else type(headers)
@@ -159,10 +168,11 @@ def guard(
     made: GuardedHeaders
     if plain is dict:
         made = kind(headers.items())
-    else:  # shares the state of the object that the caller may hold
+    else:
+        # The caller may hold the headers and set further ones, so both objects share their table.
         made = kind.__new__(kind)
         made.__dict__.update(headers.__dict__)
-        made.left = made.request = None
+        made.left = made.request = None  # of headers that are guarded already
     made.url, made.identifiers, made.passage = url, identifiers, passage
     return made
 
@@ -190,6 +200,7 @@ class GuardedCaseInsensitiveDict(GuardedHeaders, CaseInsensitiveDict):  # type: 
 def _guarded_class(plain: type) -> Any:
     if plain is CaseInsensitiveDict:
         return GuardedCaseInsensitiveDict
+    # _plain_class() relies on the order of the bases.
     return type(f"Guarded{plain.__name__}", (GuardedHeaders, plain), {})
 
 
@@ -199,7 +210,7 @@ _new: Any = object.__new__
 def with_store(
     store: Mapping[str, Any], url: str, identifiers: frozenset[str], passage: Passage | None
 ) -> GuardedHeaders:
-    """Return guarded headers of requests' usual kind around a table.
+    """Return guarded headers of requests' usual kind around a table, without copying that.
 
     The plain code would be ``guard(CaseInsensitiveDict(store.values()), ...)``. That puts one
     header after the other into another table, which costs more than copying the whole request.

@@ -18,7 +18,7 @@ def lower(name: str | bytes) -> str:
 def by_lower_name(items: Iterable[tuple[Any, Any]]) -> Headers:
     """Return headers by their lower-case names.
 
-    If there are several of one name, the first one counts whose value is not empty.
+    Of several with one name, the first whose value is not empty counts.
     """
     headers: Headers = {}
     for item in items:
@@ -30,7 +30,7 @@ def by_lower_name(items: Iterable[tuple[Any, Any]]) -> Headers:
 
 def without(headers: Mapping[str, Any], keys: Collection[str]) -> MutableMapping[str, Any]:
     """Return a copy of ``headers`` less those whose names, in lower case, are in ``keys``."""
-    # Only urllib3's class can have several values of one name. dict() would join them.
+    # Only urllib3's class can have several values of one name, of which dict() would keep one.
     made = headers.copy() if isinstance(headers, HTTPHeaderDict) else dict(headers.items())
     for name in [name for name in headers if lower(name) in keys]:
         del made[name]
@@ -40,7 +40,10 @@ def without(headers: Mapping[str, Any], keys: Collection[str]) -> MutableMapping
 def with_stamp(
     headers: Mapping[str, Any], stamped: Headers, removed: Iterable[str]
 ) -> MutableMapping[str, Any]:
-    """Return a copy of ``headers`` as the gate wants them."""
+    """Return a copy of ``headers`` with a ``Stamp``: first what comes off, then what is set.
+
+    Removing a header before it is set also drops other spellings of its name.
+    """
     made = without(headers, {*stamped, *removed})
     made.update(stamped.values())
     return made

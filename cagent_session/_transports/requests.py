@@ -58,7 +58,7 @@ class GatewayMixin(_Adapter):
         super().__init__(**adapter_kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
+        state: dict[str, Any] = super().__getstate__()  # a fixed list of HTTPAdapter's attributes
         return state | {"gateway": self.gateway, "_router": self._router}
 
     def send(
@@ -84,7 +84,7 @@ class GatewayMixin(_Adapter):
         raise NotImplementedError
 
 
-# What users set on a mounted adapter after it was made.
+# What users set on a mounted adapter after it was made. It is set on the adapter behind.
 _SETTINGS = {"max_retries", "config", "poolmanager", "proxy_manager"}
 
 
@@ -92,16 +92,16 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
     """A transport adapter that puts the session in scope on every gateway-bound request.
 
     :param gateway: requests to the URLs of this :class:`Gateway` are gateway-bound. Without a
-        gateway, only requests are that carry the header ``X-Cagent-Forward`` already.
-    :param adapter: the adapter that sends, if it is not to be this one: any ``BaseAdapter``, such
-        as one with a cache or TLS settings of its own. ``close()`` closes it.
+        gateway, only requests that already carry the header ``X-Cagent-Forward`` are.
+    :param adapter: another adapter that does the sending: any ``BaseAdapter``, such as one with a
+        cache or TLS settings of its own. ``close()`` closes it.
     :param adapter_kwargs: the keywords of requests' ``HTTPAdapter``; not together with ``adapter``.
     :raises TypeError: for an ``adapter`` that is none, or that comes with further keywords.
 
     All other requests are sent as ``HTTPAdapter`` sends them. The caller's request is never
-    changed: ``response.request`` is the stamped copy that was sent. A copy of either, made for a
-    redirect or to send it again, has no identifiers; they return when it is sent to the same
-    origin. ::
+    changed: ``response.request`` is the stamped copy that was sent. A copy of either request, made
+    for a redirect or to send it again, has no identifiers. It gets them back when it is sent to the
+    same origin. ::
 
         http = requests.Session()
         http.mount("https://", GatewayAdapter(gateway))     # or: gateway.mount(http)
@@ -130,6 +130,7 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
                 f"{', '.join(adapter_kwargs)} cannot be given together with adapter=: give it to "
                 "that adapter"
             )
+        # HTTPAdapter.__init__ would make pools that nobody uses.
         self._behind = adapter
         self.gateway = gateway
         self._router = Router(gateway)
@@ -141,7 +142,7 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
     def _send_behind(self, request: PreparedRequest, **options: Any) -> Response:
         response: Response = self.adapter_for(request).send(request, **options)
         if getattr(response, "connection", None) is not None:
-            response.connection = self  # authentication handlers send by it
+            response.connection = self  # authentication handlers send the next request by it
         return response
 
     def close(self) -> None:
@@ -152,8 +153,8 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
             self._behind.close()
 
     def __getattr__(self, name: str) -> Any:
-        # Called for what this adapter has not: max_retries, poolmanager and all other settings are
-        # those of the adapter behind.
+        # Python calls this for missing attributes. In front of another adapter, max_retries,
+        # poolmanager and all other settings are missing here, and read there.
         if self._behind is None or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self._behind, name)
@@ -208,6 +209,7 @@ def send(
         if passage is not None:
             # From now on, copies of the headers leave the identifiers behind.
             passage.is_open = False
+        # An adapter further down has put other headers there, or we have put plain ones.
         if outgoing.headers is not guarded:
             _guard_copy(outgoing, None, guarded)
     copied: Any = getattr(response, "request", None)
@@ -221,14 +223,17 @@ def send(
 def _through_gate(
     router: Router, request: PreparedRequest, stream: bool, may_be_rebuilt: bool
 ) -> tuple[PreparedRequest, GuardedHeaders | None, Passage | None]:
-    """Return the request to send: ``request`` itself, or a copy.
+    """Return the request to send, guarded headers, and the passage.
 
-    Of a copy, second, the headers that say how careful copies of it have to be; third, its passage
-    if it is gateway-bound.
+    - ``request, None, None``: send the request itself. It is not gateway-bound, or a gate above has
+      stamped it.
+    - ``copy, guarded, passage``: send the stamped copy, which has the guarded headers.
+    - ``copy, guarded, None``: send the copy, which has plain headers. The request is not
+      gateway-bound now, but carries identifiers, so the copy has to be guarded after sending.
     """
     url = request.url or ""
     headers: Any = request.headers
-    before: GuardedHeaders | None = None
+    before: GuardedHeaders | None = None  # the request's headers, if they were guarded before
     if isinstance(headers, GuardedHeaders):
         if headers.passage is not None and headers.passage.covers(request.method, url):
             return request, None, None
@@ -240,21 +245,23 @@ def _through_gate(
     passage: Passage | None = None
     if names:  # it may be gateway-bound
         if may_be_rebuilt:
-            passage = passage_in(dict.values(by_name))
-            if passage is not None and passage.covers(request.method, url):
+            earlier = passage_in(dict.values(by_name))
+            if earlier is not None and earlier.covers(request.method, url):
                 return request, None, None
         passage = Passage(request.method, route.with_query(url) if route.query else url)
     stamp = gate(url, route, by_name, _STREAMED if stream else _REQUESTS, passage)
-    if stamp is None or passage is None:
+    if stamp is None or passage is None:  # without names there is no stamp
         return (request, None, None) if before is None else _unbound(request, before)
     identifiers = route.identifiers if before is None else before.identifiers | route.identifiers
+    # The caller may have set identifiers.
     if PREFIX in names or not dict.keys(by_name).isdisjoint(identifiers):
         _guard_callers_headers(request, before, identifiers)
     outgoing = _shallow_copy(request)
     outgoing.url = passage.url
     outgoing.headers = guarded = _stamped(headers, by_name, stamp, identifiers, passage)
     if before is not None and before.left is None and not before.are_callers_own(request):
-        # An authentication handler copies response.request, and puts the copy in its place.
+        # An authentication handler or a hook sends response.request again, or a copy of it. The
+        # handler makes the copy the next response.request, which has to show what was sent.
         request.headers = guarded
     return outgoing, guarded, passage
 
@@ -262,9 +269,11 @@ def _through_gate(
 def _unbound(
     request: PreparedRequest, before: GuardedHeaders
 ) -> tuple[PreparedRequest, GuardedHeaders | None, None]:
-    if before.left is not None:
+    """Do what :func:`_through_gate` does for a request with guarded headers that is not bound."""
+    if before.left is not None:  # there are no identifiers in it
         return request, None, None
-    # urllib3 copies the headers, and a guarded copy would lack what the caller has set.
+    # urllib3 copies the headers to send them. Copies of guarded ones would lack identifiers that
+    # the caller has set for this request, or may send to this origin.
     outgoing = _shallow_copy(request)
     callers_own = before.are_callers_own(request)
     outgoing.headers = before.plain() if callers_own else before.for_no_gateway()
@@ -272,9 +281,9 @@ def _unbound(
 
 
 def _by_name(headers: Any, route: Route) -> tuple[Headers, str]:
-    """Return the headers by their lower-case names.
+    """Return the headers by their lower-case names, and these names joined.
 
-    If the request may be gateway-bound, also these names in lines; else an empty string.
+    A request that cannot be gateway-bound gets an empty string for the latter.
 
     The plain code would be ``by_lower_name(headers.items())``. Reading requests' own table saves
     going through all headers in Python, which would be half of what the gate costs. But a name in
@@ -286,8 +295,10 @@ def _by_name(headers: Any, route: Route) -> tuple[Headers, str]:
     if route is BARE and "x-cagent-forward" not in by_name:
         return by_name, ""
     try:
+        # Joining does two things without a loop: it fails if a name is bytes, and the caller can
+        # search all names for a prefix at once.
         names = "\n".join(dict.keys(by_name))
-    except TypeError:  # a name is bytes
+    except TypeError:
         by_name = by_lower_name(headers.items())
         names = "\n".join(by_name)
     return by_name, names or "\n"
@@ -300,9 +311,9 @@ def _stamped(
     identifiers: frozenset[str],
     passage: Passage,
 ) -> GuardedHeaders:
-    """Return a copy of ``headers`` as the gate wants them, to be sent."""
+    """Return a guarded copy of ``headers`` with the stamp."""
     stamped, removed = stamp
-    if getattr(headers, "_store", None) is not by_name:
+    if getattr(headers, "_store", None) is not by_name:  # see _by_name()
         plain = headers.plain() if isinstance(headers, GuardedHeaders) else headers
         made: Any = with_stamp(plain, stamped, removed)
         if isinstance(headers, CaseInsensitiveDict):
@@ -324,7 +335,7 @@ def _guard_callers_headers(
     Another thread may be reading its headers, so they are replaced and not changed.
     """
     if before is not None and before.left is None and not before.are_callers_own(request):
-        return  # they come from another request, and are guarded for its URL
+        return  # the request has the headers of another one, and _through_gate() replaces them
     headers: Any = request.headers
     url = request.url or ""
     if type(headers) is CaseInsensitiveDict:
@@ -336,8 +347,12 @@ def _guard_callers_headers(
 
 
 def _guard_copy(request: Any, sent: PreparedRequest | None, guarded: GuardedHeaders) -> None:
-    """Guard a request that an adapter further down made from the one it was given."""
-    # A test double can have anything there.
+    """Guard the headers of a request from further down, unless they are guarded.
+
+    :param request: of a response or an error; a test double can have anything there.
+    :param sent: the request that we have guarded already, to be left alone; ``None`` to guard any.
+    :param guarded: the headers that say where the identifiers may be sent.
+    """
     if request is sent or not issubclass(type(request), PreparedRequest):
         return
     headers: Any = request.headers
@@ -360,8 +375,8 @@ def _note_redirect(
 def _shallow_copy(request: PreparedRequest) -> PreparedRequest:
     """Return a copy that shares everything with ``request``.
 
-    The plain code would be ``copy.copy(request)``, which takes more than four times as long, as it
-    asks the request how it would be pickled. ``request.copy()`` copies the cookie jar, too.
+    The plain code would be ``copy.copy(request)``, which takes more than four times as long: it
+    goes through ``__reduce_ex__``. ``request.copy()`` would also copy the cookie jar.
     """
     copied: PreparedRequest = object.__new__(type(request))
     copied.__dict__.update(request.__dict__)
