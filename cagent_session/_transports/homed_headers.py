@@ -1,8 +1,8 @@
-"""urllib3: headers whose identifiers know the origin that they are for.
+"""urllib3: headers whose identifiers are tied to an origin, their home.
 
-On a redirect, urllib3 sends the headers again that its caller gave, or those of the last attempt.
-So the value of an identifier says by itself where it may go: it knows its origin, and comes off
-where a request goes elsewhere.
+On a redirect, urllib3 sends the headers that its caller gave, or those of the last attempt. So the
+value of an identifier says by itself where it may be sent: a transport takes it off a request to
+any other origin. Copies of headers share values, so they keep homes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .mappings import lower
 
 
 class _Homed(str):
-    """The value of an identifier that the caller set, which is for one origin."""
+    """The value of an identifier that the caller set, tied to one origin."""
 
-    home: Any
+    home: Any  #: what origin_of() returns for the URL of the request on which the caller set it
 
     def __reduce__(self) -> Any:
         return str, (str.__str__(self),)
 
 
 class _HomedBytes(bytes):
-    """What :class:`_Homed` is, for a value that was given in bytes."""
+    """The same as :class:`_Homed` for a value that was given in bytes."""
 
     home: Any
 
@@ -38,26 +38,27 @@ class _HomedBytes(bytes):
 
 
 def _with_home(value: Any, home: Any) -> Any:
-    """Return the value of an identifier, bound to the origin ``home`` unless it has one."""
+    """Return the value of an identifier, tied to ``home`` unless it has a home."""
     if isinstance(value, _Homed | _HomedBytes):
         return value
     homed: Any
     if isinstance(value, bytes):
         homed = _HomedBytes(value)
     elif isinstance(value, str):
-        homed = _Homed(str.__str__(value))  # of an enum, what is sent
+        homed = _Homed(str.__str__(value))  # an enum's value, which is sent, and not its name
     elif isinstance(value, int):
         homed = _Homed(value)
     else:
-        return value  # which cannot be sent
+        return value  # urllib3 cannot send it
     homed.home = home
     return homed
 
 
 class _SeveralOfOneName(HTTPHeaderDict):
-    """urllib3's headers, which read a value that is the only one of its name as it is.
+    """urllib3's headers, but a value that is the only one of its name is returned as it is.
 
-    The plain class joins even a single value, which makes an ordinary ``str`` of it.
+    The plain class joins even a single value, which turns a ``_Homed`` one into an ordinary
+    ``str``.
     """
 
     def __getitem__(self, key: str) -> Any:
@@ -69,11 +70,11 @@ class _Spellings(dict[Any, str]):
     """Names in lower case, by how they were spelt.
 
     The plain code would be ``lower(name)``, which makes a new string that has never been hashed.
-    Looking names up takes a fourth of that.
+    Looking names up takes a fourth of that time.
     """
 
     def __missing__(self, name: str | bytes) -> str:
-        if len(self) >= 1024:
+        if len(self) >= 1024:  # names may be made up, without end
             self.clear()
         return self.setdefault(name, lower(name))
 
@@ -82,17 +83,19 @@ lower_name = _Spellings().__getitem__
 
 
 def homed(headers: Any, identifiers: frozenset[str], origin: Any) -> Any:
-    """Return a copy of ``headers`` with every identifier bound to ``origin`` that is bound to none.
+    """Return a copy of ``headers`` in which every identifier has a home.
 
-    :param identifiers: besides ``X-Cagent-*``, by their names in lower case.
-    :param origin: ``None`` to bind none, and only copy.
+    The copy keeps the classes of the values. urllib3's own class does not: ``ProxyManager`` would
+    read each value as an ordinary ``str``.
+
+    :param identifiers: the names of session headers, in lower case.
+    :param origin: the home of identifiers that have none yet; ``None`` to leave them without.
     """
     items = []
     for name, value in headers.items():
         if origin and is_identifier(lower_name(name), identifiers):
             value = _with_home(value, origin)
         items.append((name, value))
-    # Of urllib3's own class, ProxyManager would read the values as ordinary strings.
     if len({lower_name(name) for name, _ in items}) == len(items):
         return dict(items)
     made = _SeveralOfOneName()
@@ -102,12 +105,15 @@ def homed(headers: Any, identifiers: frozenset[str], origin: Any) -> Any:
 
 
 def is_for_another(value: Any, url: str) -> bool:
-    """Return whether ``value`` is of an identifier that is for another origin than ``url``'s."""
+    """Return whether ``value`` has a home, and that is not the origin of ``url``."""
     return isinstance(value, _Homed | _HomedBytes) and value.home != origin_of(url)
 
 
 def origin_of(url: str) -> Any:
-    """Return what stands for the origin of ``url``, as urllib3 reads it, in a comparison."""
+    """Return a value that is equal for URLs of one origin, as urllib3 reads them.
+
+    Doubtful URLs have one, too: their text up to the path, or an object that equals nothing else.
+    """
     origin = urls.origin_of(url)
     if origin is None:
         url = read_by_urllib3(url)
@@ -115,11 +121,11 @@ def origin_of(url: str) -> Any:
     if origin is not None:
         return origin
     found = re.match("[^/]*//[^/?#]*", url)
-    return found[0].lower() if found else object()  # the origin of nothing else
+    return found[0].lower() if found else object()
 
 
 def read_by_urllib3(url: str) -> str:
-    """Return ``url`` with the scheme that urllib3 assumes, and without user info."""
+    """Return ``url`` with the scheme that urllib3 assumes, and without user info; empty if bad."""
     try:
         parsed = parse_url(url)
     except LocationParseError:

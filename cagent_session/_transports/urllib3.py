@@ -2,9 +2,11 @@
 
 urllib3 follows redirects in two places. The manager sends each hop with the headers that its caller
 gave. A pool that is used directly follows redirects itself, and sends each hop with the headers of
-the last attempt. So the value of a header has to tell by itself what may become of it: one that the
-gate set is a ``Stamped`` one, and comes off before each attempt; an identifier that the caller set
-knows the origin that it is for (``homed_headers``).
+the last attempt. So the value of a header has to say by itself where it may be sent:
+
+- The gate set a ``Stamped`` value. It comes off before each attempt, and the gate sets a new one.
+- The caller set an identifier. Its value has a home (``homed_headers.py``), and comes off at any
+  other origin.
 """
 
 from __future__ import annotations
@@ -48,19 +50,23 @@ class GatewayPool(_Pool):
     base: str  #: scheme, host and port, as a URL
 
     def urlopen(self, method: str, url: str, *args: Any, **kwargs: Any) -> Any:
+        # "pool" is the layer of a Passage; that of instrument() is "patch".
         return send(
             self.router, self, self.base, super().urlopen, "pool", method, url, args, kwargs
         )
 
 
 class _GatewayManager(_Manager):
+    """Mixin for pool managers: its pools stamp each attempt, and it ties identifiers to a home."""
+
     def __init__(self, *args: Any, gateway: Gateway | None, **kwargs: Any) -> None:
         self.gateway = gateway
         self._router = Router(gateway)
         super().__init__(*args, **kwargs)
 
     def _new_pool(self, *args: Any, **kwargs: Any) -> Any:
-        # Whatever class the pool has: botocore and others put their own in after construction.
+        # The plain code would be to set pool_classes_by_scheme. But botocore and others replace
+        # that after construction.
         pool: Any = super()._new_pool(*args, **kwargs)
         pool.__class__ = _with_gate(pool.__class__)
         pool.router = self._router
@@ -70,7 +76,8 @@ class _GatewayManager(_Manager):
     def urlopen(  # type: ignore[override] # as in urllib3 itself
         self, method: str, url: str, redirect: bool = True, **kw: Any
     ) -> Any:
-        # On a redirect, urllib3 calls this method again with the same headers.
+        # On a redirect, urllib3 calls this method again with the headers set here, so identifiers
+        # keep their home.
         kw["headers"] = at_home(self._router, url, kw.get("headers"), self.headers)
         return super().urlopen(method, url, redirect=redirect, **kw)
 
@@ -78,8 +85,8 @@ class _GatewayManager(_Manager):
 class GatewayPoolManager(_GatewayManager, PoolManager):
     """A ``PoolManager`` that puts the session in scope on every gateway-bound request.
 
-    :param gateway: requests to its URLs are gateway-bound. Without a gateway, only requests are
-        that carry the header ``X-Cagent-Forward`` already.
+    :param gateway: requests to its URLs are gateway-bound. Without a gateway, only requests that
+        already carry the header ``X-Cagent-Forward`` are.
     :param pool_manager_kwargs: the keywords of urllib3's ``PoolManager``.
 
     Its connection pools do the same when they are used directly. ::
@@ -119,7 +126,11 @@ class GatewayProxyManager(_GatewayManager, ProxyManager):
 
 
 class _InFlight(dict[str, Any]):
-    """The headers of an attempt, and of copies that others make of them."""
+    """The headers of a gateway-bound attempt, and of copies of them.
+
+    The plain code would be a ``dict``, as values hold the passage, too. The attribute saves looking
+    for it there, and also serves where the gate set no value.
+    """
 
     passage: Passage
 
@@ -144,10 +155,11 @@ def send(
 
     :param base: the pool's scheme, host and port, as a URL.
     :param pass_on: the ``urlopen`` that sends.
-    :param layer: of the caller, for :meth:`Passage.covers`.
+    :param layer: of the caller: ``"pool"`` or ``"patch"``, see :class:`Passage`.
     :param target: a path, or a full URL.
-    :param args: what ``urlopen`` was given by position after that: the body, the headers, the
-        retries and so on. They are passed on as they were given, as is ``kwargs``.
+    :param args: the positional arguments of ``urlopen`` after that: the body, the headers, the
+        retries and so on. Like ``kwargs``, they are passed on as they were given, but for the
+        headers.
     """
     given = args[1] if len(args) > 1 else kwargs.get("headers")
     given = headers = pool.headers if given is None else given
@@ -156,12 +168,12 @@ def send(
     if earlier is not None and earlier.covers(method, url, layer):
         return pass_on(method, target, *args, **kwargs)
     headers = _for_this_attempt(router, headers, url, earlier)
-    # Managers follow redirects themselves, and say False.
     headers, passage = _through_gate(
         router,
         pool,
         headers,
         Passage(method, url, layer),
+        # A manager follows redirects itself, and passes False to its pools.
         follows_redirects=kwargs.get("redirect", True),
     )
     if headers is not given:
@@ -171,7 +183,7 @@ def send(
             kwargs["headers"] = headers
     if passage is None:
         return pass_on(method, target, *args, **kwargs)
-    if passage.url is not url:  # it has the gateway's query
+    if passage.url is not url:  # it has the gateway's query, and url ends with the target
         target = passage.url[len(url) - len(target) :]
     try:
         response = pass_on(method, target, *args, **kwargs)
@@ -186,11 +198,16 @@ def send(
 def _through_gate(
     router: Router, pool: Any, headers: Any, passage: Passage, *, follows_redirects: bool
 ) -> tuple[Any, Passage | None]:
-    """Return the headers to send, and the passage if the attempt is gateway-bound."""
+    """Return the headers to send, and the passage if the attempt is gateway-bound.
+
+    :param passage: of the attempt. Its URL becomes the one to send, with the gateway's query.
+    :param follows_redirects: whether the pool itself follows them, with these headers.
+    """
     url = passage.url
     route = router.route(url) if router.hosts else BARE
     by_name, is_simple = _by_name(headers, route)
-    # The patch of requests, above, has judged and logged what an HTTPAdapter sends.
+    # Headers of this class come from an HTTPAdapter. The patch of requests, above, has judged and
+    # logged the request. If it is not gateway-bound, gate() would log it a second time.
     is_logged = passage.layer == "patch" and isinstance(headers, CaseInsensitiveDict)
     if is_logged and not is_bound(by_name.get("x-cagent-forward", (None, None))[1], route):
         return headers, None
@@ -214,10 +231,15 @@ def _passage_of(headers: Any) -> Passage | None:
 def _for_this_attempt(
     router: Router, headers: Any, url: str, earlier: Passage | None
 ) -> Mapping[str, Any]:
-    """Return ``headers`` less what is for an earlier attempt, or for another origin."""
+    """Return ``headers`` less what is for an earlier attempt, or for another origin.
+
+    :param earlier: the passage in the headers: of an earlier attempt, or of a request that was
+        stamped further up and is now sent with another method or URL.
+    """
     is_open = earlier is not None and earlier.is_open
+    # The pool follows a redirect itself, from inside the attempt that was redirected.
     if is_open and earlier.layer and not urls.same_origin(earlier.url, url):  # type: ignore[union-attr]
-        _note_redirect(router, earlier, url, headers)  # type: ignore[arg-type] # the pool follows
+        _note_redirect(router, earlier, url, headers)  # type: ignore[arg-type]
     if isinstance(headers, GuardedHeaders) and not urls.same_origin(headers.url, url):
         return headers.guarded_copy()  # an adapter of requests sends them elsewhere
     gone = set()
@@ -228,9 +250,13 @@ def _for_this_attempt(
 
 
 def _by_name(headers: Mapping[str, Any], route: Route) -> tuple[Headers, bool]:
-    """Return the headers that matter by their lower-case names, and whether each occurs once."""
+    """Return the headers that matter by their lower-case names, and whether each occurs once.
+
+    The second is false also if a name that does not matter occurs several times.
+    """
     names, found = route.names, 0
     by_name: Headers = {}
+    # A list, because urllib3's own view of the items counts them by going through all.
     items: Any = headers.items() if type(headers) is dict else list(headers.items())
     for item in items:
         key = lower_name(item[0])
@@ -238,16 +264,18 @@ def _by_name(headers: Mapping[str, Any], route: Route) -> tuple[Headers, bool]:
             found += 1
             if key not in by_name or not by_name[key][1]:
                 by_name[key] = item
+    # Two spellings of a name count twice in found. Several values of one name, which only urllib3's
+    # class can have, count twice in items.
     return by_name, len(by_name) == found and len(headers) == len(items)
 
 
 def _stamped(
     headers: Mapping[str, Any], by_name: Headers, stamp: Stamp, passage: Passage, is_simple: bool
 ) -> Any:
-    """Return a copy of ``headers`` as the gate wants them, to be sent.
+    """Return a copy of ``headers`` with the stamp.
 
     The plain code would be ``with_stamp(headers, *stamp)``, in the class that the headers have.
-    That is mostly urllib3's own, which it copies more slowly than all of this takes, and which is
+    That is mostly ``HTTPHeaderDict``. Copying one takes longer than all of this, and the class is
     needed only where a name occurs several times.
     """
     stamped, removed = stamp
@@ -264,9 +292,13 @@ def _stamped(
 
 
 def at_home(router: Router, url: str, headers: Any, default: Any) -> Any:
-    """Return ``headers``, with the caller's identifiers bound to this hop's origin if they are new.
+    """Return ``headers``, with the caller's identifiers tied to a home: the origin of ``url``.
 
-    :param headers: as the manager was given them; ``default`` if that is ``None``.
+    Identifiers that an earlier hop tied keep their home. Those of a request that is not
+    gateway-bound get none, and are sent as any other header.
+
+    :param url: of this hop.
+    :param headers: as the manager was given them; if ``None``, ``default`` counts.
     """
     headers = default if headers is None else headers
     names = [lower_name(name) for name, _ in headers.items()]
@@ -290,7 +322,8 @@ def full_url(pool: Any, base: str, target: str) -> str:
     """Return where ``pool`` sends a request for ``target``; empty if that is doubtful."""
     if target.startswith("/"):
         return base + target
-    # A proxy that forwards goes where the full URL says. Any other server may read one as it likes.
+    # A proxy that forwards sends the request where the full URL says. Another server may ignore
+    # the host in it, so it must be the pool's.
     forwards = pool.proxy is not None and not connection_requires_http_tunnel(
         pool.proxy, pool.proxy_config, pool.scheme
     )
@@ -310,6 +343,7 @@ def _base_of(scheme: str, host: str, port: int | None) -> str:
 
 @functools.cache
 def _with_gate(pool_class: Any) -> Any:
+    """Return a subclass of a pool's class that stamps each attempt."""
     if issubclass(pool_class, GatewayPool):
         return pool_class
     return type(f"Gateway{pool_class.__name__}", (GatewayPool, pool_class), {})
