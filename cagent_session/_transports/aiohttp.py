@@ -1,7 +1,8 @@
 """aiohttp: the gate for the hops of a call.
 
-aiohttp makes each hop of a redirect from what its caller gave. So what the gate sets never travels,
-but the caller's own identifiers would, and have to come off.
+aiohttp makes each hop of a redirect from the headers that its caller gave. So headers that the gate
+set for one hop never reach the next. But identifiers that the caller set would reach every hop, and
+have to come off at another origin.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class InFlightHeaders(CIMultiDict[str]):
     """The headers of a gateway-bound request, while it is being sent."""
 
     passage: Passage
-    identifiers: frozenset[str]  #: besides X-Cagent-*, in lower case
+    identifiers: frozenset[str]  #: the names of session headers, in lower case
     callers: CIMultiDict[str]  #: the headers without the stamp
 
 
@@ -61,10 +62,10 @@ class Hops:
     async def __call__(self, request: ClientRequest, handler: Handler) -> ClientResponse:
         before = request.url, request.headers
         url = _as_http(str(request.url))
-        passage = _passage_of(request.headers)
-        if passage is not None and passage.covers(request.method, url):
+        earlier = _passage_of(request.headers)
+        if earlier is not None and earlier.covers(request.method, url):
             return await handler(request)  # another middleware of ours has stamped it
-        headers = self._callers_headers(request.headers, url, passage)
+        headers = self._callers_headers(request.headers, url, earlier)
         route = BARE
         if self._router.hosts and request.url.raw_host in self._router.hosts:
             route = self._router.route(url)
@@ -85,7 +86,7 @@ class Hops:
         try:
             response = await handler(request)
         finally:
-            # A middleware above may send it again, in another session or to another host.
+            # A middleware above may send the request again, in another session or to another host.
             passage.is_open = False
             request.url, request.headers = before
         if response.status in _REDIRECTS:
@@ -93,13 +94,17 @@ class Hops:
         return response
 
     def _callers_headers(
-        self, headers: CIMultiDict[str], url: str, passage: Passage | None
+        self, headers: CIMultiDict[str], url: str, earlier: Passage | None
     ) -> CIMultiDict[str]:
-        """Return the headers that the caller set, less identifiers that are for another origin."""
+        """Return the headers that the caller set, less identifiers that are for another origin.
+
+        :param earlier: the passage in ``headers``, which does not cover this request.
+        """
         home, identifiers = self._home, self._identifiers
-        if passage is not None and passage.is_open:
-            # A middleware in between sends a request elsewhere that one of ours has stamped.
-            home = passage.url
+        if earlier is not None and earlier.is_open:
+            # A middleware of ours, further up, has stamped the request for another URL or method.
+            # One in between has changed that, and the stamp has to come off.
+            home = earlier.url
             if isinstance(headers, InFlightHeaders):
                 identifiers |= headers.identifiers
                 headers = headers.callers
@@ -120,7 +125,7 @@ class Hops:
 
 
 def _as_http(url: str) -> str:
-    """Return ``url`` with the scheme that a websocket's handshake has."""
+    """Return ``url`` with http(s) in place of ws(s): a websocket's handshake is a GET request."""
     return f"http{url[2:]}" if url.startswith(("ws:", "wss:")) else url
 
 
@@ -142,6 +147,7 @@ def _by_name(headers: CIMultiDict[str], route: Route) -> Headers:
 def _stamped(
     headers: CIMultiDict[str], stamp: Any, passage: Passage, identifiers: frozenset[str]
 ) -> InFlightHeaders:
+    """Return a copy of ``headers`` with the stamp."""
     stamped, removed = stamp
     sent = InFlightHeaders(headers)
     for key in removed:

@@ -1,6 +1,11 @@
 """httpx and httpx2, its successor with the same interface: the gate as a transport.
 
-What the two libraries' modules share; each adds its own base classes and types in ``integrations``.
+This is shared by the modules for the two libraries in ``integrations``, which add base classes and
+types of their own.
+
+The client follows redirects above the transport. It makes each hop from the request that it gave to
+the transport. So the stamp on our copy never reaches the next hop. Identifiers that the caller set
+are taken off the caller's request when a redirect to another origin arrives.
 """
 
 from __future__ import annotations
@@ -20,8 +25,8 @@ from .._gate.routes import BARE, Library, Route, Router, is_identifier
 # A header as httpx keeps it: the name, the name in lower case, the value.
 _Item: TypeAlias = tuple[bytes, bytes, bytes]
 
-# In the extensions of a request, which the client hands on to the next hop: the names of the
-# identifiers of gateway-bound hops, besides X-Cagent-*.
+# A key in the extensions of a request, which the client hands on to the next hop. Its value is the
+# names of the session headers of all gateway-bound hops so far.
 _IDENTIFIERS = "cagent_session"
 
 _creating = threading.Lock()
@@ -33,7 +38,8 @@ class Httpx:
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
-        # A client with a transport of its own, so that it makes none.
+        # A client knows its default headers. With a transport given, it makes none, which would
+        # load TLS certificates.
         transport = module.MockTransport(lambda request: None)
         client = module.Client(transport=transport, trust_env=False)
         names = ("user-agent", "accept", "accept-encoding")
@@ -41,7 +47,8 @@ class Httpx:
         self._library = Library(defaults, in_bytes=True)
         self._request_class = module.Request
         self._headers_class = module.Headers
-        # The public way to make Headers checks all of them again, which costs more than the gate.
+        # The plain code would be to make Headers in the public way. That checks all of them again,
+        # which costs more than the gate. With other attributes than these, we take the public way.
         example = vars(module.Headers([("X-A", "b")]))
         self._is_known = example == {"_list": [(b"X-A", b"x-a", b"b")], "_encoding": None}
 
@@ -78,7 +85,7 @@ class Httpx:
     def _through_gate(
         self, router: Router, request: Any
     ) -> tuple[Any, Route | None, Passage | None]:
-        """Return the request to send; the route and the passage, if that is a stamped copy."""
+        """Return the request to send; its route and passage, if it is a stamped copy."""
         if not isinstance(request, self._request_class):
             raise TypeError(
                 f"this transport is for clients of {self.module.__name__}, not of "
@@ -86,6 +93,7 @@ class Httpx:
                 "module of that name in cagent_session.integrations"
             )
         url, route = request.url, BARE
+        # str() composes the URL anew, so that is done for the hosts of gateways alone.
         if router.hosts and url.raw_host in router.hosts:
             url = str(url)
             route = router.route(url)
@@ -98,7 +106,8 @@ class Httpx:
         stamp = gate(url, route, by_name, self._library, passage)
         if stamp is None:
             return request, None, None
-        # The stream is shared with the caller's request, because it can be read only once.
+        # The plain code would be to make a Request. A copy shares everything else with the caller's
+        # request, also the stream, which can be read only once.
         outgoing = _new(type(request))
         outgoing.__dict__ = request.__dict__.copy()
         outgoing.headers = self._stamped(items, found, stamp, passage, request.headers)
@@ -109,7 +118,12 @@ class Httpx:
     def _stamped(
         self, items: list[_Item], found: list[_Item], stamp: Stamp, passage: Passage, like: Any
     ) -> Any:
-        """Return headers with the stamp, of the encoding that ``like`` has."""
+        """Return headers with the stamp.
+
+        :param items: all headers of the request.
+        :param found: those of them that :func:`gate` has seen.
+        :param like: the request's ``Headers``, whose encoding the result gets.
+        """
         stamped, removed = stamp
         sent: list[Any] = items.copy()
         for item in found:
@@ -117,7 +131,7 @@ class Httpx:
                 sent.remove(item)
         sent += stamped.values()
         headers = self._headers(sent, like)
-        headers.passage = passage
+        headers.passage = passage  # a copy of the headers lacks this; then their values have it
         return headers
 
     def _redirected(
@@ -128,6 +142,7 @@ class Httpx:
         The client makes the next hop from the request that it knows, which is not the outgoing
         one. Its headers are replaced, not changed, as another task may be reading them.
         """
+        # None if no hop so far was gateway-bound. The route is that of this hop, if it was.
         names: frozenset[str] | None = request.extensions.get(_IDENTIFIERS)
         if route is not None:
             names = route.identifiers if names is None else names | route.identifiers
@@ -151,7 +166,7 @@ class Httpx:
         except (self.module.InvalidURL, ValueError):
             return ""  # the client refuses it, too
         if target.scheme and not target.host:
-            return ""  # the client goes to this host, at the port of that scheme
+            return ""  # the client keeps this host, but takes the default port of that scheme
         return str(target if target.scheme else request.url.join(target))
 
     def _headers(self, items: list[_Item], like: Any) -> Any:
@@ -167,7 +182,7 @@ def _items(headers: Any) -> list[_Item]:
 
 
 def _found(items: list[_Item], route: Route) -> tuple[list[_Item], dict[bytes, _Item]]:
-    """Return the headers that matter, and those by their lower-case names."""
+    """Return the headers that matter: all of them, and one for each lower-case name."""
     names = route.names_in_bytes
     found: list[_Item] = []
     by_name: dict[bytes, _Item] = {}
@@ -181,7 +196,7 @@ def _found(items: list[_Item], route: Route) -> tuple[list[_Item], dict[bytes, _
 
 
 def _has_passed(request: Any, items: list[_Item]) -> bool:
-    """Return whether a transport above has stamped this request, or the one it is a copy of."""
+    """Return whether another gate has stamped this request already, or the one it is a copy of."""
     passage: Passage | None = getattr(request.headers, "passage", None)
     if passage is None:
         passage = passage_in(items)

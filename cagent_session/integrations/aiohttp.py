@@ -25,7 +25,7 @@ class GatewayMiddleware:
     """A client middleware that puts the session in scope on every gateway-bound request.
 
     :param gateway: requests to its URLs are gateway-bound, those of ``ws_connect`` included.
-        Without a gateway, only requests are that carry the header ``X-Cagent-Forward`` already.
+        Without a gateway, only requests that already carry the header ``X-Cagent-Forward`` are.
     :raises ImportError: on import, with an aiohttp before 3.12, which has no client middlewares.
 
     Put it last in the list, so that it sees each request as it will be sent. ``middlewares=`` of a
@@ -38,7 +38,8 @@ class GatewayMiddleware:
     def __init__(self, gateway: Gateway | None = None) -> None:
         self.gateway = gateway
         self._router = Router(gateway)
-        # The calls that are being redirected, by the timer that all hops of a call share.
+        # The calls that are being redirected, by the id() of the timer that all hops of a call
+        # share. A middleware gets each hop as a request, and nothing else that tells the call.
         self._redirected: dict[int, Hops] = {}
 
     async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
@@ -47,7 +48,8 @@ class GatewayMiddleware:
         hops = self._redirected.get(id(timer)) or Hops(self._router)
         response = await hops(request, handler)
         if hops.was_bound and response.status // 100 == 3 and timer is not None:
-            # The client keeps this response, and with it the timer, until the call is over.
+            # The client keeps this response, and with it the timer, until the call is over. Until
+            # then no other timer can have this id().
             self._redirected[id(timer)] = hops
             hops.responses += 1
             weakref.finalize(response, self._forget, id(timer), hops).atexit = False

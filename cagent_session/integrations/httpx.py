@@ -17,8 +17,8 @@ class GatewayTransport(_GatewayTransport, httpx.BaseTransport, httpx.AsyncBaseTr
 
     For blocking and for asynchronous clients alike; one object can serve both.
 
-    :param gateway: requests to its URLs are gateway-bound. Without a gateway, only requests are
-        that carry the header ``X-Cagent-Forward`` already.
+    :param gateway: requests to its URLs are gateway-bound. Without a gateway, only requests that
+        already carry the header ``X-Cagent-Forward`` are.
     :param transport: the transport that sends. If left out, ``httpx.HTTPTransport()`` or
         ``httpx.AsyncHTTPTransport()``, made when it is first needed.
     :raises TypeError: for a transport that is not one of httpx's; when a client uses it, for one
