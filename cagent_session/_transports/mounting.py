@@ -17,8 +17,8 @@ from .requests import GatewayAdapter, GatewayMixin
 class _Mounts(Router):
     """The gateways of one origin that are mounted on one ``requests.Session``.
 
-    All gates that are mounted there share this router, because a URL may be spelt such that it
-    reaches the gate of another gateway than its own.
+    All adapters of ours that are mounted there share this router. requests picks an adapter by the
+    text of the URL, so one spelling of a gateway's URL may reach the adapter of another gateway.
     """
 
     def __init__(self, *gateways: Gateway) -> None:
@@ -31,11 +31,14 @@ class _Mounts(Router):
 
 
 class _MountedAdapter(GatewayAdapter):
-    """A gate that ``Gateway.mount`` has put in front of an adapter.
+    """An adapter that ``Gateway.mount`` has put in front of another one.
 
-    :param behind: the adapter whose settings this one has.
-    :param otherwise: the adapter for requests to gateways without an adapter of their own, and to
-        the rest of the origin.
+    Which adapter sends depends on the request: the one that was made for its gateway by ``mount``
+    with settings, or ``otherwise``.
+
+    :param behind: the adapter whose settings this one shows, such as ``max_retries``.
+    :param otherwise: the adapter that was mounted before. It sends requests to gateways without
+        settings of their own, and to the rest of the origin.
     """
 
     def __init__(
@@ -66,14 +69,16 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     route = gateway._route
     origins = _prefixes(route.origin)
     mounts = _mounts_at(session, origins)
-    # requests compares prefixes without their case, and among equals the first one wins. So gates
-    # take the place of all adapters at or below the origin, under the prefixes that these have.
+    # requests ignores the case of prefixes, and of two equal ones the first counts. So ours replace
+    # all adapters at or below the origin, under the very prefixes that these have.
     below = [prefix for prefix in session.adapters if prefix.lower().startswith(tuple(origins))]
     known = _made_by_hand(session, route.origin)
+    # Check all before adding any: an error leaves the requests.Session as it was.
     for each in Router(*known, gateway).gateways.values():
         mounts.check(each)
     for each in (*known, gateway):
         mounts.add(each)
+    # By the id() of the adapter behind: one that has several prefixes gets one of ours.
     gates: dict[int, _MountedAdapter] = {}
 
     def gate_before(adapter: BaseAdapter) -> _MountedAdapter:
@@ -89,6 +94,7 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
             session.mount(origin, gate_before(_found(session, origin)))
     if settings:
         _mount_own(session, mounts, gateway, HTTPAdapter(**settings), origins)
+    # Preparing the URL spells it as requests will: "https://gateway.example" gets a slash.
     adapter: Any = session.get_adapter(Request("GET", gateway.url).prepare().url or "")
     return adapter  # type: ignore[no-any-return]
 
@@ -96,7 +102,11 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
 def _mount_own(
     session: Session, mounts: _Mounts, gateway: Gateway, own: HTTPAdapter, origins: list[str]
 ) -> None:
-    """Mount ``own`` for ``gateway`` alone."""
+    """Have ``own`` send the requests to ``gateway``, and no others.
+
+    An adapter at the gateway's path shows the settings of ``own``. Where a URL is spelt such that
+    requests picks another adapter of ours, that one finds ``own`` in ``mounts``.
+    """
     path = gateway._route.path.lstrip("/")
     made: _MountedAdapter | None = None
     for origin in origins:
@@ -117,6 +127,7 @@ def _prefixes(origin: urls.Origin) -> list[str]:
 
 
 def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
+    """Return the gateways that are mounted on ``session`` at an origin, or a new, empty object."""
     for origin in origins:
         adapter = session.adapters.get(origin)
         if isinstance(adapter, _MountedAdapter):
@@ -125,7 +136,7 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
 
 
 def _made_by_hand(session: Session, origin: urls.Origin) -> list[Gateway]:
-    """Return the gateways of the adapters of ours that somebody mounted with ``Session.mount``."""
+    """Return the gateways of all ``GatewayAdapter`` that a user mounted with ``Session.mount``."""
     found = []
     for adapter in session.adapters.values():
         each: Any = adapter
@@ -140,7 +151,8 @@ def _made_by_hand(session: Session, origin: urls.Origin) -> list[Gateway]:
 
 
 def _found(session: Session, prefix: str) -> BaseAdapter:
+    """Return the adapter that sends requests to ``prefix``, or a new one if there is none."""
     try:
         return session.get_adapter(prefix)
-    except InvalidSchema:  # somebody has taken off the adapter for https:// or http://
+    except InvalidSchema:  # a user has taken off the adapter for https:// or http://
         return HTTPAdapter()
