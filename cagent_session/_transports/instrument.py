@@ -43,7 +43,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Instrumentation:
-    """A context manager that puts back, at its end, the gateways that were in force before."""
+    """A context manager that restores, at its end, the gateways that were in force before."""
 
     def __init__(self, before: Router | None) -> None:
         self._before = before
@@ -63,12 +63,13 @@ def instrument(*gateways: Gateway) -> AbstractContextManager[object]:
     this package would treat it, for the gateway that owns its URL. A request that a mounted adapter
     or a transport of this package has stamped is sent as it is.
 
-    :param gateways: the gateways to route to; the one with the longest path wins. Called again,
-        it replaces them. With none, only requests are gateway-bound that carry the header
-        ``X-Cagent-Forward`` already.
-    :returns: a context manager, for programs that want an end: ``with instrument(gateway): ...``
-        puts back what was in force before.
-    :raises ValueError: for two different gateways with one origin and path. Nothing has changed.
+    :param gateways: the gateways to route to; the one with the longest path wins. They replace
+        those of an earlier call. With none, only requests that already carry the header
+        ``X-Cagent-Forward`` are gateway-bound.
+    :returns: a context manager that restores at its end what was in force before the call:
+        ``with instrument(gateway): ...``. Ignore it to keep the gateways for the whole process.
+    :raises ValueError: for two different gateways with one origin and path. Nothing is changed
+        then.
     :raises TypeError: for anything but gateways.
 
     ::
@@ -76,9 +77,8 @@ def instrument(*gateways: Gateway) -> AbstractContextManager[object]:
         instrument(Gateway("https://gateway.example", forward="https://api.openai.com/v1"))
         client = openai.OpenAI(base_url="https://gateway.example/v1")
 
-    It does not reach what sends nothing over these libraries' own connections: test doubles, ASGI,
-    WSGI and custom transports, unix sockets, other websocket clients, child processes and other
-    interpreters.
+    It does not reach test doubles, ASGI, WSGI and custom transports, unix sockets, other websocket
+    clients, child processes and other interpreters.
     """
     wanted = Router(*gateways)
     with _lock:
@@ -105,11 +105,12 @@ def _activate(router: Router | None) -> Router | None:
     return before
 
 
-# In each patch below, the original is bound and not called with self: a wrapper of another library
-# may tell by that how it is called.
+# Each patch below binds the original to self, and does not pass self as an argument. The original
+# may be a wrapper of another library, which recognizes the call of a method by that.
 
 
 def _requests_patch(original: Any) -> Any:
+    # The parameters are those of HTTPAdapter.send, to be given by position or by name.
     def send(
         self: HTTPAdapter,
         request: Any,
@@ -127,7 +128,8 @@ def _requests_patch(original: Any) -> Any:
             )
         headers = request.headers
         if isinstance(headers, GuardedHeaders) and headers.are_callers_own(request):
-            # uninstrument() was called since: send the caller's headers unguarded.
+            # The caller's headers were guarded before uninstrument(). urllib3 sends a copy, which
+            # would lack the caller's identifiers.
             request.headers = headers.plain()
         return pass_on(
             request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
@@ -143,6 +145,7 @@ def _pool_patch(original: Any) -> Any:
         if router is None:
             return pass_on(method, url, *args, **options)
         base = for_urllib3.base_of(self)
+        # "patch" is the layer of a Passage; that of a GatewayPool is "pool".
         return for_urllib3.send(router, self, base, pass_on, "patch", method, url, args, options)
 
     return urlopen
@@ -160,7 +163,7 @@ def _manager_patch(original: Any) -> Any:
 
 
 def _patch_httpx(module: ModuleType) -> None:
-    """Patch httpx or httpx2."""
+    """Patch httpx or httpx2: its transports, and its client for those that send over aiohttp."""
     gate, by = gate_for(module), "instrument()"
     with _lock:
         patch(module.HTTPTransport, "handle_request", _transport_patch, gate, by=by)
@@ -203,8 +206,8 @@ def _over_aiohttp_patch(original: Any, gate: Httpx) -> Any:
         pass_on, router = original.__get__(self, type(self)), _active_router
         if router is None or not _is_over_aiohttp(self._transport_for_url(request.url)):
             return await pass_on(request)
-        # httpx follows redirects above aiohttp, so the patch of aiohttp sees each hop as a call of
-        # its own, and could not take off the caller's identifiers.
+        # httpx follows redirects above aiohttp. The patch of aiohttp sees each hop as a call of its
+        # own, and cannot know that identifiers of the caller's were set for an earlier hop.
         return await gate.send_async(router, request, pass_on)
 
     return _send_single_request
@@ -244,13 +247,13 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         **options: Any,
     ) -> Any:
         pass_on, router = original.__get__(self, type(self)), _active_router
-        passage = getattr(headers, "passage", None)  # httpx has stamped it
+        passage = getattr(headers, "passage", None)  # if the patch of httpx has stamped the request
         if not (
             router is None
             or isinstance(self.connector, aiohttp.UnixConnector)
             or (passage is not None and passage.covers(method, str_or_url))
         ):
-            # Innermost, below middlewares that may send a request again, or another one.
+            # Innermost: middlewares above it may send a request again, or another request.
             above = self._middlewares if middlewares is None else middlewares
             middlewares = (*above, hops(router))
         return await pass_on(

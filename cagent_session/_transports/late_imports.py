@@ -1,4 +1,4 @@
-"""Call a function with a library once that is imported, so that nobody has to import it for us."""
+"""Call a function with a library when the program imports that, without importing it ourselves."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _waiting: dict[str, OnImport] = {}
 
 
 def when_imported(name: str, on_import: OnImport) -> None:
-    """Call ``on_import`` with the module ``name``: now, if it is loaded, else when it will be."""
+    """Call ``on_import`` with the module ``name``: now if it is loaded, else once it is loaded."""
     if name in sys.modules:
-        # Another thread may be importing it just now; this waits for it.
+        # Another thread may still be importing the module; import_module() waits for that thread.
         _call(name, on_import, importlib.import_module(name))
         return
     _waiting[name] = on_import
@@ -34,14 +34,14 @@ def _call(name: str, on_import: OnImport, module: ModuleType) -> None:
     try:
         on_import(module)
     except Exception:
-        # The program imports it for a purpose of its own, which is not to fail because of us.
+        # The program needs the library for itself, so its import must not fail because of us.
         _log.warning("instrument() could not reach %s", name, exc_info=True)
 
 
 class _Finder(MetaPathFinder):
-    """Finds what the other finders find, with a loader that tells us when the module is loaded.
+    """A finder that asks the other finders, and wraps the loader to learn when it is done.
 
-    It is in ``sys.meta_path`` as long as a library is waited for.
+    It is in ``sys.meta_path`` as long as ``_waiting`` names a library.
     """
 
     def __init__(self) -> None:
@@ -50,11 +50,11 @@ class _Finder(MetaPathFinder):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         if fullname not in _waiting or getattr(self._searching, "name", None) == fullname:
             return None
-        self._searching.name = fullname
+        self._searching.name = fullname  # find_spec() asks all finders, and this one stays out
         try:
             spec = importlib.util.find_spec(fullname)
         except (ImportError, ValueError):
-            return None  # the import that goes on says why
+            return None  # the import goes on with the next finder, which raises the error
         finally:
             self._searching.name = None
         if spec is not None and spec.loader is not None:
@@ -63,6 +63,8 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(Loader):
+    """A loader that calls the waiting function after the module has been executed."""
+
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
@@ -71,7 +73,7 @@ class _Loader(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # The module, and code that reads its resources, is to see the loader that it has anyway.
+        # Resources of the package are read through its loader, which must be the original one.
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
