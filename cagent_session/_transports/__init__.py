@@ -1,1 +1,16 @@
-"""The gate under each HTTP library."""
+"""The gate under each HTTP library.
+
+A transport does this for each request:
+
+1. Find the ``Route`` of its URL, ``BARE`` for a URL of no gateway.
+2. Collect its headers by their lower-case names, at least those in ``route.names``.
+3. Send it unchanged if a ``Passage`` in its headers covers it: another gate has stamped it.
+4. Make a new ``Passage``, and call ``gate()`` with all of that and the ``Library``. If that returns
+   ``None``, send the request unchanged.
+5. Copy it, put the stamp on the copy's headers and ``route.with_query(url)`` in place of its URL,
+   and send the copy by the library's own means. The caller's request stays as it is.
+6. Set ``passage.is_open`` to false after sending, even if that failed.
+7. Keep identifiers from other origins. The library makes the next hop of a redirect from the last
+   one in a way of its own, so each module of this folder begins by saying how.
+8. Report redirects of gateway-bound requests to ``note_redirect()``.
+"""

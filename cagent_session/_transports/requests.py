@@ -1,4 +1,8 @@
-"""requests: the gate as a transport adapter."""
+"""requests: the gate as a transport adapter.
+
+``requests.Session`` follows redirects above the adapter. It makes each hop from a copy of the last
+request; ``guarded_headers.py`` says what becomes of the identifiers then.
+"""
 
 from __future__ import annotations
 
