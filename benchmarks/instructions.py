@@ -40,9 +40,9 @@ wanted = True
 
 #: The C function behind ``ascii()``, by which callgrind knows when to count.
 FUNCTION = "PyObject_ASCII"
-CALLS = 100
+CALLS = 50
 #: Calls before those that count, in which Python specializes the code and libraries fill caches.
-WARM_UP = 100
+WARM_UP = 50
 
 
 class Repeated:
