@@ -19,7 +19,7 @@ def tables() -> Iterator[Table]:
 
     rows = []
     count = scaled(1_000_000)
-    with no_adapters():
+    with no_adapters(), session_scope("session-1"):
         send = sender(GatewayAdapter(GATEWAY), prepare(AT_GATEWAY))
         for name, case in (("scopes", scope), ("requests", send)):
             for _ in range(1000):

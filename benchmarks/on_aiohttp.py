@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import aiohttp
 from aiohttp.tracing import Trace
-from cagent_session.integrations.aiohttp import GatewayMiddleware
 from comparison import Comparison, tables_of
 from harness import Table, Within, show
 from opentelemetry.instrumentation.aiohttp_client import create_trace_config
@@ -26,9 +25,11 @@ from stubs import (
 )
 
 from cagent_session import current_session_id, session_scope
+from cagent_session._gate.protocol import USER_AGENT
+from cagent_session.integrations.aiohttp import GatewayMiddleware
 
 Handler: TypeAlias = Callable[[aiohttp.ClientRequest], Awaitable[Any]]
-UNIT = "setting the header in place"
+UNIT = "setting all headers in place"
 
 
 def tables() -> Iterator[Table]:
@@ -65,8 +66,15 @@ def comparison(client: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -
     async def handler(request: aiohttp.ClientRequest) -> Any:
         return answer
 
-    async def in_place(request: aiohttp.ClientRequest, handler: Handler) -> Any:
-        """Change the client's request. A redirect is made from the caller's headers again."""
+    told = {**GATEWAY_HEADERS, "User-Agent": USER_AGENT}
+
+    async def session_in_place(request: aiohttp.ClientRequest, handler: Handler) -> Any:
+        request.headers[SESSION_ID] = current_session_id()
+        return await handler(request)
+
+    async def all_in_place(request: aiohttp.ClientRequest, handler: Handler) -> Any:
+        for name, value in told.items():
+            request.headers[name] = value
         request.headers[SESSION_ID] = current_session_id()
         return await handler(request)
 
@@ -105,7 +113,10 @@ def comparison(client: aiohttp.ClientSession, loop: asyncio.AbstractEventLoop) -
 
     cases = {
         "plain": case(handler, AT_GATEWAY, GATEWAY_HEADERS),
-        UNIT: case(through(in_place), AT_GATEWAY, GATEWAY_HEADERS),
+        UNIT: case(through(all_in_place)),
+        "setting the session header in place": case(
+            through(session_in_place), AT_GATEWAY, GATEWAY_HEADERS
+        ),
         "`GatewayMiddleware()`, gateway-bound by header": case(
             through(GatewayMiddleware()), AT_GATEWAY, GATEWAY_HEADERS
         ),

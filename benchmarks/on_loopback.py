@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import httpx2
 import instructions
@@ -17,6 +19,7 @@ import requests
 import urllib3
 from comparison import Comparison
 from harness import Case, Table, Within, measure, median, ratio, show
+from opentelemetry.instrumentation.aiohttp_client import create_trace_config
 from opentelemetry.instrumentation.httpx import (
     SyncOpenTelemetryTransport,
     SyncOpenTelemetryTransportHttpx2,
@@ -38,7 +41,8 @@ from cagent_session import (
     gateway_headers,
     session_scope,
 )
-from cagent_session.headers import USER_AGENT
+from cagent_session._gate.protocol import USER_AGENT
+from cagent_session.integrations.aiohttp import GatewayMiddleware
 from cagent_session.integrations.httpx import GatewayTransport
 from cagent_session.integrations.httpx2 import GatewayTransport as GatewayTransportHttpx2
 
@@ -86,8 +90,8 @@ def a_server() -> Iterator[str]:
 def clients(url: str, opened: contextlib.ExitStack) -> dict[str, dict[str, Case]]:
     """For each library, what sends one request. All but OpenTelemetry's send the same bytes.
 
-    The requests are made beforehand: setting so many headers by hand takes the libraries longer
-    than our transports take.
+    The requests are made beforehand, but for aiohttp's and urllib3's: setting so many headers by
+    hand takes the libraries longer than our transports take.
     """
     gateway = Gateway(url, forward=FORWARD, provider="openai")
     # What the others have to be told, and a transport of ours finds out.
@@ -110,46 +114,82 @@ def clients(url: str, opened: contextlib.ExitStack) -> dict[str, dict[str, Case]
         request = http.build_request("POST", url, content=BODY, headers=headers)
         return lambda: http.send(request)
 
+    loop = asyncio.new_event_loop()
+    opened.callback(loop.close)
+
+    def with_aiohttp(headers: dict[str, str], **options: Any) -> Any:
+        async def a_client() -> aiohttp.ClientSession:
+            return aiohttp.ClientSession(**options)
+
+        http = loop.run_until_complete(a_client())
+        opened.callback(lambda: loop.run_until_complete(http.close()))
+
+        async def post() -> None:
+            async with http.post(url, data=BODY, headers=headers) as response:
+                await response.read()
+
+        return lambda: loop.run_until_complete(post())
+
     adapter = requests.adapters.HTTPAdapter
-    return {
-        "requests": cases_of(
-            gateway,
-            plain=with_requests(adapter(), told),
-            ours=with_requests(GatewayAdapter(gateway), {}),
-            untold=with_requests(adapter(), {}),
-            theirs=Within(
-                lambda: traced("requests", "RequestsInstrumentor"), with_requests(adapter(), told)
-            ),
-        ),
-        "urllib3": cases_of(
-            gateway,
-            plain=with_urllib3(urllib3.PoolManager(), told),
-            ours=with_urllib3(GatewayPoolManager(gateway), {}),
-            untold=with_urllib3(urllib3.PoolManager(), {}),
-            theirs=Within(
-                lambda: traced("urllib3", "URLLib3Instrumentor"),
-                with_urllib3(urllib3.PoolManager(), told),
-            ),
-        ),
-    } | {
-        library.__name__: cases_of(
-            gateway,
-            plain=with_httpx(library.Client(transport=library.HTTPTransport()), told),
-            ours=with_httpx(library.Client(transport=ours(gateway)), {}),
-            untold=with_httpx(library.Client(transport=library.HTTPTransport()), {}),
-            theirs=Within(
-                in_baggage,
-                with_httpx(
-                    library.Client(transport=theirs(library.HTTPTransport(), tracer_provider())),
-                    told,
+    return (
+        {
+            "requests": cases_of(
+                gateway,
+                plain=with_requests(adapter(), told),
+                ours=with_requests(GatewayAdapter(gateway), {}),
+                untold=with_requests(adapter(), {}),
+                theirs=Within(
+                    lambda: traced("requests", "RequestsInstrumentor"),
+                    with_requests(adapter(), told),
                 ),
             ),
-        )
-        for library, ours, theirs in (
-            (httpx, GatewayTransport, SyncOpenTelemetryTransport),
-            (httpx2, GatewayTransportHttpx2, SyncOpenTelemetryTransportHttpx2),
-        )
-    }
+            "urllib3": cases_of(
+                gateway,
+                plain=with_urllib3(urllib3.PoolManager(), told),
+                ours=with_urllib3(GatewayPoolManager(gateway), {}),
+                untold=with_urllib3(urllib3.PoolManager(), {}),
+                theirs=Within(
+                    lambda: traced("urllib3", "URLLib3Instrumentor"),
+                    with_urllib3(urllib3.PoolManager(), told),
+                ),
+            ),
+        }
+        | {
+            library.__name__: cases_of(
+                gateway,
+                plain=with_httpx(library.Client(transport=library.HTTPTransport()), told),
+                ours=with_httpx(library.Client(transport=ours(gateway)), {}),
+                untold=with_httpx(library.Client(transport=library.HTTPTransport()), {}),
+                theirs=Within(
+                    in_baggage,
+                    with_httpx(
+                        library.Client(
+                            transport=theirs(library.HTTPTransport(), tracer_provider())
+                        ),
+                        told,
+                    ),
+                ),
+            )
+            for library, ours, theirs in (
+                (httpx, GatewayTransport, SyncOpenTelemetryTransport),
+                (httpx2, GatewayTransportHttpx2, SyncOpenTelemetryTransportHttpx2),
+            )
+        }
+        | {
+            "aiohttp": cases_of(
+                gateway,
+                plain=with_aiohttp(told),
+                ours=with_aiohttp({}, middlewares=[GatewayMiddleware(gateway)]),
+                untold=with_aiohttp({}),
+                theirs=Within(
+                    in_baggage,
+                    with_aiohttp(
+                        told, trace_configs=[create_trace_config(tracer_provider=tracer_provider())]
+                    ),
+                ),
+            ),
+        }
+    )
 
 
 def cases_of(

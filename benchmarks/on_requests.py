@@ -12,6 +12,7 @@ from requests.adapters import HTTPAdapter
 from stubs import (
     AT_GATEWAY,
     ELSEWHERE,
+    FORWARD,
     GATEWAY,
     GATEWAY_HEADERS,
     SESSION_ID,
@@ -23,7 +24,7 @@ from stubs import (
     traced,
 )
 
-from cagent_session import GatewayAdapter, current_session_id, session_scope
+from cagent_session import Gateway, GatewayAdapter, current_session_id, session_scope
 
 
 class AddHeadersIdiom(HTTPAdapter):
@@ -31,6 +32,18 @@ class AddHeadersIdiom(HTTPAdapter):
 
     def add_headers(self, request: requests.PreparedRequest, **_: Any) -> None:
         request.headers[SESSION_ID] = current_session_id()
+
+
+def with_session_header(given: Any) -> Gateway:
+    """Return the gateway of the other cases, with one more session header."""
+    return Gateway(
+        GATEWAY.url,
+        forward=FORWARD,
+        provider="openai",
+        model="gpt-4o-mini",
+        model_name="main",
+        session_headers={"X-Session-Affinity": given},
+    )
 
 
 UNIT = "the `request.copy()` idiom"
@@ -54,6 +67,13 @@ def comparisons() -> Iterator[Comparison]:
         "`GatewayAdapter()`, not gateway-bound": sender(GatewayAdapter(), prepare(AT_GATEWAY)),
         "`GatewayAdapter(gateway)`, not gateway-bound": sender(
             GatewayAdapter(GATEWAY), prepare(ELSEWHERE)
+        ),
+        "one more session header, from a template": sender(
+            GatewayAdapter(with_session_header("{session}")), prepare(AT_GATEWAY)
+        ),
+        "one more session header, from a function": sender(
+            GatewayAdapter(with_session_header(lambda session, parent, root: session)),
+            prepare(AT_GATEWAY),
         ),
         "`instrument(gateway)`, gateway-bound by URL": Within(
             lambda: instrumented(GATEWAY), sender(HTTPAdapter(), prepare(AT_GATEWAY))

@@ -20,6 +20,7 @@ import imports
 import instructions
 import log
 import memory
+import on_aiohttp
 import on_httpx
 import on_loopback
 import on_pools
@@ -29,10 +30,12 @@ import scopes
 from harness import Table, show
 
 SCRIPTS = (
-    *(on_loopback, on_requests, on_urllib3, on_httpx),
+    *(on_loopback, on_requests, on_urllib3, on_httpx, on_aiohttp),
     *(log, scopes, on_pools, growth, memory, imports),
 )
-PACKAGES = ("requests", "urllib3", "httpx", "httpx2", "opentelemetry-sdk", "structlog")
+PACKAGES = (
+    *("requests", "urllib3", "httpx", "httpx2", "aiohttp", "opentelemetry-sdk", "structlog"),
+)
 
 
 def main() -> None:

@@ -6,14 +6,14 @@ import contextlib
 import functools
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3 import PoolManager, ProxyManager
 from urllib3.connectionpool import HTTPConnectionPool
 
 from cagent_session import Gateway, current_session_id, gateway_headers, instrument, uninstrument
@@ -112,25 +112,34 @@ def sender(adapter: HTTPAdapter, request: requests.PreparedRequest) -> Callable[
 @contextlib.contextmanager
 def instrumented(*gateways: Gateway, then_off: bool = False) -> Iterator[None]:
     """``instrument(*gateways)``, and afterwards the classes as they were before it."""
-    import httpx
-    import httpx2
-
-    with contextlib.ExitStack() as stack:
-        for owner, name in (
-            (HTTPAdapter, "send"),
-            (HTTPConnectionPool, "urlopen"),
-            (PoolManager, "urlopen"),
-            (ProxyManager, "urlopen"),
-            *((module.HTTPTransport, "handle_request") for module in (httpx, httpx2)),
-            *((module.AsyncHTTPTransport, "handle_async_request") for module in (httpx, httpx2)),
-        ):
-            stack.enter_context(mock.patch.object(owner, name, getattr(owner, name)))
+    with unpatched_afterwards(methods_that_instrument_patches()):
         with mock.patch.object(logging.getLogger("cagent_session"), "disabled", True):
             instrument(*gateways)  # which warns of the stubs
         if then_off:
             uninstrument()
         yield
         uninstrument()
+
+
+def methods_that_instrument_patches() -> Iterator[tuple[type, str]]:
+    yield HTTPAdapter, "send"
+    for owner in (HTTPConnectionPool, urllib3.PoolManager, urllib3.ProxyManager):
+        yield owner, "urlopen"
+    for library in filter(None, map(sys.modules.get, ("httpx", "httpx2"))):
+        yield library.HTTPTransport, "handle_request"
+        yield library.AsyncHTTPTransport, "handle_async_request"
+        yield library.AsyncClient, "_send_single_request"
+    if "aiohttp" in sys.modules:
+        yield sys.modules["aiohttp"].ClientSession, "_request"
+
+
+@contextlib.contextmanager
+def unpatched_afterwards(methods: Iterable[tuple[type, str]]) -> Iterator[None]:
+    """Put the methods back in the end, as the patches of this package stay in place."""
+    with contextlib.ExitStack() as stack:
+        for owner, name in methods:
+            stack.enter_context(mock.patch.object(owner, name, getattr(owner, name)))
+        yield
 
 
 # OpenTelemetry is imported late: under valgrind that takes most of a minute.

@@ -14,7 +14,7 @@ from support.wire import Server
 
 from cagent_session import session_scope
 
-for needed in ("httpx", "httpx2", "structlog", "opentelemetry.instrumentation.httpx"):
+for needed in ("aiohttp", "httpx", "httpx2", "structlog", "opentelemetry.instrumentation.httpx"):
     pytest.importorskip(needed, reason="tox -e py312 and its like have all that is compared with")
 
 # One process of pytest-xdist runs them all, so that the scripts run once.
