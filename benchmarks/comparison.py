@@ -45,20 +45,19 @@ class Comparison:
             hidden.add(self.unit)
         shown = [case for case in self.cases if case not in hidden]
         by_clock, in_instructions = self._relative(times), self._relative(counts)
-        rows, figures = [], {}
+        rows = []
         for case in shown:
             cells = [case, "-", "-"]
             if case in by_clock:
                 taken, multiple = by_clock[case]
                 cells[1] = f"{microseconds(taken)} ({multiple:.2f} x)"
-                figures[case] = taken * 1e6
             if case in in_instructions:
                 taken, multiple = in_instructions[case]
                 cells[2] = f"{taken:,.0f} ({multiple:.2f} x)"
             rows.append(cells)
         what = "time" if self.plain is None else "added"
         head = ["case", f"{what}, by the clock", f"{what}, in instructions"]
-        return Table(self.name, head, rows, figures)
+        return Table(self.name, head, rows)
 
     def _relative(self, samples: Mapping[str, Samples]) -> dict[str, tuple[float, float]]:
         """Return for each case what it takes, less the plain one, and the multiple of the unit."""

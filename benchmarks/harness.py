@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 #: Less than 1 for a quick look: fewer and shorter rounds, smaller counts.
@@ -36,8 +36,12 @@ class Table:
     name: str
     head: list[str]
     rows: list[list[str]]
-    #: what the chart shows of it
-    figures: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, name: str, text: str) -> Table:
+        """Return the table that ``str`` has made ``text`` of."""
+        head, _, *rows = [line[2:-2].split(" | ") for line in text.splitlines()]
+        return cls(name, head, rows)
 
     def __str__(self) -> str:
         lines = (self.head, ["---"] * len(self.head), *self.rows)

@@ -33,6 +33,7 @@ SCRIPTS = (
     *(on_loopback, on_requests, on_urllib3, on_httpx, on_aiohttp),
     *(log, scopes, on_pools, growth, memory, imports),
 )
+BLOCK = re.compile(r"<!-- measured: (\w+) -->\n\n(.*?)\n\n<!-- end -->", re.DOTALL)
 PACKAGES = (
     *("requests", "urllib3", "httpx", "httpx2", "aiohttp", "opentelemetry-sdk", "structlog"),
 )
@@ -40,19 +41,19 @@ PACKAGES = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run all benchmarks.")
+    parser.add_argument("scripts", nargs="*", help="names of scripts, if not all are to run")
     parser.add_argument("--page", type=Path, metavar="DIRECTORY", help="where performance.md is")
     parser.add_argument("--scale", type=float, default=1.0, help="less than 1 for a quick look")
     parser.add_argument("--clock", action="store_true", help="do not count instructions")
     options = parser.parse_args()
     harness.scale = options.scale
     instructions.wanted = not options.clock
-    tables: dict[str, Table] = {}
+    tables = {"versions": versions()}
     for script in SCRIPTS:
-        for table in script.tables():
-            show([table])
-            tables[table.name] = table
-    tables["versions"] = versions()
-    show([tables["versions"]])
+        if not options.scripts or script.__name__ in options.scripts:
+            for table in script.tables():
+                show([table])
+                tables[table.name] = table
     if options.page:
         write(tables, options.page)
 
@@ -62,10 +63,21 @@ def versions() -> Table:
     return Table("versions", ["", "version"], named + [[name, version(name)] for name in PACKAGES])
 
 
+def write(tables: Mapping[str, Table], docs: Path) -> None:
+    """Put ``tables`` into docs/performance.md, and make the rest of it from those that it has."""
+    import chart  # matplotlib is needed for the page alone
+
+    page = docs / "performance.md"
+    text = fill(page.read_text(encoding="utf-8"), tables)
+    found = {name: Table.read(name, block) for name, block in BLOCK.findall(text)}
+    page.write_text(fill(text, {"summary": summary(found["loopback"])}), encoding="utf-8")
+    chart.draw(found, docs / "performance.svg")
+
+
 def summary(loopback: Table) -> str:
     """Return the sentence that the page begins with."""
     shares = [
-        share for case, share in loopback.figures.items() if case.endswith(on_loopback.TRANSPORT)
+        float(share) for case, _, share, *_ in loopback.rows if case.endswith(on_loopback.TRANSPORT)
     ]
     low, high = (f"{share:.0%}"[:-1] for share in (min(shares), max(shares)))
     return (
@@ -74,22 +86,14 @@ def summary(loopback: Table) -> str:
     )
 
 
-def write(tables: Mapping[str, Table], docs: Path) -> None:
-    import chart  # matplotlib is needed for the page alone
-
-    page = docs / "performance.md"
-    blocks = {**tables, "summary": summary(tables["loopback"])}
-    page.write_text(fill(page.read_text(encoding="utf-8"), blocks), encoding="utf-8")
-    chart.draw(tables, docs / "performance.svg")
-
-
 def fill(text: str, blocks: Mapping[str, object]) -> str:
-    """Return ``text`` with each block between the comments that name it."""
+    """Return ``text`` with each of ``blocks`` between the comments that name it."""
 
     def block(match: re.Match[str]) -> str:
-        return f"{match[1]}\n\n{blocks[match[2]]}\n\n{match[3]}"
+        name, before = match.groups()
+        return f"<!-- measured: {name} -->\n\n{blocks.get(name, before)}\n\n<!-- end -->"
 
-    return re.sub(r"(<!-- measured: (\w+) -->)\n.*?(<!-- end -->)", block, text, flags=re.DOTALL)
+    return BLOCK.sub(block, text)
 
 
 if __name__ == "__main__":
