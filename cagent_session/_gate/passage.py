@@ -72,9 +72,12 @@ class StampedBytes(bytes):
         return bytes, (bytes(self),)
 
 
+_STAMPED = (Stamped, StampedBytes)
+
+
 def is_stamped(value: Any) -> bool:
     """Return whether the gate set this value of a header, for this request or an earlier one."""
-    return isinstance(value, Stamped | StampedBytes)
+    return isinstance(value, _STAMPED)
 
 
 def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None:
@@ -87,14 +90,17 @@ def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None
         return
 
 
-def passage_in(headers: Iterable[tuple[Any, ...]]) -> Passage | None:
-    """Return the passage that the value of one of a request's headers holds.
+def passage_of(headers: Any, items: Iterable[tuple[Any, ...]]) -> Passage | None:
+    """Return the passage that a request's headers know, or that one of their values knows."""
+    passage: Passage | None = getattr(headers, "passage", None)
+    return passage_in(items) if passage is None else passage
 
-    :param headers: tuples with the value at the end: ``(name, value)``, or httpx's triples.
-    """
-    for header in headers:
-        # The plain code would be is_stamped(). This saves a call for each header.
-        kind = header[-1].__class__
-        if (kind is Stamped or kind is StampedBytes) and header[-1].passage is not None:
-            return header[-1].passage  # type: ignore[no-any-return]
+
+def passage_in(items: Iterable[tuple[Any, ...]]) -> Passage | None:
+    """Return the passage that one of some headers knows, whose value stands at its end."""
+    for item in items:
+        # The plain code would be is_stamped(item[-1]). Most values are of these two classes.
+        kind = item[-1].__class__
+        if kind is not str and kind is not bytes and is_stamped(item[-1]) and item[-1].passage:
+            return item[-1].passage  # type: ignore[no-any-return]
     return None

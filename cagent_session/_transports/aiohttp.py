@@ -18,7 +18,7 @@ from yarl import URL
 
 from .._gate import urls
 from .._gate.gate import gate, note_redirect
-from .._gate.passage import Passage, is_stamped, passage_in
+from .._gate.passage import Passage, is_stamped, passage_of
 from .._gate.routes import BARE, Headers, Library, Route, Router, is_identifier
 
 Handler: TypeAlias = Callable[[ClientRequest], Awaitable[ClientResponse]]
@@ -62,7 +62,7 @@ class Hops:
     async def __call__(self, request: ClientRequest, handler: Handler) -> ClientResponse:
         before = request.url, request.headers
         url = _as_http(str(request.url))
-        earlier = _passage_of(request.headers)
+        earlier = passage_of(request.headers, request.headers.items())
         if earlier is not None and earlier.covers(request.method, url):
             return await handler(request)  # another middleware of ours has stamped it
         headers = self._callers_headers(request.headers, url, earlier)
@@ -127,11 +127,6 @@ class Hops:
 def _as_http(url: str) -> str:
     """Return ``url`` with http(s) in place of ws(s): a websocket's handshake is a GET request."""
     return f"http{url[2:]}" if url.startswith(("ws:", "wss:")) else url
-
-
-def _passage_of(headers: Any) -> Passage | None:
-    passage: Passage | None = getattr(headers, "passage", None)
-    return passage or passage_in(headers.items())
 
 
 def _by_name(headers: CIMultiDict[str], route: Route) -> Headers:

@@ -7,6 +7,7 @@ any other origin. Copies of headers share values, so they keep homes.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -37,9 +38,12 @@ class _HomedBytes(bytes):
         return bytes, (bytes(self),)
 
 
+_HOMED = (_Homed, _HomedBytes)
+
+
 def _with_home(value: Any, home: Any) -> Any:
     """Return the value of an identifier, tied to ``home`` unless it has a home."""
-    if isinstance(value, _Homed | _HomedBytes):
+    if isinstance(value, _HOMED):
         return value
     homed: Any
     if isinstance(value, bytes):
@@ -104,16 +108,23 @@ def homed(headers: Any, identifiers: frozenset[str], origin: Any) -> Any:
     return made
 
 
-def is_for_another(value: Any, url: str) -> bool:
-    """Return whether ``value`` has a home, and that is not the origin of ``url``."""
-    return isinstance(value, _Homed | _HomedBytes) and value.home != origin_of(url)
+def is_for_another(value: Any, origin: Any) -> bool:
+    """Return whether ``value`` is of an identifier that has another home than ``origin``."""
+    return isinstance(value, _HOMED) and value.home != origin
 
 
 def origin_of(url: str) -> Any:
-    """Return a value that is equal for URLs of one origin, as urllib3 reads them.
+    """Return what stands for the origin of ``url``, as urllib3 reads it, in a comparison."""
+    start = _scheme_and_authority(url)
+    if start is None or "@" in start[0]:  # user info is a secret, which no cache is to keep
+        return _origin_of(url)
+    return _cached_origin_of(start[0])
 
-    Doubtful URLs have one, too: their text up to the path, or an object that equals nothing else.
-    """
+
+_scheme_and_authority = re.compile("https?://[^/?#]*").match
+
+
+def _origin_of(url: str) -> Any:
     origin = urls.origin_of(url)
     if origin is None:
         url = read_by_urllib3(url)
@@ -121,7 +132,10 @@ def origin_of(url: str) -> Any:
     if origin is not None:
         return origin
     found = re.match("[^/]*//[^/?#]*", url)
-    return found[0].lower() if found else object()
+    return found[0].lower() if found else object()  # the origin of nothing else
+
+
+_cached_origin_of = functools.lru_cache(maxsize=1024)(_origin_of)
 
 
 def read_by_urllib3(url: str) -> str:

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 from .._gate import urls
 from .._gate.gate import Stamp, gate, note_redirect
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, passage_in
+from .._gate.passage import Passage, passage_of
 from .._gate.routes import BARE, Library, Route, Router, is_identifier
 
 # A header as httpx keeps it: the name, the name in lower case, the value.
@@ -100,11 +100,14 @@ class Httpx:
         items = request.headers._list if self._is_known else _items(request.headers)
         found, by_name = _found(items, route)
         may_be_bound = route is not BARE or self._library.forward in by_name
-        if may_be_bound and _has_passed(request, items):
-            return request, None, None
-        passage = Passage(request.method, request.url)
+        passage = None
+        if may_be_bound:
+            passage = passage_of(request.headers, items)
+            if passage is not None and passage.covers(request.method, request.url):
+                return request, None, None
+            passage = Passage(request.method, request.url)
         stamp = gate(url, route, by_name, self._library, passage)
-        if stamp is None:
+        if stamp is None or passage is None:
             return request, None, None
         # The plain code would be to make a Request. A copy shares everything else with the caller's
         # request, also the stream, which can be read only once.
@@ -193,14 +196,6 @@ def _found(items: list[_Item], route: Route) -> tuple[list[_Item], dict[bytes, _
             if key not in by_name or not by_name[key][2]:
                 by_name[key] = item
     return found, by_name
-
-
-def _has_passed(request: Any, items: list[_Item]) -> bool:
-    """Return whether another gate has stamped this request already, or the one it is a copy of."""
-    passage: Passage | None = getattr(request.headers, "passage", None)
-    if passage is None:
-        passage = passage_in(items)
-    return passage is not None and passage.covers(request.method, request.url)
 
 
 @functools.cache

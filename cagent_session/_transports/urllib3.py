@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
+from urllib3._collections import HTTPHeaderDict
 from urllib3.util.proxy import connection_requires_http_tunnel
 
 from .._gate import urls
 from .._gate.gate import Stamp, gate, is_bound, note_redirect
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, is_stamped, passage_in
-from .._gate.routes import BARE, Headers, Library, Route, Router, is_identifier
+from .._gate.passage import Passage, is_stamped, passage_of
+from .._gate.routes import BARE, Headers, Library, Route, Router
+from .._gate.validation import PREFIX
 from .guarded_headers import GuardedHeaders
 from .homed_headers import homed, is_for_another, lower_name, origin_of, read_by_urllib3
 from .mappings import lower, with_stamp, without
@@ -164,10 +166,11 @@ def send(
     given = args[1] if len(args) > 1 else kwargs.get("headers")
     given = headers = pool.headers if given is None else given
     url = full_url(pool, base, target)
-    earlier = _passage_of(headers)
-    if earlier is not None and earlier.covers(method, url, layer):
-        return pass_on(method, target, *args, **kwargs)
-    headers = _for_this_attempt(router, headers, url, earlier)
+    if not _are_plain(headers):
+        earlier = passage_of(headers, headers.items())
+        if earlier is not None and earlier.covers(method, url, layer):
+            return pass_on(method, target, *args, **kwargs)
+        headers = _for_this_attempt(router, headers, url, earlier)
     headers, passage = _through_gate(
         router,
         pool,
@@ -205,7 +208,11 @@ def _through_gate(
     """
     url = passage.url
     route = router.route(url) if router.hosts else BARE
-    by_name, is_simple = _by_name(headers, route)
+    if route is BARE and "x-cagent-forward" not in _names(headers):
+        by_name: Headers = {}  # it is not gateway-bound, which gate() logs
+        is_simple = True
+    else:
+        by_name, is_simple = _by_name(headers, route)
     # Headers of this class come from an HTTPAdapter. The patch of requests, above, has judged and
     # logged the request. If it is not gateway-bound, gate() would log it a second time.
     is_logged = passage.layer == "patch" and isinstance(headers, CaseInsensitiveDict)
@@ -222,10 +229,20 @@ def _through_gate(
     return _stamped(headers, by_name, stamp, passage, is_simple), passage
 
 
-def _passage_of(headers: Any) -> Passage | None:
-    """Return the passage of the request that a transport above is sending with ``headers``."""
-    passage: Passage | None = getattr(headers, "passage", None)
-    return passage or passage_in(headers.items())
+def _are_plain(headers: Any) -> bool:
+    """Return whether nothing about ``headers`` is of ours, as is true of most.
+
+    The plain code would be to look for each thing that is. This saves most of what an attempt costs
+    that is not gateway-bound.
+    """
+    if headers.__class__ is dict:
+        return _ONLY_STR.issuperset(map(type, headers.values()))
+    return headers.__class__ in (HTTPHeaderDict, CaseInsensitiveDict) and all(
+        type(value) is str for _, value in headers.items()
+    )
+
+
+_ONLY_STR = frozenset({str})
 
 
 def _for_this_attempt(
@@ -243,8 +260,9 @@ def _for_this_attempt(
     if isinstance(headers, GuardedHeaders) and not urls.same_origin(headers.url, url):
         return headers.guarded_copy()  # an adapter of requests sends them elsewhere
     gone = set()
+    origin = origin_of(url)
     for name, value in headers.items():
-        if is_for_another(value, url) or (is_open and is_stamped(value)):
+        if is_for_another(value, origin) or (is_open and is_stamped(value)):
             gone.add(lower(name))
     return without(headers, gone) if gone else headers
 
@@ -301,15 +319,26 @@ def at_home(router: Router, url: str, headers: Any, default: Any) -> Any:
     :param headers: as the manager was given them; if ``None``, ``default`` counts.
     """
     headers = default if headers is None else headers
-    names = [lower_name(name) for name, _ in headers.items()]
-    if not any(is_identifier(name, router.identifiers) for name in names):
+    names = _names(headers)
+    if PREFIX not in names and router.identifiers.isdisjoint(names.split("\n")):
         return headers
-    read = read_by_urllib3(url)
-    route = router.route(read)
+    route = router.route(url)
+    if route is BARE and router.hosts:
+        # It may be a gateway's once urllib3 has read it: without user info, without dot segments.
+        url = read_by_urllib3(url)
+        route = router.route(url)
     by_name, _ = _by_name(headers, route)
     forward = by_name.get("x-cagent-forward", (None, None))[1]
-    origin = origin_of(read) if is_bound(forward, route) else None
+    origin = origin_of(url) if is_bound(forward, route) else None
     return homed(headers, route.identifiers, origin)
+
+
+def _names(headers: Any) -> str:
+    """Return the names of headers in lower case, in lines: to search in all of them at once."""
+    try:
+        return "\n".join(headers).lower()
+    except TypeError:  # a name is bytes
+        return "\n".join(map(lower, headers))
 
 
 def _note_redirect(router: Router, passage: Passage, location: str, headers: Any) -> None:
