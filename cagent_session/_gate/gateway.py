@@ -113,7 +113,7 @@ class Gateway:
         # The names that are in use, in lower case. So far that is at most one.
         taken = {self.session_header.lower()} if self._sends_session_header else set()
         if self.parent_header is not None:
-            check_parent_header(self.parent_header, next(iter(taken), None))
+            check_parent_header(self.parent_header, taken)
             taken.add(self.parent_header.lower())
         for name in self.session_headers or {}:
             check_session_header(name, "a name in session_headers", taken)

@@ -263,6 +263,14 @@ def _route_of(gateway: Any) -> Route:
     return route
 
 
+def may_get_identifiers(home: str, url: str) -> bool:
+    """Return whether the identifiers of a request to ``home`` may go to ``url``: at its origin only.
+
+    ``_transports/homed_headers.py`` applies the same rule to origins as urllib3 reads them.
+    """
+    return urls.same_origin(home, url)
+
+
 def is_identifier(key: str, names: frozenset[str]) -> bool:
     """Return whether a header is an identifier, which only the gateway's origin may get.
 

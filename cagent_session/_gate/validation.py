@@ -86,11 +86,11 @@ def check_session_header(
     _check_is_not_taken(what, name, taken)
 
 
-def check_parent_header(name: str, session_header: str | None) -> None:
+def check_parent_header(name: str, taken: Collection[str]) -> None:
     """Raise if ``name`` cannot be the header that a session's parent is sent in."""
     check_name("parent_header", name)
     _check_is_free("parent_header", name, RESERVED_NAMES | PROTOCOL_NAMES)
-    _check_is_not_taken("parent_header", name, [(session_header or "").lower()])
+    _check_is_not_taken("parent_header", name, taken)
 
 
 def check_gateway_header(name: str, value: str, taken: Collection[str]) -> None:

@@ -16,10 +16,9 @@ from aiohttp.http import SERVER_SOFTWARE
 from multidict import CIMultiDict
 from yarl import URL
 
-from .._gate import urls
 from .._gate.gate import gate, note_redirect
 from .._gate.passage import Passage, is_stamped, passage_of
-from .._gate.routes import BARE, Headers, Library, Route, Router, is_identifier
+from .._gate.routes import BARE, Headers, Library, Route, Router, is_identifier, may_get_identifiers
 
 Handler: TypeAlias = Callable[[ClientRequest], Awaitable[ClientResponse]]
 
@@ -109,7 +108,7 @@ class Hops:
                 identifiers |= headers.identifiers
                 headers = headers.callers
             headers = CIMultiDict(item for item in headers.items() if not is_stamped(item[1]))
-        if home is None or urls.same_origin(home, url):
+        if home is None or may_get_identifiers(home, url):
             return headers
         return CIMultiDict(
             item for item in headers.items() if not is_identifier(item[0].lower(), identifiers)

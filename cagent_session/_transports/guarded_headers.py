@@ -19,9 +19,8 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 from urllib3._collections import HTTPHeaderDict
 
-from .._gate import urls
 from .._gate.passage import Passage, is_stamped
-from .._gate.routes import is_identifier
+from .._gate.routes import is_identifier, may_get_identifiers
 from .._gate.validation import PREFIX
 from ..headers import FORWARD
 from .mappings import lower
@@ -103,7 +102,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         """
         if self.are_callers_own(request):
             return self
-        is_home = urls.same_origin(self.url, request.url or "")
+        is_home = may_get_identifiers(self.url, request.url or "")
         if self.left is None:
             if not is_home:
                 return self.guarded_copy()

@@ -16,11 +16,10 @@ from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from .._gate import urls
 from .._gate.gate import Stamp, gate, note_redirect
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, passage_of
-from .._gate.routes import BARE, Library, Route, Router, is_identifier
+from .._gate.routes import BARE, Library, Route, Router, is_identifier, may_get_identifiers
 
 # A header as httpx keeps it: the name, the name in lower case, the value.
 _Item: TypeAlias = tuple[bytes, bytes, bytes]
@@ -156,7 +155,7 @@ class Httpx:
         if route is not None:
             in_session = any(outgoing.headers.get(name) for name in route.session_names)
             note_redirect(router, route, str(request.url), target, in_session)
-        if not urls.same_origin(str(request.url), target):
+        if not may_get_identifiers(str(request.url), target):
             items = _items(request.headers)
             kept = [item for item in items if not is_identifier(item[1].decode("latin-1"), names)]
             request.headers = self._headers(kept, request.headers)

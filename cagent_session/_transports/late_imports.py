@@ -21,21 +21,27 @@ _waiting: dict[str, OnImport] = {}
 
 def when_imported(name: str, on_import: OnImport) -> None:
     """Call ``on_import`` with the module ``name``: now if it is loaded, else once it is loaded."""
-    if name in sys.modules:
-        # Another thread may still be importing the module; import_module() waits for that thread.
-        _call(name, on_import, importlib.import_module(name))
-        return
+    # Registered first, so that an import in another thread is not missed in between.
     _waiting[name] = on_import
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
+    if name in sys.modules:
+        # Another thread may still be importing the module; import_module() waits for that thread.
+        _call(importlib.import_module(name))
 
 
-def _call(name: str, on_import: OnImport, module: ModuleType) -> None:
+def _call(module: ModuleType) -> None:
+    """Call the function that waits for ``module``, and take the finder off after the last one."""
+    on_import = _waiting.pop(module.__name__, None)
+    if not _waiting and _finder in sys.meta_path:
+        sys.meta_path.remove(_finder)
+    if on_import is None:
+        return
     try:
         on_import(module)
     except Exception:
-        # The program needs the library for itself, so its import must not fail because of us.
-        _log.warning("instrument() could not reach %s", name, exc_info=True)
+        # The program imports it for a purpose of its own, which is not to fail because of us.
+        _log.warning("instrument() could not reach %s", module.__name__, exc_info=True)
 
 
 class _Finder(MetaPathFinder):
@@ -78,11 +84,7 @@ class _Loader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        on_import = _waiting.pop(module.__name__, None)
-        if not _waiting and _finder in sys.meta_path:
-            sys.meta_path.remove(_finder)
-        if on_import is not None:
-            _call(module.__name__, on_import, module)
+        _call(module)
 
 
 _finder = _Finder()

@@ -257,7 +257,7 @@ def _for_this_attempt(
     # The pool follows a redirect itself, from inside the attempt that was redirected.
     if is_open and earlier.layer and not urls.same_origin(earlier.url, url):  # type: ignore[union-attr]
         _note_redirect(router, earlier, url, headers)  # type: ignore[arg-type]
-    if isinstance(headers, GuardedHeaders) and not urls.same_origin(headers.url, url):
+    if isinstance(headers, GuardedHeaders) and not may_get_identifiers(headers.url, url):
         return headers.guarded_copy()  # an adapter of requests sends them elsewhere
     gone = set()
     origin = origin_of(url)

@@ -59,7 +59,7 @@ class SessionMiddleware:
             )
         check_session_header(session_header)
         if parent_header is not None:
-            check_parent_header(parent_header, session_header)
+            check_parent_header(parent_header, [session_header.lower()])
         self.app = app
         self._session_name = session_header.lower().encode()
         self._parent_name = None if parent_header is None else parent_header.lower().encode()

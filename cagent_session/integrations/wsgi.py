@@ -53,7 +53,7 @@ class SessionMiddleware:
             )
         check_session_header(session_header)
         if parent_header is not None:
-            check_parent_header(parent_header, session_header)
+            check_parent_header(parent_header, [session_header.lower()])
         self.app = app
         self._session_key = _environ_key(session_header)
         self._parent_key = None if parent_header is None else _environ_key(parent_header)

@@ -96,7 +96,7 @@ class RecordingGateway:
             raise ValueError(f"port must be from 0, for a free one, to 65535, not {port}")
         check_session_header(session_header)
         if parent_header is not None:
-            check_parent_header(parent_header, session_header)
+            check_parent_header(parent_header, [session_header.lower()])
         self.reply = reply
         self.respond = respond
         self._headers = session_header, parent_header
