@@ -264,7 +264,7 @@ def _route_of(gateway: Any) -> Route:
 
 
 def may_get_identifiers(home: str, url: str) -> bool:
-    """Return whether the identifiers of a request to ``home`` may go to ``url``: at its origin only.
+    """Return whether identifiers that are for ``home`` may go to ``url``: at its origin only.
 
     ``_transports/homed_headers.py`` applies the same rule to origins as urllib3 reads them.
     """

@@ -24,7 +24,7 @@ from .._gate import urls
 from .._gate.gate import Stamp, gate, is_bound, note_redirect
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, is_stamped, passage_of
-from .._gate.routes import BARE, Headers, Library, Route, Router
+from .._gate.routes import BARE, Headers, Library, Route, Router, may_get_identifiers
 from .._gate.validation import PREFIX
 from .guarded_headers import GuardedHeaders
 from .homed_headers import homed, is_for_another, lower_name, origin_of, read_by_urllib3
