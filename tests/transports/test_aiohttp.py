@@ -90,7 +90,7 @@ class TestMiddlewares:
                 return await handler(request)
 
             with session_scope("s1"):
-                get(f"{server.origin}/p/x", failover, *middlewares)
+                get(f"{server.origin}/p/x", failover, *middlewares, headers=CALLERS)
             assert server.arrived[0].session_id == "s1"
             assert stranger.arrived[0].identifiers == {}
 
