@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
+from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp import ClientRequest, ClientResponse
@@ -63,7 +64,8 @@ class Hops:
         url = _as_http(str(request.url))
         earlier = passage_of(request.headers, request.headers.items())
         if earlier is not None and earlier.covers(request.method, url):
-            return await handler(request)  # another middleware of ours has stamped it
+            # Another middleware of ours has stamped it for its gateway.
+            return await _send_with(self._without_identifiers(before[1], url), request, handler)
         headers = self._callers_headers(request.headers, url, earlier)
         route = BARE
         if self._router.hosts and request.url.raw_host in self._router.hosts:
@@ -71,11 +73,7 @@ class Hops:
         passage = Passage(request.method, url)
         stamp = gate(url, route, _by_name(headers, route), _AIOHTTP, passage)
         if stamp is None:
-            request.headers = headers
-            try:
-                return await handler(request)
-            finally:
-                request.headers = before[1]
+            return await _send_with(headers, request, handler)
         self._home = self._home or url
         self._identifiers |= route.identifiers
         if route.query:
@@ -99,20 +97,37 @@ class Hops:
 
         :param earlier: the passage in ``headers``, which does not cover this request.
         """
-        home, identifiers = self._home, self._identifiers
-        if earlier is not None and earlier.is_open:
-            # A middleware of ours, further up, has stamped the request for another URL or method.
-            # One in between has changed that, and the stamp has to come off.
-            home = earlier.url
-            if isinstance(headers, InFlightHeaders):
-                identifiers |= headers.identifiers
-                headers = headers.callers
-            headers = CIMultiDict(item for item in headers.items() if not is_stamped(item[1]))
-        if home is None or may_get_identifiers(home, url):
+        if earlier is None or not earlier.is_open:
+            return self._without_identifiers(headers, url)
+        # A middleware of ours, further up, has stamped the request for another URL or method. One
+        # in between has changed that, and the stamp has to come off.
+        identifiers = self._identifiers
+        if isinstance(headers, InFlightHeaders):
+            identifiers |= headers.identifiers
+            headers = headers.callers
+        headers = CIMultiDict(item for item in headers.items() if not is_stamped(item[1]))
+        if may_get_identifiers(earlier.url, url):
             return headers
-        return CIMultiDict(
-            item for item in headers.items() if not is_identifier(item[0].lower(), identifiers)
-        )
+        return _less(headers, identifiers)
+
+    def _without_identifiers(self, headers: CIMultiDict[str], url: str) -> CIMultiDict[str]:
+        """Return ``headers`` less the caller's identifiers, if ``url`` is not where they are for."""
+        if self._home is None or may_get_identifiers(self._home, url):
+            return headers
+        return _less(headers, self._identifiers)
+
+    def take_off(self, headers: Any, response: ClientResponse) -> None:
+        """Take the caller's identifiers off the headers of httpx, if it will follow a redirect.
+
+        httpx over aiohttp makes each hop a call of its own, with the headers of the last one.
+        """
+        location = response.headers.get("Location", "")
+        if self._home is None or response.status not in _REDIRECTS:
+            return
+        if not may_get_identifiers(self._home, urljoin(self._home, location)):
+            for name in list(headers):
+                if is_identifier(name.lower(), self._identifiers):
+                    headers.pop(name, None)
 
     def _note_redirect(
         self, route: Route, url: str, response: ClientResponse, sent: CIMultiDict[str]
@@ -121,6 +136,30 @@ class Hops:
         if location:
             in_session = any(sent.get(name) for name in route.session_names)
             note_redirect(self._router, route, url, location, in_session)
+
+
+async def _send_with(
+    headers: CIMultiDict[str], request: ClientRequest, handler: Handler
+) -> ClientResponse:
+    """Send ``request`` with other headers, and put its own back: it may be sent again."""
+    before, request.headers = request.headers, headers
+    try:
+        return await handler(request)
+    finally:
+        request.headers = before
+
+
+def _less(headers: CIMultiDict[str], identifiers: frozenset[str]) -> CIMultiDict[str]:
+    """Return a copy of ``headers`` without the identifiers that the gate has not set."""
+    made = type(headers)(
+        item
+        for item in headers.items()
+        if is_stamped(item[1]) or not is_identifier(item[0].lower(), identifiers)
+    )
+    if isinstance(headers, InFlightHeaders) and isinstance(made, InFlightHeaders):
+        made.passage, made.identifiers = headers.passage, headers.identifiers
+        made.callers = headers.callers
+    return made
 
 
 def _as_http(url: str) -> str:

@@ -248,16 +248,22 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
     ) -> Any:
         pass_on, router = original.__get__(self, type(self)), _active_router
         passage = getattr(headers, "passage", None)  # if the patch of httpx has stamped the request
-        if not (
+        if (
             router is None
             or isinstance(self.connector, aiohttp.UnixConnector)
             or (passage is not None and passage.covers(method, str_or_url))
         ):
-            # Innermost: middlewares above it may send a request again, or another request.
-            above = self._middlewares if middlewares is None else middlewares
-            middlewares = (*above, hops(router))
-        return await pass_on(
-            method, str_or_url, headers=headers, middlewares=middlewares, **options
+            return await pass_on(
+                method, str_or_url, headers=headers, middlewares=middlewares, **options
+            )
+        # Innermost: middlewares above it may send a request again, or another request.
+        above = self._middlewares if middlewares is None else middlewares
+        this_call = hops(router)
+        response = await pass_on(
+            method, str_or_url, headers=headers, middlewares=(*above, this_call), **options
         )
+        if hasattr(headers, "raw"):  # they are httpx's, whose transport is wrapped in another one
+            this_call.take_off(headers, response)
+        return response
 
     return _request

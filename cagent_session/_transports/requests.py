@@ -179,6 +179,10 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
             self.__dict__.update(state)
 
 
+#: An attribute of headers: the patch of ``HTTPAdapter.send`` has judged and logged their request.
+IS_JUDGED = "_cagent_session_is_judged"
+
+
 def send(
     router: Router,
     pass_on: Callable[..., Response],
@@ -199,6 +203,9 @@ def send(
     """
     outgoing, guarded, passage = _through_gate(router, request, stream, may_be_rebuilt)
     if guarded is None:
+        if may_be_rebuilt and isinstance(outgoing.headers, CaseInsensitiveDict):
+            # For the patch of urllib3 below, which sees the URL without user info.
+            setattr(outgoing.headers, IS_JUDGED, True)
         return pass_on(
             outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
         )

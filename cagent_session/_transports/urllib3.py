@@ -29,6 +29,7 @@ from .._gate.validation import PREFIX
 from .guarded_headers import GuardedHeaders
 from .homed_headers import homed, is_for_another, lower_name, origin_of, read_by_urllib3
 from .mappings import lower, with_stamp, without
+from .requests import IS_JUDGED
 
 if TYPE_CHECKING:
     # To a type checker the mixins are what they are always mixed into.
@@ -206,21 +207,18 @@ def _through_gate(
     :param passage: of the attempt. Its URL becomes the one to send, with the gateway's query.
     :param follows_redirects: whether the pool itself follows them, with these headers.
     """
+    if passage.layer == "patch" and getattr(headers, IS_JUDGED, False):
+        return headers, None
     url = passage.url
     route = router.route(url) if router.hosts else BARE
+    library = _URLLIB3 if pool.proxy is None else _OVER_A_PROXY
     if route is BARE and "x-cagent-forward" not in _names(headers):
         by_name: Headers = {}  # it is not gateway-bound, which gate() logs
         is_simple = True
     else:
-        by_name, is_simple = _by_name(headers, route)
-    # Headers of this class come from an HTTPAdapter. The patch of requests, above, has judged and
-    # logged the request. If it is not gateway-bound, gate() would log it a second time.
-    is_logged = passage.layer == "patch" and isinstance(headers, CaseInsensitiveDict)
-    if is_logged and not is_bound(by_name.get("x-cagent-forward", (None, None))[1], route):
-        return headers, None
+        by_name, is_simple = _by_name(headers, route, library)
     if route.query:
         passage.url = route.with_query(url)
-    library = _URLLIB3 if pool.proxy is None else _OVER_A_PROXY
     stamp = gate(url, route, by_name, library, passage)
     if stamp is None:
         return headers, None
@@ -267,7 +265,7 @@ def _for_this_attempt(
     return without(headers, gone) if gone else headers
 
 
-def _by_name(headers: Mapping[str, Any], route: Route) -> tuple[Headers, bool]:
+def _by_name(headers: Mapping[str, Any], route: Route, library: Library) -> tuple[Headers, bool]:
     """Return the headers that matter by their lower-case names, and whether each occurs once.
 
     The second is false also if a name that does not matter occurs several times.
@@ -280,7 +278,9 @@ def _by_name(headers: Mapping[str, Any], route: Route) -> tuple[Headers, bool]:
         key = lower_name(item[0])
         if key in names:
             found += 1
-            if key not in by_name or not by_name[key][1]:
+            before = by_name.get(key)
+            # A manager of a proxy adds its own Accept beside one that the caller spelt otherwise.
+            if before is None or not before[1] or before[1] in library.defaults.get(key, ()):
                 by_name[key] = item
     # Two spellings of a name count twice in found. Several values of one name, which only urllib3's
     # class can have, count twice in items.
@@ -327,7 +327,7 @@ def at_home(router: Router, url: str, headers: Any, default: Any) -> Any:
         # It may be a gateway's once urllib3 has read it: without user info, without dot segments.
         url = read_by_urllib3(url)
         route = router.route(url)
-    by_name, _ = _by_name(headers, route)
+    by_name, _ = _by_name(headers, route, _URLLIB3)
     forward = by_name.get("x-cagent-forward", (None, None))[1]
     origin = origin_of(url) if is_bound(forward, route) else None
     return homed(headers, route.identifiers, origin)

@@ -152,6 +152,21 @@ class TestRedirects:
             get(f"{server.origin}/p/x", twice, *middlewares, headers=CALLERS)
             assert [request.identifiers for request in stranger.arrived] == [{}, {}]
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_from_one_gateway_to_another_with_a_middleware_for_each(self, server: Server, order):
+        with Server() as other:
+            server.respond = lambda request: redirect(307, other.at("localhost"))
+            first = Gateway(server.origin, session_header="X-First")
+            second = Gateway(other.at("localhost"), session_header="X-Second")
+            ours = [GatewayMiddleware(first), GatewayMiddleware(second)][::order]
+            with session_scope("s1"):
+                get(server.origin, *ours, headers={"X-First": "mine"})
+            with no_session():
+                get(server.origin, *ours, headers={"X-First": "mine"})
+            assert [request.get("X-First") for request in server.arrived] == ["s1", "mine"]
+            assert [request.get("X-First") for request in other.arrived] == [None, None]
+            assert other.arrived[0].get("X-Second") == "s1"
+
     def test_a_call_after_a_redirected_one_is_a_call_of_its_own(self, server: Server, gateway):
         """Also if the timer of the first call has been collected, and its address is used again."""
         ours = GatewayMiddleware(gateway)
@@ -269,6 +284,31 @@ class TestHttpxOverAiohttp:
             self.get(f"{server.origin}/p/x", headers=CALLERS)
             assert server.arrived[0].session_id == "s1"
             assert stranger.arrived[0].identifiers == {}
+
+    def test_the_callers_identifiers_stay_also_below_a_wrapper(self, server: Server, gateway):
+        class Wrapper(httpx.AsyncBaseTransport):
+            def __init__(self) -> None:
+                self.inner = AiohttpTransport()
+
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                return await self.inner.handle_async_request(request)
+
+            async def aclose(self) -> None:
+                await self.inner.aclose()
+
+        other = Gateway("http://other.example", session_header="X-Other")
+        instrument(gateway)
+        for transport in (Wrapper(), GatewayTransport(other, AiohttpTransport())):
+
+            async def main(transport=transport) -> None:
+                async with httpx.AsyncClient(transport=transport, follow_redirects=True) as http:
+                    await http.get(f"{server.origin}/p/x", headers=CALLERS)
+
+            with Server() as stranger, session_scope("s1"):
+                server.respond = lambda request, at=stranger: redirect(307, at.at("localhost"))
+                asyncio.run(main())
+                assert server.arrived[-1].session_id == "s1"
+                assert stranger.arrived[0].identifiers == {}
 
     def test_after_uninstrument_it_is_as_without(self, server: Server, gateway: Gateway):
         instrument(gateway)

@@ -214,6 +214,36 @@ class TestEachRequest:
             http.send(prepared)
 
 
+def test_a_url_with_user_info_is_no_gateways(server: Server, gateway: Gateway):
+    """Although urllib3, below, sees it without."""
+    instrument(gateway)
+    url = f"{server.origin}/p/x".replace("//", "//user:password@")
+    with session_scope("s1"):
+        requests.get(url, timeout=5)
+    assert server.arrived[0].identifiers == {}
+    assert server.arrived[0].target == "/p/x"
+
+
+def test_an_adapter_that_is_no_http_adapter_is_reached_through_its_pool(
+    server: Server, gateway: Gateway
+):
+    class Own(requests.adapters.BaseAdapter):
+        def send(self, request, **options):
+            with urllib3.PoolManager() as http:
+                http.request(request.method, request.url, headers=request.headers)
+            answer = requests.Response()
+            answer.status_code, answer.request, answer.url = 200, request, request.url
+            return answer
+
+        def close(self): ...
+
+    instrument(gateway)
+    with requests.Session() as http, session_scope("s1"):
+        http.mount("http://", Own())
+        http.get(f"{server.origin}/p/x")
+    assert server.arrived[0].session_id == "s1"
+
+
 class TestWhatIsMountedDecidesFirst:
     @pytest.fixture
     def other(self, server: Server) -> Gateway:

@@ -162,6 +162,17 @@ def test_a_value_of_any_kind_stays_at_its_origin(by: str, server: Server, value:
         assert stranger.arrived[0].get("X-Session-ID") is None
 
 
+@pytest.mark.parametrize("name", ["Accept", "accept"])
+def test_a_callers_accept_wins_behind_a_forwarding_proxy(by: str, server: Server, name: str):
+    """urllib3 adds an Accept of its own beside one that is spelt otherwise."""
+    gateway = Gateway(server.origin, forward=FORWARD, headers={"Accept": "text/gateway"})
+    with Proxy() as proxy, manager(by, gateway, proxy=proxy.origin) as http, session_scope("s1"):
+        http.request("GET", server.origin, headers={name: "application/json"})
+    (arrived,) = server.arrived
+    assert "application/json" in arrived.all("Accept")
+    assert "text/gateway" not in arrived.all("Accept")
+
+
 def test_headers_that_others_copied_count_as_the_callers(server: Server):
     """A stamp of a request that is over, copied by hand, is sent where the caller sends it."""
     gateway = Gateway(server.origin, forward=FORWARD)
