@@ -111,7 +111,7 @@ class Hops:
         return _less(headers, identifiers)
 
     def _without_identifiers(self, headers: CIMultiDict[str], url: str) -> CIMultiDict[str]:
-        """Return ``headers`` less the caller's identifiers, if ``url`` is not where they are for."""
+        """Return ``headers`` without the caller's identifiers, if they are not for ``url``."""
         if self._home is None or may_get_identifiers(self._home, url):
             return headers
         return _less(headers, self._identifiers)

@@ -87,7 +87,7 @@ lower_name = _Spellings().__getitem__
 
 
 def homed(headers: Any, identifiers: frozenset[str], origin: Any) -> Any:
-    """Return a copy of ``headers`` in which every identifier has a home.
+    """Return a copy of ``headers`` in which every identifier has a home, or them if none has.
 
     The copy keeps the classes of the values. urllib3's own class does not: ``ProxyManager`` would
     read each value as an ordinary ``str``.
@@ -100,6 +100,8 @@ def homed(headers: Any, identifiers: frozenset[str], origin: Any) -> Any:
         if origin and is_identifier(lower_name(name), identifiers):
             value = _with_home(value, origin)
         items.append((name, value))
+    if not any(isinstance(value, _HOMED) for _, value in items):
+        return headers
     if len({lower_name(name) for name, _ in items}) == len(items):
         return dict(items)
     made = _SeveralOfOneName()

@@ -155,8 +155,9 @@ def _manager_patch(original: Any) -> Any:
     def urlopen(self: Any, method: str, url: str, *args: Any, **options: Any) -> Any:
         router = _active_router
         if router is not None:
-            headers = options.get("headers")
-            options["headers"] = for_urllib3.at_home(router, url, headers, self.headers)
+            headers = for_urllib3.at_home(router, url, options.get("headers"), self.headers)
+            if headers is not None:
+                options["headers"] = headers
         return original.__get__(self, type(self))(method, url, *args, **options)
 
     return urlopen

@@ -309,19 +309,17 @@ def _stamped(
     return made
 
 
-def at_home(router: Router, url: str, headers: Any, default: Any) -> Any:
-    """Return ``headers``, with the caller's identifiers tied to a home: the origin of ``url``.
+def at_home(router: Router, url: str, given: Any, default: Any) -> Any:
+    """Return what a manager's hop is to be given as its headers: ``given``, or a copy.
 
-    Identifiers that an earlier hop tied keep their home. Those of a request that is not
-    gateway-bound get none, and are sent as any other header.
+    In the copy, the caller's identifiers are bound to this hop's origin, unless they are to one.
 
-    :param url: of this hop.
-    :param headers: as the manager was given them; if ``None``, ``default`` counts.
+    :param given: the headers, or ``None``, which stands for ``default``.
     """
-    headers = default if headers is None else headers
+    headers = default if given is None else given
     names = _names(headers)
     if PREFIX not in names and router.identifiers.isdisjoint(names.split("\n")):
-        return headers
+        return given
     route = router.route(url)
     if route is BARE and router.hosts:
         # It may be a gateway's once urllib3 has read it: without user info, without dot segments.
@@ -330,7 +328,8 @@ def at_home(router: Router, url: str, headers: Any, default: Any) -> Any:
     by_name, _ = _by_name(headers, route, _URLLIB3)
     forward = by_name.get("x-cagent-forward", (None, None))[1]
     origin = origin_of(url) if is_bound(forward, route) else None
-    return homed(headers, route.identifiers, origin)
+    made = homed(headers, route.identifiers, origin)
+    return given if made is headers else made
 
 
 def _names(headers: Any) -> str:

@@ -173,6 +173,31 @@ def test_a_callers_accept_wins_behind_a_forwarding_proxy(by: str, server: Server
     assert "text/gateway" not in arrived.all("Accept")
 
 
+def test_a_managers_own_headers_are_left_alone(by: str, server: Server):
+    """urllib3 1.26 takes Authorization off the headers that it is given, on a redirect."""
+    gateway = Gateway("http://gateway.example", session_header="X-Session-ID")
+    with Server() as other:
+        server.respond = lambda request: redirect(302, other.at("localhost"))
+        own = {"Authorization": "Bearer mine"}
+        with manager(by, gateway, headers=own) as http:
+            for _ in range(2):
+                http.urlopen("GET", server.origin)
+            assert http.headers == {"Authorization": "Bearer mine"}
+        assert [request.get("Authorization") for request in server.arrived] == ["Bearer mine"] * 2
+
+
+def test_a_request_that_opts_out_leaves_byte_for_byte_through_a_proxy(by: str, server: Server):
+    gateway = Gateway(server.origin, session_header="X-Session-ID")
+    headers = {"ACCEPT": "a/b", "X-Cagent-Forward": ""}
+    with Proxy() as proxy:
+        with urllib3.ProxyManager(proxy.origin) as plain:
+            plain.request("GET", server.origin, headers=headers)
+        with manager(by, gateway, proxy=proxy.origin) as http, session_scope("s1"):
+            http.request("GET", server.origin, headers=headers)
+    as_without, arrived = server.arrived
+    assert arrived.raw == as_without.raw
+
+
 def test_headers_that_others_copied_count_as_the_callers(server: Server):
     """A stamp of a request that is over, copied by hand, is sent where the caller sends it."""
     gateway = Gateway(server.origin, forward=FORWARD)
