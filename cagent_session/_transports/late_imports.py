@@ -25,7 +25,7 @@ def when_imported(name: str, on_import: OnImport) -> None:
     _waiting[name] = on_import
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
-    if name in sys.modules:
+    if sys.modules.get(name) is not None:
         # Another thread may still be importing the module; import_module() waits for that thread.
         _call(importlib.import_module(name))
 

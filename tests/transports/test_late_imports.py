@@ -102,6 +102,18 @@ def test_a_library_that_is_missing_is_missing_as_ever():
     assert run(code) == "httpx2\nhttpx.no_such_module"
 
 
+def test_a_library_that_must_not_be_imported_is_passed_over():
+    code = f"""{PREPARE}
+    sys.modules["httpx"] = None  # what Python takes for a module that is missing
+    instrument()
+    try:
+        import httpx
+    except ModuleNotFoundError:
+        print("missing")
+    """
+    assert run(code) == "missing"
+
+
 def test_an_error_while_patching_costs_a_warning_and_not_the_import():
     code = f"""{PREPARE}
     import logging
