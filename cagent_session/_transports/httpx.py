@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from .._gate.gate import Stamp, gate, note_redirect
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, passage_of
+from .._gate.passage import Passage, is_stamped, passage_of
 from .._gate.routes import BARE, Library, Route, Router, is_identifier, may_get_identifiers
 
 # A header as httpx keeps it: the name, the name in lower case, the value.
@@ -80,6 +80,23 @@ class Httpx:
         if response.status_code // 100 != 3:
             return response
         return self._redirected(router, request, outgoing, route, response)
+
+    def without_stamp_of_another(self, router: Router, request: Any) -> Any:
+        """Return ``request``, or a copy if a transport between ours has sent it elsewhere.
+
+        The copy lacks the stamp, and the identifiers if it goes to another origin.
+        """
+        items = request.headers._list if self._is_known else _items(request.headers)
+        passage = passage_of(request.headers, items)
+        if passage is None or not passage.is_open or passage.covers(request.method, request.url):
+            return request
+        kept = [item for item in items if not is_stamped(item[2])]
+        if not may_get_identifiers(str(passage.url), str(request.url)):
+            kept = _without_identifiers(kept, router.identifiers)
+        copied = _new(type(request))
+        copied.__dict__ = request.__dict__.copy()
+        copied.headers = self._headers(kept, request.headers)
+        return copied
 
     def _through_gate(
         self, router: Router, request: Any
@@ -156,8 +173,7 @@ class Httpx:
             in_session = any(outgoing.headers.get(name) for name in route.session_names)
             note_redirect(router, route, str(request.url), target, in_session)
         if not may_get_identifiers(str(request.url), target):
-            items = _items(request.headers)
-            kept = [item for item in items if not is_identifier(item[1].decode("latin-1"), names)]
+            kept = _without_identifiers(_items(request.headers), names)
             request.headers = self._headers(kept, request.headers)
         return response
 
@@ -177,6 +193,10 @@ class Httpx:
             made._list, made._encoding = items, like._encoding
             return made
         return self._headers_class([(name, value) for name, _, value in items], like.encoding)
+
+
+def _without_identifiers(items: list[_Item], names: frozenset[str]) -> list[_Item]:
+    return [item for item in items if not is_identifier(item[1].decode("latin-1"), names)]
 
 
 def _items(headers: Any) -> list[_Item]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
 from urllib3._collections import HTTPHeaderDict
+from urllib3._version import __version__
 from urllib3.util.proxy import connection_requires_http_tunnel
 
 from .._gate import urls
@@ -79,9 +80,14 @@ class _GatewayManager(_Manager):
     def urlopen(  # type: ignore[override] # as in urllib3 itself
         self, method: str, url: str, redirect: bool = True, **kw: Any
     ) -> Any:
+        given = kw.get("headers")
+        if given is not None and __version__.startswith("1."):
+            given = given.copy()  # on a redirect, it takes Authorization off the caller's own
         # On a redirect, urllib3 calls this method again with the headers set here, so identifiers
         # keep their home.
-        kw["headers"] = at_home(self._router, url, kw.get("headers"), self.headers)
+        headers = at_home(self._router, url, given, self.headers)
+        if headers is not None:
+            kw["headers"] = headers
         return super().urlopen(method, url, redirect=redirect, **kw)
 
 

@@ -244,6 +244,29 @@ def test_an_adapter_that_is_no_http_adapter_is_reached_through_its_pool(
     assert server.arrived[0].session_id == "s1"
 
 
+@pytest.mark.parametrize(("library", "integration"), [(httpx, for_httpx), (httpx2, for_httpx2)])
+def test_a_transport_inside_ours_that_fails_over_takes_nothing_along(
+    server: Server, library, integration
+):
+    class Failover(library.BaseTransport):
+        def handle_request(self, request):
+            inner.handle_request(request).read()
+            request.url = library.URL(stranger.at("localhost"))
+            return inner.handle_request(request)
+
+    # Without a forward, so that nothing at the stranger makes the request gateway-bound.
+    gateway = Gateway(server.origin, session_header="X-Session-ID", headers={"X-Key": "secret"})
+    instrument(gateway)
+    with Server() as stranger, library.HTTPTransport(trust_env=False) as inner:
+        ours = integration.GatewayTransport(gateway, Failover())
+        with library.Client(transport=ours, trust_env=False) as http, session_scope("s1"):
+            http.get(server.origin, headers={"X-Cagent-Model": "mine"})
+        assert server.arrived[0].get("X-Session-ID") == "s1"
+        (arrived,) = stranger.arrived
+        assert (arrived.get("X-Session-ID"), arrived.get("X-Key")) == (None, None)
+        assert arrived.identifiers == {}
+
+
 class TestWhatIsMountedDecidesFirst:
     @pytest.fixture
     def other(self, server: Server) -> Gateway:
