@@ -45,7 +45,7 @@ class Passage:
             self.is_open
             and (layer is None or self.layer != layer)
             and self.method == method
-            and urls.same(str(self.url), str(url))
+            and urls.equivalent(str(self.url), str(url))
         )
 
 

@@ -32,7 +32,7 @@ _host = re.compile(r"https?://(?:\[([^\]]*)\]|([^/?#:@\[\]\\\s]*))", re.IGNORECA
 _is_plain = re.compile(r"(?:[/?#][!-$&-\[\]-~]*)?").fullmatch
 
 #: The headers that HTTP libraries add by themselves, by their names in lower case. All keys of
-#: ``Library(replaced=)`` have to be among them: transports read no others.
+#: ``Library(replacements=)`` have to be among them: transports read no others.
 DEFAULT_NAMES = ("user-agent", "accept", "accept-encoding")
 
 
@@ -42,8 +42,8 @@ class Library:
     :param defaults: the header values that the library adds by itself, and that are therefore no
         choice of the caller's, by the name in lower case. ``None`` among them says that the library
         adds the header later, where it is missing now.
-    :param replaced: headers of this package that replace such values, if the gateway has no header
-        of that name.
+    :param replacements: headers of this package that replace such values, if the gateway has no
+        header of that name.
     :param in_bytes: whether it keeps headers in bytes, as httpx does.
     """
 
@@ -51,7 +51,7 @@ class Library:
         self,
         defaults: Mapping[str, tuple[str | None, ...]],
         *,
-        replaced: Mapping[str, str] = {},
+        replacements: Mapping[str, str] = {},
         in_bytes: bool = False,
     ) -> None:
         self.in_bytes = in_bytes
@@ -59,7 +59,7 @@ class Library:
             key: tuple(value if value is None else self.text(value) for value in values)
             for key, values in defaults.items()
         }
-        self.replaced = {"User-Agent": USER_AGENT, **replaced}
+        self.replacements = {"User-Agent": USER_AGENT, **replacements}
         self.forward = self.text(FORWARD.lower())
         self.default_names = [self.text(name) for name in DEFAULT_NAMES]
         self.authorization = self.text("authorization")
@@ -87,13 +87,13 @@ class Kit:
         }
         #: the name in lower case, the library's default values, and the header that replaces them
         self.stand_ins: list[tuple[Any, tuple[Any, ...], Header]] = []
-        replaced = {name.lower(): (name, value) for name, value in library.replaced.items()}
-        for key, (name, value) in (replaced | route.gateway_headers).items():
+        replacements = {name.lower(): (name, value) for name, value in library.replacements.items()}
+        for key, (name, value) in (replacements | route.gateway_headers).items():
             if key in library.defaults:
                 self.stand_ins.append((text(key), library.defaults[key], header(name, value)))
         #: the name in lower case, the name, and the function that makes the value
         self.session_headers = [
-            (text(each.key), text(each.name), each.value) for each in route.session_headers
+            (text(each.key), text(each.name), each.make) for each in route.session_headers
         ]
         #: see the route's
         self.session_names = [text(name) for name in route.session_names]

@@ -23,7 +23,7 @@ class SessionHeader(NamedTuple):
     key: str  #: the name in lower case
     name: str
     #: makes the value; ``None`` if this session has no such header
-    value: Callable[[Lineage], str | None]
+    make: Callable[[Lineage], str | None]
 
 
 def session_header(name: str) -> SessionHeader:

@@ -69,7 +69,7 @@ def same_origin(url: str, other: str) -> bool:
     return here is not None and here == origin_of(other)
 
 
-def same(url: str, other: str) -> bool:
+def equivalent(url: str, other: str) -> bool:
     """Return whether a server gets the same from two URLs.
 
     They may differ in how escapes are spelt, and in user info and fragment, which are not sent as

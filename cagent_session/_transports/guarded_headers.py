@@ -74,7 +74,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         left: list[Item] = []
         for item in self.items():
             key = lower(item[0])
-            if self._is_of_gateway(key, item):
+            if self._is_gateway_header(key, item):
                 left.append(item)
                 kept += [_DEFAULTS[key]] if key in _DEFAULTS else []
             elif is_identifier(key, self.identifiers):
@@ -106,7 +106,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         if self.left is None:
             if not is_home:
                 return self.guarded_copy()
-            return self if by_bare_gate else self._with(self._callers_items(), None)
+            return self if by_bare_gate else self._with(self._without_gateway_headers(), None)
         names = {lower(name) for name in self}
         # With an X-Cagent-Forward, the caller has set identifiers anew, on the copy.
         if not self.left or not is_home or FORWARD.lower() in names:
@@ -115,7 +115,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
             item
             for item in self.left
             if lower(item[0]) not in names
-            and (by_bare_gate or not self._is_of_gateway(lower(item[0]), item))
+            and (by_bare_gate or not self._is_gateway_header(lower(item[0]), item))
         ]
         return self._with([*back, *self.items()], None)
 
@@ -127,15 +127,15 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         """
         return _plain_class(self)(
             item
-            for item in self._callers_items()
+            for item in self._without_gateway_headers()
             if not (is_stamped(item[1]) and lower(item[0]).startswith(PREFIX))
         )
 
-    def _callers_items(self) -> list[Item]:
+    def _without_gateway_headers(self) -> list[Item]:
         """Return the headers less the gateway headers. Session headers stay, stamped or not."""
-        return [item for item in self.items() if not self._is_of_gateway(lower(item[0]), item)]
+        return [item for item in self.items() if not self._is_gateway_header(lower(item[0]), item)]
 
-    def _is_of_gateway(self, key: str, item: Item) -> bool:
+    def _is_gateway_header(self, key: str, item: Item) -> bool:
         """Return whether a header is a gateway header: the gate set it, and not from a session."""
         return is_stamped(item[1]) and key not in self.identifiers
 

@@ -49,7 +49,7 @@ class Httpx:
         # The plain code would be to make Headers in the public way. That checks all of them again,
         # which costs more than the gate. With other attributes than these, we take the public way.
         example = vars(module.Headers([("X-A", "b")]))
-        self._is_known = example == {"_list": [(b"X-A", b"x-a", b"b")], "_encoding": None}
+        self._has_known_layout = example == {"_list": [(b"X-A", b"x-a", b"b")], "_encoding": None}
 
     def knows(self, request: object) -> bool:
         """Return whether ``request`` is one of the library's own."""
@@ -86,7 +86,7 @@ class Httpx:
 
         The copy lacks the stamp, and the identifiers if it goes to another origin.
         """
-        items = request.headers._list if self._is_known else _items(request.headers)
+        items = request.headers._list if self._has_known_layout else _items(request.headers)
         passage = passage_of(request.headers, items)
         if passage is None or not passage.is_open or passage.covers(request.method, request.url):
             return request
@@ -113,7 +113,7 @@ class Httpx:
         if router.hosts and url.raw_host in router.hosts:
             url = str(url)
             route = router.route(url)
-        items = request.headers._list if self._is_known else _items(request.headers)
+        items = request.headers._list if self._has_known_layout else _items(request.headers)
         found, by_name = _found(items, route)
         may_be_bound = route is not BARE or self._library.forward in by_name
         passage = None
@@ -188,7 +188,7 @@ class Httpx:
         return str(target if target.scheme else request.url.join(target))
 
     def _headers(self, items: list[_Item], like: Any) -> Any:
-        if self._is_known:
+        if self._has_known_layout:
             made = _new(self._headers_class)
             made._list, made._encoding = items, like._encoding
             return made

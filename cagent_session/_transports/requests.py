@@ -39,7 +39,7 @@ _DEFAULTS = {
 }
 _REQUESTS = Library(_DEFAULTS)
 # A compressor holds server-sent events back until its block is full.
-_STREAMED = Library(_DEFAULTS, replaced={"Accept-Encoding": "identity"})
+_STREAMED = Library(_DEFAULTS, replacements={"Accept-Encoding": "identity"})
 
 
 class GatewayMixin(_Adapter):

@@ -85,7 +85,7 @@ class _GatewayManager(_Manager):
             given = given.copy()  # on a redirect, it takes Authorization off the caller's own
         # On a redirect, urllib3 calls this method again with the headers set here, so identifiers
         # keep their home.
-        headers = at_home(self._router, url, given, self.headers)
+        headers = with_homes(self._router, url, given, self.headers)
         if headers is not None:
             kw["headers"] = headers
         return super().urlopen(method, url, redirect=redirect, **kw)
@@ -315,7 +315,7 @@ def _stamped(
     return made
 
 
-def at_home(router: Router, url: str, given: Any, default: Any) -> Any:
+def with_homes(router: Router, url: str, given: Any, default: Any) -> Any:
     """Return what a manager's hop is to be given as its headers: ``given``, or a copy.
 
     In the copy, the caller's identifiers are bound to this hop's origin, unless they are to one.

@@ -337,8 +337,8 @@ def test_without_their_private_list_of_headers(server: Server, monkeypatch):
     """What is read and made in private goes by what is public, too, if the library changes."""
     integration = for_httpx2 if httpx is httpx2 else for_httpx
     library = integration.GatewayTransport()._gate
-    assert library._is_known
-    monkeypatch.setattr(library, "_is_known", False)
+    assert library._has_known_layout
+    monkeypatch.setattr(library, "_has_known_layout", False)
     gateway = Gateway(server.origin, forward=FORWARD, headers={"X-Team": "a"})
     with Server(lambda r: redirect(307, server.origin)) as first:
         bare = GatewayTransport()
