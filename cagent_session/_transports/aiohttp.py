@@ -112,7 +112,7 @@ class Hops:
 
     def _without_identifiers(self, headers: CIMultiDict[str], url: str) -> CIMultiDict[str]:
         """Return ``headers`` without the caller's identifiers, if they are not for ``url``."""
-        if self._home is None or may_get_identifiers(self._home, url):
+        if self._home in (None, url) or may_get_identifiers(self._home, url):
             return headers
         return _less(headers, self._identifiers)
 
