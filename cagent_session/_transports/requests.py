@@ -203,7 +203,7 @@ def send(
     """
     outgoing, guarded, passage = _through_gate(router, request, stream, may_be_rebuilt)
     if guarded is None:
-        if may_be_rebuilt and isinstance(outgoing.headers, CaseInsensitiveDict):
+        if may_be_rebuilt and hasattr(outgoing.headers, "__dict__"):
             # For the patch of urllib3 below, which sees the URL without user info.
             setattr(outgoing.headers, IS_JUDGED, True)
         return pass_on(
