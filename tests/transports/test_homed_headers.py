@@ -1,0 +1,83 @@
+"""urllib3: the values of identifiers that know the origin that they are for."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+from support.wire import Server, redirect
+from urllib3._collections import HTTPHeaderDict
+
+from cagent_session import Gateway, GatewayPoolManager
+from cagent_session._gate.passage import Stamped, StampedBytes
+from cagent_session._transports.homed_headers import homed, origin_of
+
+NAMES = frozenset({"x-session-id"})
+HOME = origin_of("http://gateway.example/x")
+
+
+@pytest.mark.parametrize("value", ["mine", b"mine", Stamped("mine"), StampedBytes(b"mine")])
+def test_a_value_is_pickled_as_an_ordinary_one(value: Any):
+    made = homed({"X-Session-ID": value}, NAMES, HOME)["X-Session-ID"]
+    assert made == value
+    kind = bytes if isinstance(value, bytes) else str
+    for each in (made, value):
+        assert type(pickle.loads(pickle.dumps(each))) is kind
+
+
+def test_a_value_that_cannot_be_sent_is_left_to_the_library():
+    value = object()
+    headers = {"X-Session-ID": value}
+    assert homed(headers, NAMES, HOME) is headers
+
+
+def test_headers_without_identifiers_are_not_copied():
+    headers = {"Accept": "*/*"}
+    assert homed(headers, NAMES, HOME) is headers
+
+
+def test_several_values_of_one_name_are_kept():
+    headers = HTTPHeaderDict({"X-Session-ID": "mine"})
+    headers.add("X-A", "1")
+    headers.add("X-A", "2")
+    made = homed(headers, NAMES, HOME)
+    assert made.getlist("X-A") == ["1", "2"]
+    assert made["X-A"] == "1, 2"
+    assert made["X-Session-ID"] is made.getlist("X-Session-ID")[0]
+
+
+@pytest.mark.parametrize(
+    ("url", "other"),
+    [
+        ("http://gateway.example/x", "HTTP://GATEWAY.EXAMPLE:80/y?z"),
+        ("http://gateway.example", "gateway.example/x"),
+        ("http://gateway.example", "//gateway.example/x"),
+        ("http://gateway.example", "http://user:password@gateway.example/"),
+        ("http://a%zz.example/x", "http://a%zz.example/y"),
+    ],
+)
+def test_origins_as_urllib3_reads_them(url: str, other: str):
+    assert origin_of(url) == origin_of(other)
+
+
+@pytest.mark.parametrize("url", ["http://gateway.example:99999999/", "http://[", ""])
+def test_what_urllib3_refuses_is_the_origin_of_nothing_else(url: str):
+    assert origin_of(url) != origin_of("http://gateway.example/")
+
+
+def test_names_in_bytes_are_known(server: Server):
+    gateway = Gateway(server.origin, session_header="X-Session-ID")
+    with Server() as stranger, GatewayPoolManager(gateway) as http:
+        server.respond = lambda request: redirect(302, stranger.at("localhost"))
+        http.request("GET", server.origin, headers={b"X-Session-ID": "mine"})
+        assert server.arrived[0].get("X-Session-ID") == "mine"
+        assert stranger.arrived[0].get("X-Session-ID") is None
+
+
+def test_the_memory_of_spellings_is_bounded():
+    for number in range(3000):
+        homed({f"X-{number}": "x", "X-Session-ID": "y"}, NAMES, HOME)
+    from cagent_session._transports import homed_headers
+
+    assert len(homed_headers.lower_name.__self__) <= 1024  # type: ignore[attr-defined]
