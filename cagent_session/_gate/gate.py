@@ -129,8 +129,9 @@ def _add_session(
     """Add the session headers to ``stamped``, and to ``removed`` what has to come off before."""
     for key, name, make in kit.session_headers:
         value = make(lineage)
-        # Setting a header that is there would keep its place. Session headers are sent in the order
-        # in which the gateway names them, so the caller's comes off first.
+        # The caller's header comes off even if this session has no value for it: it may name
+        # another session. If there is a value, setting it alone would keep the place of the
+        # caller's. Session headers are sent in the order in which the gateway names them.
         if value is None or key in headers:
             removed.append(key)
         if value is not None:
@@ -196,7 +197,7 @@ def note_redirect(router: Router, route: Route, url: str, location: str, in_sess
 
 
 def _warn_once(route: Route, what: str, message: str) -> None:
-    """Warn once for each gateway, and once in this process for all requests by ``BARE``."""
+    """Warn once for each gateway, and once in this process for all URLs that no gateway owns."""
     this_call = object()
     # setdefault() is atomic, so of several threads only one finds its own object.
     if route.warned.setdefault(what, this_call) is this_call:

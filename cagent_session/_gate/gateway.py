@@ -122,7 +122,8 @@ class Gateway:
             check_gateway_header(name, value, taken)
         if self.forward is None:
             self._check_without_forward()
-        _ = self._route  # built now, as that checks forward, what is sent along, and templates
+        # Built now, as that checks forward, provider, model, model_name and the templates.
+        _ = self._route
 
     def _check_without_forward(self) -> None:
         for what in ("provider", "model", "model_name"):
@@ -132,6 +133,7 @@ class Gateway:
                     'forward="https://api.openai.com/v1"'
                 )
         names = [self.parent_header or "", *(self.headers or {}), *(self.session_headers or {})]
+        # The default session_header is no mistake if session_headers carry the session instead.
         if self._sends_session_header or not self.session_headers:
             names.insert(0, self.session_header)
         for name in names:
@@ -267,7 +269,8 @@ class Gateway:
             gateway.mount(http)
             gateway.mount(http, max_retries=3)      # with an HTTPAdapter of its own
         """
-        from .._transports.mounting import mount  # loads requests, and this module
+        # Imported here, because it loads requests, and imports this module.
+        from .._transports.mounting import mount
 
         settings = {
             "pool_connections": pool_connections,

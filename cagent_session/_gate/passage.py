@@ -54,7 +54,7 @@ class Stamped(str):
 
     Values of gateway headers are made once per gateway, and shared by all requests. Values of
     session headers are made for each request, and hold its passage. Outside every session there are
-    none, so :func:`attach` makes one value of the request's own.
+    no session headers, so :func:`attach` lets a copy of another value hold the passage.
     """
 
     passage: Passage | None = None
@@ -81,8 +81,8 @@ def is_stamped(value: Any) -> bool:
 
 
 def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None:
-    """Let the last of the headers that the gate set, if there is any, hold the passage."""
-    for key in reversed(stamped):
+    """Let one of the values that the gate set, the last one, hold the passage."""
+    for key in reversed(stamped):  # one round, or none if the gate set no header
         *names, value = stamped[key]
         value = type(value)(value)  # a copy, because all requests to the gateway share the value
         value.passage = passage
@@ -91,15 +91,19 @@ def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None
 
 
 def passage_of(headers: Any, items: Iterable[tuple[Any, ...]]) -> Passage | None:
-    """Return the passage that a request's headers know, or that one of their values knows."""
+    """Return the passage that a request's headers hold, or that one of their values holds."""
     passage: Passage | None = getattr(headers, "passage", None)
     return passage_in(items) if passage is None else passage
 
 
 def passage_in(items: Iterable[tuple[Any, ...]]) -> Passage | None:
-    """Return the passage that one of some headers knows, whose value stands at its end."""
+    """Return the passage that the value of one of some headers holds.
+
+    :param items: the headers, each with its value at the end.
+    """
     for item in items:
-        # The plain code would be is_stamped(item[-1]). Most values are of these two classes.
+        # The plain code would be is_stamped(item[-1]). Most values are a plain str or bytes, and
+        # comparing classes saves that call.
         kind = item[-1].__class__
         if kind is not str and kind is not bytes and is_stamped(item[-1]) and item[-1].passage:
             return item[-1].passage  # type: ignore[no-any-return]

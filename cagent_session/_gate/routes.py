@@ -26,6 +26,7 @@ Headers: TypeAlias = dict[Any, Header]
 #: Where a gateway is: two with one place cannot be told apart.
 Place: TypeAlias = tuple[urls.Origin, str]
 
+# Finds the host, to look for its routes. It may be wrong in odd URLs: Route.owns() decides.
 _host = re.compile(r"https?://(?:\[([^\]]*)\]|([^/?#:@\[\]\\\s]*))", re.IGNORECASE).match
 # What may follow a gateway's URL in a URL that needs no closer look: nothing that is escaped, and
 # no backslash.
@@ -77,7 +78,7 @@ class Library:
 
 
 class Kit:
-    """What a route puts on the requests of one library, in the shape that its headers have."""
+    """What a route puts on the requests of one library, in the shape of that library's headers."""
 
     def __init__(self, route: Route, library: Library) -> None:
         text, header = library.text, library.header
@@ -95,7 +96,7 @@ class Kit:
         self.session_headers = [
             (text(each.key), text(each.name), each.make) for each in route.session_headers
         ]
-        #: see the route's
+        #: ``Route.session_names``, as the library keeps them
         self.session_names = [text(name) for name in route.session_names]
 
 
@@ -105,7 +106,7 @@ class Route:
     :data:`BARE` is the route to all other URLs. Requests there are gateway-bound only if they carry
     ``X-Cagent-Forward``.
 
-    :param gateway_headers: by their names, as ``gateway`` wants them sent.
+    :param gateway_headers: values by names, which are sent as they are spelt here.
     """
 
     def __init__(
@@ -113,11 +114,12 @@ class Route:
     ) -> None:
         url = "" if gateway is None else gateway.url
         parts = urls.check("gateway URL", url) if url else urls.Parts(_NOWHERE, "", "", False)
-        self.url = url  #: of the gateway
+        self.url = url  #: the gateway's, or an empty string
         self.require_session = gateway is not None and gateway.require_session
         self.base = url.partition("?")[0].rstrip("/")  #: that URL without its query
         self.origin = parts.origin
-        #: The path that all its URLs begin with, without a slash at the end; often empty.
+        #: The path that all URLs of the gateway begin with, without a slash at its end.
+        #: It is often empty.
         self.path = urls.canonical(parts.path.rstrip("/"))
         self.place: Place = self.origin, self.path
         self.query = [(_query_name(pair), pair) for pair in parts.query.split("&") if pair]
@@ -130,7 +132,7 @@ class Route:
         #: X-Cagent-*.
         self.identifiers = frozenset(each.key for each in self.session_headers)
         parent = None if gateway is None else gateway.parent_header
-        #: Those of them that name the session. A caller who sets one has chosen a session.
+        #: The identifiers less the parent's header. A caller who sets one has chosen a session.
         self.session_names = self.identifiers - {(parent or "").lower()}
         #: Every name that gate() looks up, in lower case, as text and as bytes. Most transports
         #: read no other headers, so a name that is missing here is not seen.
@@ -204,12 +206,13 @@ class Router:
 
     def __init__(self, *gateways: Gateway | None) -> None:
         self.gateways: dict[Place, Gateway] = {}
-        #: By host, an IPv6 address without brackets; the longest path first. Each host is there as
-        #: str and as bytes, which is what httpx has. Empty if there is no gateway.
+        #: The routes by host, those with the longest path first. Each host is there as str, and as
+        #: bytes for httpx; an IPv6 address has no brackets. Empty if there is no gateway.
         self.hosts: dict[str | bytes, list[Route]] = {}
         #: the names of the session headers of all routes, in lower case
         self.identifiers = BARE.identifiers
-        self._only: Route | None = None  # the route, if there is just one
+        #: the route, if there is just one, which saves looking for the host
+        self._only: Route | None = None
         for gateway in gateways:
             if gateway is not None:
                 self.add(gateway)

@@ -70,6 +70,7 @@ def _filled_in(name: str, template: str) -> Callable[[Lineage], str | None]:
             f"the template of session header {name!r} has a brace that belongs to none of "
             f"{{session}}, {{parent}} and {{root}}: for JSON and other shapes, {write_a_function}"
         )
+    # Each field stands for a session ID, so a space next to one is no space at an end.
     try:
         check_value(f"the template of session header {name!r}", "x".join(texts))
     except ValueError as error:

@@ -21,7 +21,9 @@ _match = re.compile(
 _is_plain_authority = re.compile(r"[\w.-]*|\[[0-9A-Fa-f:.]*\]").fullmatch
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-_ROUNDS = 8  # how often to decode; a path that was escaped more often than that is doubtful
+# How often to decode. What was decoded may be an escape again: %%32e is %2e. A path that is still
+# not decoded then is doubtful.
+_ROUNDS = 8
 
 
 class Origin(NamedTuple):
@@ -125,7 +127,10 @@ def redacted(url: str) -> str:
 
 
 def masked(url: str) -> str:
-    """Return ``url`` for people to read, with the values of its query replaced by dots."""
+    """Return ``url`` for people to read, with the values of its query replaced by dots.
+
+    :param url: one that :func:`check` has passed, so that it has no user info.
+    """
     base, mark, query = url.partition("?")
     # A parameter without a name may be nothing but a secret.
     pairs = (pair.partition("=") for pair in query.split("&") if pair)

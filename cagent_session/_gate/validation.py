@@ -26,7 +26,7 @@ _is_value = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
 
 # Each table below says why a name cannot be configured, by the name in lower case.
 
-# For no header at all.
+# Refused for every kind of header.
 _FRAMING = dict.fromkeys(
     (
         *("host", "content-length", "content-encoding", "transfer-encoding", "connection"),
@@ -34,13 +34,13 @@ _FRAMING = dict.fromkeys(
     ),
     "the HTTP library sets it",
 )
-# For gateway headers, Gateway(headers=...).
+# Refused for gateway headers, Gateway(headers=...).
 _NOT_CONFIGURABLE = _FRAMING | {
     FORWARD.lower(): "Gateway(forward=...) sets it",
     SESSION_ID.lower(): "the session in scope sets it",
     ROOT_SESSION_ID.lower(): "messages of queues carry it",
 }
-# For session headers, that of the parent included.
+# Refused for session headers, the parent's included.
 RESERVED_NAMES = _FRAMING | {
     **dict.fromkeys(("traceparent", "tracestate", "baggage"), "tracing sets it"),
     **dict.fromkeys(("content-type", "accept", "accept-encoding"), "it describes the body"),
@@ -51,8 +51,8 @@ RESERVED_NAMES = _FRAMING | {
     ROOT_SESSION_ID.lower(): "messages of queues carry it",
     INSTALL_ID.lower(): "it identifies the installation",
 }
-# For the parent's header, which alone may be another X-Cagent-*. RUNTIME in protocol.py has the
-# last five names, too.
+# Refused for the parent's header, besides those. It alone may have a name in X-Cagent-* that is in
+# none of these tables. RUNTIME in protocol.py has the last five names, too.
 PROTOCOL_NAMES = dict.fromkeys(
     (
         name.lower()
@@ -72,7 +72,7 @@ def check_session_header(
     """Raise if ``name`` cannot be a header that is made from the session.
 
     :param what: what the error calls the name.
-    :param taken: the names, in lower case, that other headers of the session have already.
+    :param taken: the names of the other session headers, in lower case.
     """
     check_name(what, name)
     key = name.lower()
