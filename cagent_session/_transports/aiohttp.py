@@ -52,7 +52,8 @@ class Hops:
         self._router = router
         self._home: str | None = None  # the URL of the first hop that was gateway-bound
         self._identifiers: frozenset[str] = frozenset()
-        self.responses = 0  #: redirects of this call that the client still keeps
+        #: redirects of this call that the client still keeps; GatewayMiddleware counts them
+        self.responses = 0
 
     @property
     def was_bound(self) -> bool:
@@ -112,6 +113,7 @@ class Hops:
 
     def _without_identifiers(self, headers: CIMultiDict[str], url: str) -> CIMultiDict[str]:
         """Return ``headers`` without the caller's identifiers, if they are not for ``url``."""
+        # Comparing the URLs first saves parsing them for a request that is sent again.
         if self._home in (None, url) or may_get_identifiers(self._home, url):
             return headers
         return _less(headers, self._identifiers)
@@ -150,7 +152,7 @@ async def _send_with(
 
 
 def _less(headers: CIMultiDict[str], identifiers: frozenset[str]) -> CIMultiDict[str]:
-    """Return a copy of ``headers`` without the identifiers that the gate has not set."""
+    """Return a copy of ``headers`` without the caller's identifiers; what the gate set stays."""
     made = type(headers)(
         item
         for item in headers.items()

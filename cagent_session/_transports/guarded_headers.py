@@ -30,6 +30,7 @@ Item: TypeAlias = "tuple[str, str | bytes]"
 # What requests sends by itself: a copy gets it back where a gateway has replaced it.
 _DEFAULTS = {name.lower(): (name, value) for name, value in default_headers().items()}
 
+# To a type checker the mixin is a mapping, like all classes that it is mixed into.
 _Base: Any = dict if TYPE_CHECKING else object
 
 
@@ -49,7 +50,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     identifiers: frozenset[str]  #: names of session headers, at this hop and earlier ones
     passage: Passage | None
     left: tuple[Item, ...] | None = None
-    request: weakref.ref[PreparedRequest] | None = None
+    request: weakref.ref[PreparedRequest] | None = None  #: weak, as the request holds the headers
 
     def copy(self) -> Any:
         if self.passage is not None and self.passage.is_open:
@@ -59,7 +60,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     __copy__ = copy
 
     def __deepcopy__(self, memo: object) -> Any:
-        # As complete as the original, and as careful: responses are compared and cached.
+        # Responses are copied deeply to be cached or compared. Such a copy has all headers of the
+        # original, and its own copies leave identifiers behind, too.
         return self._with(self.items(), self.left, self.passage)
 
     def __reduce__(self) -> Any:
@@ -122,8 +124,9 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     def for_no_gateway(self) -> Any:
         """Return a copy in the plain base class for a request that is not gateway-bound.
 
-        It lacks the gateway headers, and stamped session headers if they are ``X-Cagent-*``. The
-        session headers of other names stay, as this is still their origin.
+        It lacks the gateway headers. The gate sends no ``X-Cagent-*`` without ``X-Cagent-Forward``,
+        so stamped session headers of such names come off, too. Those of other names stay, as this
+        is still their origin.
         """
         return _plain_class(self)(
             item
@@ -154,7 +157,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
 def guard(
     headers: Any, url: str, identifiers: frozenset[str], passage: Passage | None = None
 ) -> GuardedHeaders:
-    """Return headers of the guarded class that share what ``headers`` hold.
+    """Return guarded headers that share the table of ``headers``, or copy it from a plain mapping.
 
     :param url: the identifiers may be sent to its origin.
     :param identifiers: the names of session headers, in lower case.
@@ -171,7 +174,7 @@ def guard(
         # The caller may hold the headers and set further ones, so both objects share their table.
         made = kind.__new__(kind)
         made.__dict__.update(headers.__dict__)
-        made.left = made.request = None  # of headers that are guarded already
+        made.left = made.request = None  # headers that were guarded before may have had them
     made.url, made.identifiers, made.passage = url, identifiers, passage
     return made
 
@@ -203,6 +206,7 @@ def _guarded_class(plain: type) -> Any:
     return type(f"Guarded{plain.__name__}", (GuardedHeaders, plain), {})
 
 
+# Makes an object without __init__(). Any, because requests declares the table as an OrderedDict.
 _new: Any = object.__new__
 
 

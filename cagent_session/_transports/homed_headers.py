@@ -49,8 +49,8 @@ def _with_home(value: Any, home: Any) -> Any:
     if isinstance(value, bytes):
         homed = _HomedBytes(value)
     elif isinstance(value, str):
-        homed = _Homed(str.__str__(value))  # an enum's value, which is sent, and not its name
-    elif isinstance(value, int):
+        homed = _Homed(str.__str__(value))  # str() of an enum is its name; its value is sent
+    elif isinstance(value, int):  # http.client sends its digits
         homed = _Homed(value)
     else:
         return value  # urllib3 cannot send it
@@ -87,7 +87,7 @@ lower_name = _Spellings().__getitem__
 
 
 def homed(headers: Any, identifiers: frozenset[str], origin: Any) -> Any:
-    """Return a copy of ``headers`` in which every identifier has a home, or them if none has.
+    """Return a copy of ``headers`` whose identifiers have homes, or ``headers`` if none has one.
 
     The copy keeps the classes of the values. urllib3's own class does not: ``ProxyManager`` would
     read each value as an ordinary ``str``.
@@ -116,7 +116,7 @@ def is_for_another(value: Any, origin: Any) -> bool:
 
 
 def origin_of(url: str) -> Any:
-    """Return what stands for the origin of ``url``, as urllib3 reads it, in a comparison."""
+    """Return an object that is equal for all URLs in which urllib3 reads the same origin."""
     start = _scheme_and_authority(url)
     if start is None or "@" in start[0]:  # user info is a secret, which no cache is to keep
         return _origin_of(url)
@@ -134,7 +134,7 @@ def _origin_of(url: str) -> Any:
     if origin is not None:
         return origin
     found = re.match("[^/]*//[^/?#]*", url)
-    return found[0].lower() if found else object()  # the origin of nothing else
+    return found[0].lower() if found else object()  # equal to no other
 
 
 _cached_origin_of = functools.lru_cache(maxsize=1024)(_origin_of)

@@ -28,8 +28,8 @@ _Item: TypeAlias = tuple[bytes, bytes, bytes]
 # names of the session headers of all gateway-bound hops so far.
 _IDENTIFIERS = "cagent_session"
 
-_creating = threading.Lock()
-_new: Any = object.__new__
+_creating = threading.Lock()  # so that of several threads only one makes the default transport
+_new: Any = object.__new__  # makes an object without __init__()
 
 
 class Httpx:

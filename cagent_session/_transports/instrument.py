@@ -265,7 +265,9 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         response = await pass_on(
             method, str_or_url, headers=headers, middlewares=(*above, this_call), **options
         )
-        if hasattr(headers, "raw"):  # they are httpx's, whose transport is wrapped in another one
+        # They are httpx's, and _over_aiohttp_patch() has not stamped them: it does not know a
+        # transport over aiohttp that is wrapped in another one.
+        if hasattr(headers, "raw"):
             this_call.take_off(headers, response)
         return response
 

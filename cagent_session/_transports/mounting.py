@@ -73,7 +73,8 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     # all adapters at or below the origin, under the very prefixes that these have.
     below = [prefix for prefix in session.adapters if prefix.lower().startswith(tuple(origins))]
     known = _made_by_hand(session, route.origin)
-    # Check all before adding any: an error leaves the requests.Session as it was.
+    # Check all before adding any: an error leaves the requests.Session as it was. Router() compares
+    # these gateways with each other, and check() with those that are mounted.
     for each in Router(*known, gateway).gateways.values():
         mounts.check(each)
     for each in (*known, gateway):

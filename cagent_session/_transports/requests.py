@@ -204,7 +204,8 @@ def send(
     outgoing, guarded, passage = _through_gate(router, request, stream, may_be_rebuilt)
     if guarded is None:
         if may_be_rebuilt and hasattr(outgoing.headers, "__dict__"):
-            # For the patch of urllib3 below, which sees the URL without user info.
+            # The patch of urllib3, further down, sees the URL without user info, and could take it
+            # for a gateway's. A plain dict takes no attribute.
             setattr(outgoing.headers, IS_JUDGED, True)
         return pass_on(
             outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
@@ -261,7 +262,7 @@ def _through_gate(
                 return request, None, None
         passage = Passage(request.method, route.with_query(url) if route.query else url)
     stamp = gate(url, route, by_name, _STREAMED if stream else _REQUESTS, passage)
-    if stamp is None or passage is None:  # without names there is no stamp
+    if stamp is None or passage is None:  # no passage: it cannot be gateway-bound
         return (request, None, None) if before is None else _unbound(request, before)
     identifiers = route.identifiers if before is None else before.identifiers | route.identifiers
     # The caller may have set identifiers.
@@ -280,8 +281,11 @@ def _through_gate(
 def _unbound(
     request: PreparedRequest, before: GuardedHeaders
 ) -> tuple[PreparedRequest, GuardedHeaders | None, None]:
-    """Do what :func:`_through_gate` does for a request with guarded headers that is not bound."""
-    if before.left is not None:  # there are no identifiers in it
+    """Return what :func:`_through_gate` returns for a request that is not gateway-bound.
+
+    :param before: its headers, which are guarded.
+    """
+    if before.left is not None:  # they have left the identifiers behind
         return request, None, None
     # urllib3 copies the headers to send them. Copies of guarded ones would lack identifiers that
     # the caller has set for this request, or may send to this origin.
@@ -312,7 +316,7 @@ def _by_name(headers: Any, route: Route) -> tuple[Headers, str]:
     except TypeError:
         by_name = by_lower_name(headers.items())
         names = "\n".join(by_name)
-    return by_name, names or "\n"
+    return by_name, names or "\n"  # without any header, it may still be gateway-bound
 
 
 def _stamped(

@@ -82,7 +82,8 @@ class _GatewayManager(_Manager):
     ) -> Any:
         given = kw.get("headers")
         if given is not None and __version__.startswith("1."):
-            given = given.copy()  # on a redirect, it takes Authorization off the caller's own
+            # On a redirect, urllib3 1.x takes Authorization off the object that the caller gave.
+            given = given.copy()
         # On a redirect, urllib3 calls this method again with the headers set here, so identifiers
         # keep their home.
         headers = with_homes(self._router, url, given, self.headers)
@@ -135,7 +136,7 @@ class GatewayProxyManager(_GatewayManager, ProxyManager):
 
 
 class _InFlight(dict[str, Any]):
-    """The headers of a gateway-bound attempt, and of copies of them.
+    """The headers of a gateway-bound attempt, and copies of them.
 
     The plain code would be a ``dict``, as values hold the passage, too. The attribute saves looking
     for it there, and also serves where the gate set no value.
@@ -214,7 +215,7 @@ def _through_gate(
     :param follows_redirects: whether the pool itself follows them, with these headers.
     """
     if passage.layer == "patch" and getattr(headers, IS_JUDGED, False):
-        return headers, None
+        return headers, None  # the patch of requests found that it is not gateway-bound
     url = passage.url
     route = router.route(url) if router.hosts else BARE
     library = _URLLIB3 if pool.proxy is None else _OVER_A_PROXY
@@ -234,10 +235,10 @@ def _through_gate(
 
 
 def _are_plain(headers: Any) -> bool:
-    """Return whether nothing about ``headers`` is of ours, as is true of most.
+    """Return whether ``headers`` and their values are of plain classes, so that none is ours.
 
-    The plain code would be to look for each thing that is. This saves most of what an attempt costs
-    that is not gateway-bound.
+    The plain code would be to look for a passage, homes and guarded headers one after the other.
+    This saves most of the cost of an attempt that is not gateway-bound.
     """
     if headers.__class__ is dict:
         return _ONLY_STR.issuperset(map(type, headers.values()))
@@ -262,7 +263,7 @@ def _for_this_attempt(
     if is_open and earlier.layer and not urls.same_origin(earlier.url, url):  # type: ignore[union-attr]
         _note_redirect(router, earlier, url, headers)  # type: ignore[arg-type]
     if isinstance(headers, GuardedHeaders) and not may_get_identifiers(headers.url, url):
-        return headers.guarded_copy()  # an adapter of requests sends them elsewhere
+        return headers.guarded_copy()  # the URL was changed below an adapter of requests
     gone = set()
     origin = origin_of(url)
     for name, value in headers.items():
@@ -301,6 +302,8 @@ def _stamped(
     The plain code would be ``with_stamp(headers, *stamp)``, in the class that the headers have.
     That is mostly ``HTTPHeaderDict``. Copying one takes longer than all of this, and the class is
     needed only where a name occurs several times.
+
+    :param is_simple: whether no name does, see :func:`_by_name`.
     """
     stamped, removed = stamp
     if not is_simple:
@@ -316,11 +319,13 @@ def _stamped(
 
 
 def with_homes(router: Router, url: str, given: Any, default: Any) -> Any:
-    """Return what a manager's hop is to be given as its headers: ``given``, or a copy.
+    """Return the headers for one hop of a manager: ``given``, or a copy.
 
-    In the copy, the caller's identifiers are bound to this hop's origin, unless they are to one.
+    In the copy, identifiers keep their home. If the hop is gateway-bound, its origin becomes the
+    home of those that have none.
 
-    :param given: the headers, or ``None``, which stands for ``default``.
+    :param given: the headers of the call, or ``None``.
+    :param default: the manager's own headers, which urllib3 sends if ``given`` is ``None``.
     """
     headers = default if given is None else given
     names = _names(headers)
