@@ -82,7 +82,9 @@ class GatewayMixin(_Adapter):
         router = self._router
         return send(router, pass_on, request, False, stream, timeout, verify, cert, proxies)
 
-    _behind: BaseAdapter | None = None  #: the adapter that sends, if it is not this one
+    #: The adapter behind, whose settings this one shows; ``None`` if this one sends by itself.
+    #: ``adapter_for()`` may choose another one for a request.
+    _behind: BaseAdapter | None = None
 
     def _send_behind(self, request: PreparedRequest, **options: Any) -> Response:
         raise NotImplementedError
