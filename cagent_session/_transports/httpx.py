@@ -92,7 +92,8 @@ class Httpx:
             return request
         kept = [item for item in items if not is_stamped(item[2])]
         if not may_get_identifiers(str(passage.url), str(request.url)):
-            kept = _without_identifiers(kept, router.identifiers)
+            names = getattr(request.headers, "identifiers", BARE.identifiers)
+            kept = _without_identifiers(kept, router.identifiers | names)
         copied = _new(type(request))
         copied.__dict__ = request.__dict__.copy()
         copied.headers = self._headers(kept, request.headers)
@@ -130,6 +131,7 @@ class Httpx:
         outgoing = _new(type(request))
         outgoing.__dict__ = request.__dict__.copy()
         outgoing.headers = self._stamped(items, found, stamp, passage, request.headers)
+        outgoing.headers.identifiers = route.identifiers
         if route.query:
             passage.url = outgoing.url = self.module.URL(route.with_query(url))
         return outgoing, route, passage

@@ -251,6 +251,8 @@ def _through_gate(
     if isinstance(headers, GuardedHeaders):
         if headers.passage is not None and headers.passage.covers(request.method, url):
             return request, None, None
+        # Set on the request, too: response.request is to show what was sent, also where an
+        # authentication handler puts a copy in its place.
         before = headers = request.headers = headers.restored_for(
             request, by_bare_gate=not router.hosts
         )

@@ -256,15 +256,18 @@ def test_a_transport_inside_ours_that_fails_over_takes_nothing_along(
 
     # Without a forward, so that nothing at the stranger makes the request gateway-bound.
     gateway = Gateway(server.origin, session_header="X-Session-ID", headers={"X-Key": "secret"})
-    instrument(gateway)
+    instrument()  # which does not know of the gateway
     with Server() as stranger, library.HTTPTransport(trust_env=False) as inner:
         ours = integration.GatewayTransport(gateway, Failover())
         with library.Client(transport=ours, trust_env=False) as http, session_scope("s1"):
             http.get(server.origin, headers={"X-Cagent-Model": "mine"})
+        with library.Client(transport=ours, trust_env=False) as http, no_session():
+            http.get(server.origin, headers={"X-Session-ID": "mine"})
         assert server.arrived[0].get("X-Session-ID") == "s1"
-        (arrived,) = stranger.arrived
-        assert (arrived.get("X-Session-ID"), arrived.get("X-Key")) == (None, None)
-        assert arrived.identifiers == {}
+        for arrived in stranger.arrived:
+            assert (arrived.get("X-Session-ID"), arrived.get("X-Key")) == (None, None)
+            assert arrived.identifiers == {}
+        assert len(stranger.arrived) == 2
 
 
 class TestWhatIsMountedDecidesFirst:
