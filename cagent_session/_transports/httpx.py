@@ -19,7 +19,15 @@ from typing import Any, TypeAlias
 from .._gate.gate import Stamp, gate, note_redirect
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, is_stamped, passage_of
-from .._gate.routes import BARE, Library, Route, Router, is_identifier, may_get_identifiers
+from .._gate.routes import (
+    BARE,
+    DEFAULT_NAMES,
+    Library,
+    Route,
+    Router,
+    is_identifier,
+    may_get_identifiers,
+)
 
 # A header as httpx keeps it: the name, the name in lower case, the value.
 _Item: TypeAlias = tuple[bytes, bytes, bytes]
@@ -41,8 +49,7 @@ class Httpx:
         # load TLS certificates.
         transport = module.MockTransport(lambda request: None)
         client = module.Client(transport=transport, trust_env=False)
-        names = ("user-agent", "accept", "accept-encoding")
-        defaults = {name: (client.headers.get(name),) for name in names}
+        defaults = {name: (client.headers.get(name),) for name in DEFAULT_NAMES}
         self._library = Library(defaults, in_bytes=True)
         self._request_class = module.Request
         self._headers_class = module.Headers
