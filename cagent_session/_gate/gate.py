@@ -1,27 +1,28 @@
 """The gate: decide which requests are gateway-bound, and which headers those get.
 
-A transport reads a request's URL and headers, calls :func:`gate`, and sends a copy of the request
-with the headers that :func:`gate` returns. Nothing here knows an HTTP library.
+A transport reads a request's URL and the names of its headers, calls :func:`gate`, and sends a copy
+of the request with the headers that :func:`gate` returns. Nothing here knows an HTTP library.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 from urllib.parse import urljoin
 
 from .._session.scopes import Lineage, current_lineage
 from . import urls
 from .passage import Passage, Stamped, StampedBytes, attach
-from .routes import BARE, Headers, Kit, Library, Route, Router
+from .routes import BARE, DEFAULT_NAMES, Headers, Plan, Route, Router
 
 #: (the headers to set, the lower-case names of headers to remove). Remove first, then set: a name
 #: can be in both.
-Stamp: TypeAlias = "tuple[Headers, list[Any]]"
+Stamp: TypeAlias = "tuple[Headers, list[str]]"
 
 _log = logging.getLogger("cagent_session")
 _DEBUG = logging.DEBUG
-_MISSING = (None,)  # stands for a header that is not there: its last item, the value, is None
+_NO_NAMES: list[str] = []
 
 _IN_A_SESSION = (
     "inside session_scope(...) or a function decorated with session_from(...), and from a thread "
@@ -50,37 +51,33 @@ def is_bound(forward: str | bytes | None, route: Route) -> bool:
     return route is not BARE if forward is None else bool(forward)
 
 
-def gate(
-    url: Any, route: Route, headers: Headers, library: Library, passage: Passage | None
-) -> Stamp | None:
+def gate(url: Any, plan: Plan, values: Mapping[str, Any], passage: Passage | None) -> Stamp | None:
     """Decide whether a request is gateway-bound, and which headers it then gets.
 
     :param url: the request's; read with ``str()`` when it is logged.
-    :param route: to the gateway that owns ``url``, or ``BARE``.
-    :param headers: the request's by lower-case name; may be limited to ``route.names``.
-    :param library: the HTTP library whose request it is.
+    :param plan: of the route to the gateway that owns ``url``, or of ``BARE``, for the names of the
+        request's headers.
+    :param values: those of the headers in ``plan.read``, by names in lower case.
     :param passage: of the request. A value that the gate sets holds it, so that a transport further
-        down finds it in the headers. ``None`` only if nothing will be sent, or if the request
-        cannot be gateway-bound.
+        down finds it in the headers. ``None`` only if nothing will be sent.
     :returns: ``None`` for a request that is not gateway-bound, and must be sent unchanged.
     :raises SessionRequired: if there is no session, and the gateway requires one.
     """
-    forward = headers.get(library.forward, _MISSING)[-1]
+    route = plan.route
+    forward = values.get("x-cagent-forward")
     if not is_bound(forward, route):
-        if _log.isEnabledFor(_DEBUG):
-            why = "no gateway owns it" if forward is None else "its X-Cagent-Forward is empty"
-            _log.debug("not gateway-bound, as %s: %s", why, urls.redacted(str(url)))
+        note_unbound(url, forward)
         return None
-    kit = route.kit(library)
-    stamped = _gateway_headers(kit, headers, library)
-    removed: list[Any] = []
+    stamped = _gateway_headers(plan, values)
+    removed = _NO_NAMES
     lineage = current_lineage()
     if lineage.session is not None:
-        _add_session(stamped, removed, kit, headers, lineage, passage)
+        removed = plan.removed
+        _add_session(stamped, plan, lineage, passage)
     else:
         attach(passage, stamped)  # inside a session, the values of its headers hold the passage
         # The caller may have set the session's headers, without a scope.
-        if not any(headers.get(name, _MISSING)[-1] for name in kit.session_names):
+        if not any(values[name] for name in plan.session_names):
             _outside_every_session(url, route, lineage)
     if _log.isEnabledFor(_DEBUG):
         why = "it has X-Cagent-Forward" if route is BARE else f"{urls.redacted(route.url)} owns it"
@@ -89,60 +86,49 @@ def gate(
     return stamped, removed
 
 
-def _gateway_headers(kit: Kit, headers: Headers, library: Library) -> Headers:
+def note_unbound(url: Any, forward: str | bytes | None = None) -> None:
+    """Log a request that is not gateway-bound.
+
+    :param forward: its ``X-Cagent-Forward``.
+    """
+    if _log.isEnabledFor(_DEBUG):
+        why = "no gateway owns it" if forward is None else "its X-Cagent-Forward is empty"
+        _log.debug("not gateway-bound, as %s: %s", why, urls.redacted(str(url)))
+
+
+def _gateway_headers(plan: Plan, values: Mapping[str, Any]) -> Headers:
     """Return the gateway headers for a request, less those that its caller has set."""
-    stamped = kit.gateway_headers.copy()
-    # dict.keys(): the headers of requests are an OrderedDict, whose own keys() is slow.
-    if stamped and not stamped.keys().isdisjoint(dict.keys(headers)):
-        for key in stamped.keys() & headers.keys():
-            del stamped[key]
-    if _is_signed(headers, library):
+    stamped = plan.gateway_headers.copy()
+    if plan.may_be_signed and _is_signed(values):
         # The signature may cover the library's default headers, and the absence of one.
-        for key in library.default_names:
+        for key in DEFAULT_NAMES:
             stamped.pop(key, None)
         return stamped
-    # Above, a default of the library's counted as set by the caller. Ours replaces it.
-    for key, defaults, header in kit.stand_ins:
-        if headers.get(key, _MISSING)[-1] in defaults:
+    # The plan counts all headers as set by the caller. Ours replaces a default of the library's.
+    for key, defaults, header in plan.stand_ins:
+        if values[key] in defaults:
             stamped[key] = header
     return stamped
 
 
-def _is_signed(headers: Headers, library: Library) -> bool:
+def _is_signed(values: Mapping[str, Any]) -> bool:
     """Return whether a request carries a signature of its headers: SigV4, or RFC 9421."""
-    if library.signature_input in headers:
+    if "signature-input" in values:
         return True
-    value = headers.get(library.authorization, _MISSING)[-1]
+    value = values["authorization"]
     if isinstance(value, str):
         return "SignedHeaders=" in value
     return isinstance(value, bytes) and b"SignedHeaders=" in value
 
 
-def _add_session(
-    stamped: Headers,
-    removed: list[Any],
-    kit: Kit,
-    headers: Headers,
-    lineage: Lineage,
-    passage: Passage | None,
-) -> None:
-    """Add the session headers to ``stamped``, and to ``removed`` what has to come off before."""
-    for key, name, make in kit.session_headers:
+def _add_session(stamped: Headers, plan: Plan, lineage: Lineage, passage: Passage | None) -> None:
+    """Add the session headers to ``stamped``."""
+    for key, names, make in plan.session_headers:
         value = make(lineage)
-        # The caller's header comes off even if this session has no value for it: it may name
-        # another session. If there is a value, setting it alone would keep the place of the
-        # caller's. Session headers are sent in the order in which the gateway names them.
-        if value is None or key in headers:
-            removed.append(key)
         if value is not None:
-            if kit.in_bytes:
-                encoded = StampedBytes(value.encode())
-                encoded.passage = passage
-                stamped[key] = name, key, encoded
-            else:
-                value = Stamped(value)
-                value.passage = passage
-                stamped[key] = name, value
+            made = StampedBytes(value.encode()) if plan.library.in_bytes else Stamped(value)
+            made.passage = passage
+            stamped[key] = (*names, made)
 
 
 def _outside_every_session(url: Any, route: Route, lineage: Lineage) -> None:

@@ -300,7 +300,9 @@ class Gateway:
         if not isinstance(url, str):
             raise TypeError(f"a URL must be a str, not {type(url).__name__}: give str(url)")
         url = re.sub("^ws(s?)(?=:)", r"http\1", url, flags=re.IGNORECASE)
-        stamp = gate(url, self._route, {}, _NO_LIBRARY, None) if self._route.owns(url) else None
+        if not self._route.owns(url):
+            return {}
+        stamp = gate(url, self._route.plan(_NO_LIBRARY, ()), {}, None)
         return {} if stamp is None else {name: str(value) for name, value in stamp[0].values()}
 
     @cached_property

@@ -7,7 +7,7 @@ cannot tell which request that was, because the code that sends a request may se
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from . import urls
@@ -72,12 +72,12 @@ class StampedBytes(bytes):
         return bytes, (bytes(self),)
 
 
-_STAMPED = (Stamped, StampedBytes)
+_STAMPED = frozenset({Stamped, StampedBytes})
 
 
 def is_stamped(value: Any) -> bool:
     """Return whether the gate set this value of a header, for this request or an earlier one."""
-    return isinstance(value, _STAMPED)
+    return value.__class__ in _STAMPED
 
 
 def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None:
@@ -90,21 +90,22 @@ def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None
         return
 
 
-def passage_of(headers: Any, items: Iterable[tuple[Any, ...]]) -> Passage | None:
+def passage_of(headers: Any, items: Collection[tuple[Any, ...]]) -> Passage | None:
     """Return the passage that a request's headers hold, or that one of their values holds."""
     passage: Passage | None = getattr(headers, "passage", None)
     return passage_in(items) if passage is None else passage
 
 
-def passage_in(items: Iterable[tuple[Any, ...]]) -> Passage | None:
+def passage_in(items: Collection[tuple[Any, ...]]) -> Passage | None:
     """Return the passage that the value of one of some headers holds.
 
     :param items: the headers, each with its value at the end.
     """
+    # The plain code would be the loop alone. Mostly no value is stamped, and a set of the few
+    # classes of the values says so in a third of the time.
+    if _STAMPED.isdisjoint({item[-1].__class__ for item in items}):
+        return None
     for item in items:
-        # The plain code would be is_stamped(item[-1]). Most values are a plain str or bytes, and
-        # comparing classes saves that call.
-        kind = item[-1].__class__
-        if kind is not str and kind is not bytes and is_stamped(item[-1]) and item[-1].passage:
+        if is_stamped(item[-1]) and item[-1].passage:
             return item[-1].passage  # type: ignore[no-any-return]
     return None

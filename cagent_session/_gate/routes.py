@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote_plus
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 # A header as a library keeps it, with its value at the end: (name, value), in httpx
 # (name, name in lower case, value) in bytes.
 Header: TypeAlias = tuple[Any, ...]
-# Headers by their names in lower case: str, in httpx bytes.
-Headers: TypeAlias = dict[Any, Header]
+# Headers by their names in lower case.
+Headers: TypeAlias = dict[str, Header]
 #: Where a gateway is: two with one place cannot be told apart.
 Place: TypeAlias = tuple[urls.Origin, str]
 
@@ -46,6 +47,8 @@ class Library:
     :param replacements: headers of this package that replace such values, if the gateway has no
         header of that name.
     :param in_bytes: whether it keeps headers in bytes, as httpx does.
+    :param adds_twice: whether it adds a header also beside one of the caller's of that name, in
+        another spelling.
     """
 
     def __init__(
@@ -54,17 +57,18 @@ class Library:
         *,
         replacements: Mapping[str, str] = {},
         in_bytes: bool = False,
+        adds_twice: bool = False,
     ) -> None:
         self.in_bytes = in_bytes
+        self.adds_twice = adds_twice
         self.defaults = {
             key: tuple(value if value is None else self.text(value) for value in values)
             for key, values in defaults.items()
         }
-        self.replacements = {"User-Agent": USER_AGENT, **replacements}
-        self.forward = self.text(FORWARD.lower())
-        self.default_names = [self.text(name) for name in DEFAULT_NAMES]
-        self.authorization = self.text("authorization")
-        self.signature_input = self.text("signature-input")
+        self.replacements = {
+            name.lower(): (name, value)
+            for name, value in {"User-Agent": USER_AGENT, **replacements}.items()
+        }
 
     def text(self, text: str) -> Any:
         """Return ``text`` as the library keeps it."""
@@ -77,27 +81,84 @@ class Library:
         return name, Stamped(value)
 
 
-class Kit:
-    """What a route puts on the requests of one library, in the shape of that library's headers."""
+class Plan:
+    """What the gate does with requests that have headers of certain names.
 
-    def __init__(self, route: Route, library: Library) -> None:
-        text, header = library.text, library.header
-        self.in_bytes = library.in_bytes
+    Clients send the same few sets of names again and again. So what depends on the names alone is
+    worked out once for each set, and the gate reads a few values for each request.
+
+    :param route: to the gateway that owns the requests.
+    :param library: the HTTP library that makes them.
+    :param names: of all their headers, in order, as the library keeps them.
+    """
+
+    def __init__(self, route: Route, library: Library, names: tuple[str | bytes, ...]) -> None:
+        keys = [lower(name) for name in names]
+        self.names = frozenset(keys)  #: in lower case
+        self.route = route
+        self.library = library
+        #: whether each name is there once, and as the library keeps names: as text or as bytes
+        self.is_simple = len(self.names) == len(keys) and not any(
+            isinstance(name, bytes) != library.in_bytes for name in names
+        )
+        self.has_forward = _FORWARD in keys
+        #: the positions of identifiers, which the caller has set
+        self.identifiers = places_of_identifiers(names, route.identifiers)
+        #: Gateway headers, less those that the caller has set. They are shared by all requests.
         self.gateway_headers: Headers = {
-            text(key): header(name, value) for key, (name, value) in route.gateway_headers.items()
+            key: library.header(name, value)
+            for key, (name, value) in route.gateway_headers.items()
+            if key not in keys
         }
-        #: the name in lower case, the library's default values, and the header that replaces them
-        self.stand_ins: list[tuple[Any, tuple[Any, ...], Header]] = []
-        replacements = {name.lower(): (name, value) for name, value in library.replacements.items()}
-        for key, (name, value) in (replacements | route.gateway_headers).items():
-            if key in library.defaults:
-                self.stand_ins.append((text(key), library.defaults[key], header(name, value)))
-        #: the name in lower case, the name, and the function that makes the value
+        #: The headers that the library may have added by itself: the name in lower case, the
+        #: library's values, and the header that replaces them.
+        self.stand_ins: list[tuple[str, tuple[Any, ...], Header]] = []
+        for key, header in (library.replacements | route.gateway_headers).items():
+            defaults = library.defaults.get(key, ())
+            if key in keys:
+                self.stand_ins.append((key, defaults, library.header(*header)))
+            elif None in defaults:  # the library adds the header later
+                self.gateway_headers[key] = library.header(*header)
+        self.may_be_signed = not _SIGNATURES.isdisjoint(keys)
+        #: the name in lower case, the header less its value, and the function that makes the value
         self.session_headers = [
-            (text(each.key), text(each.name), each.make) for each in route.session_headers
+            (each.key, library.header(each.name, "")[:-1], each.make)
+            for each in route.session_headers
         ]
-        #: ``Route.session_names``, as the library keeps them
-        self.session_names = [text(name) for name in route.session_names]
+        #: What comes off in a session, by names in lower case: session headers that the caller set.
+        #: They may name another session, also where this one has no value for them. And a header
+        #: that is set alone would keep its place among the others.
+        self.removed = [key for key in keys if key in route.identifiers]
+        #: The names by which the caller may have chosen a session, without a scope.
+        self.session_names = [key for key in keys if key in route.session_names]
+        read = {_FORWARD, *_SIGNATURES, *self.session_names, *(key for key, *_ in self.stand_ins)}
+        #: The headers whose values the gate reads: their positions, and their names in lower case.
+        self.read = [(place, key) for place, key in enumerate(keys) if key in read]
+        replaced = {*self.removed, *(key for key, *_ in self.stand_ins)}
+        #: the same of headers that the gate may remove or replace
+        self.replaced = [(place, key) for place, key in enumerate(keys) if key in replaced]
+
+    def values(self, items: Sequence[Header]) -> dict[str, Any]:
+        """Return the values that the gate reads, by names in lower case.
+
+        Of several with one name, the first counts that is not empty.
+
+        :param items: all headers of a request.
+        """
+        values: dict[str, Any] = {}
+        if self.is_simple:
+            # The plain code would be what follows. This saves the look back.
+            return {key: items[place][-1] for place, key in self.read}
+        for place, key in self.read:
+            before = values.get(key)
+            is_added = self.library.adds_twice and before in self.library.defaults.get(key, ())
+            if not before or is_added:
+                values[key] = items[place][-1]
+        return values
+
+
+_FORWARD = FORWARD.lower()
+_SIGNATURES = frozenset({"authorization", "signature-input"})  # what a signature of headers is in
 
 
 class Route:
@@ -134,21 +195,9 @@ class Route:
         parent = None if gateway is None else gateway.parent_header
         #: The identifiers less the parent's header. A caller who sets one has chosen a session.
         self.session_names = self.identifiers - {(parent or "").lower()}
-        #: Every name that gate() looks up, in lower case, as text and as bytes. Most transports
-        #: read no other headers, so a name that is missing here is not seen.
-        self.names = frozenset(
-            (
-                *(FORWARD.lower(), *DEFAULT_NAMES, "authorization", "signature-input"),
-                *(*self.gateway_headers, *self.identifiers),
-            )
-        )
-        self.names_in_bytes = frozenset(name.encode() for name in self.names)
         self.warned: dict[str, object] = {}  #: the warnings that have been said, each once
-        self._kits: dict[Library, Kit] = {}
-
-    def kit(self, library: Library) -> Kit:
-        """Return what the requests of ``library`` get. It is made when first needed."""
-        return self._kits.get(library) or self._kits.setdefault(library, Kit(self, library))
+        #: plan(library, names) returns the :class:`Plan` for requests that have such headers.
+        self.plan = functools.lru_cache(maxsize=256)(functools.partial(Plan, self))
 
     def owns(self, url: str) -> bool:
         """Return whether ``url`` lies at or below the gateway's URL, however it is read."""
@@ -281,6 +330,24 @@ def is_identifier(key: str, names: frozenset[str]) -> bool:
     :param names: the names of session headers, in lower case.
     """
     return key.startswith(PREFIX) or key in names
+
+
+@functools.lru_cache(maxsize=1024)
+def places_of_identifiers(
+    names: tuple[str | bytes, ...], identifiers: frozenset[str]
+) -> tuple[int, ...]:
+    """Return the positions of identifiers among some headers.
+
+    :param names: of the headers, in any case.
+    :param identifiers: the names of session headers, in lower case.
+    """
+    keys = map(lower, names)
+    return tuple(place for place, key in enumerate(keys) if is_identifier(key, identifiers))
+
+
+def lower(name: str | bytes) -> str:
+    """Return the key under which headers compare, the same for ``str`` and ``bytes``."""
+    return (name if isinstance(name, str) else name.decode("latin-1")).lower()
 
 
 def _query_name(pair: str) -> str:

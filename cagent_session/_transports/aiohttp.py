@@ -19,7 +19,7 @@ from yarl import URL
 
 from .._gate.gate import gate, note_redirect
 from .._gate.passage import Passage, is_stamped, passage_of
-from .._gate.routes import BARE, Headers, Library, Route, Router, is_identifier, may_get_identifiers
+from .._gate.routes import BARE, Library, Route, Router, is_identifier, may_get_identifiers
 
 Handler: TypeAlias = Callable[[ClientRequest], Awaitable[ClientResponse]]
 
@@ -71,8 +71,10 @@ class Hops:
         route = BARE
         if self._router.hosts and request.url.raw_host in self._router.hosts:
             route = self._router.route(url)
+        items = list(headers.items())
+        plan = route.plan(_AIOHTTP, tuple([name for name, _ in items]))
         passage = Passage(request.method, url)
-        stamp = gate(url, route, _by_name(headers, route), _AIOHTTP, passage)
+        stamp = gate(url, plan, plan.values(items), passage)
         if stamp is None:
             return await _send_with(headers, request, handler)
         self._home = self._home or url
@@ -167,16 +169,6 @@ def _less(headers: CIMultiDict[str], identifiers: frozenset[str]) -> CIMultiDict
 def _as_http(url: str) -> str:
     """Return ``url`` with http(s) in place of ws(s): a websocket's handshake is a GET request."""
     return f"http{url[2:]}" if url.startswith(("ws:", "wss:")) else url
-
-
-def _by_name(headers: CIMultiDict[str], route: Route) -> Headers:
-    """Return the headers that matter by their lower-case names."""
-    by_name: Headers = {}
-    for name, value in headers.items():
-        key = name.lower()
-        if key in route.names and not (key in by_name and by_name[key][1]):
-            by_name[key] = name, value
-    return by_name
 
 
 def _stamped(

@@ -20,10 +20,9 @@ from requests.utils import default_headers
 from urllib3._collections import HTTPHeaderDict
 
 from .._gate.passage import Passage, is_stamped
-from .._gate.routes import is_identifier, may_get_identifiers
+from .._gate.routes import is_identifier, lower, may_get_identifiers
 from .._gate.validation import PREFIX
 from ..headers import FORWARD
-from .mappings import lower
 
 Item: TypeAlias = "tuple[str, str | bytes]"
 

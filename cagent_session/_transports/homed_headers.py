@@ -16,8 +16,7 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from .._gate import urls
-from .._gate.routes import is_identifier
-from .mappings import lower
+from .._gate.routes import Plan
 
 
 class _Homed(str):
@@ -38,12 +37,14 @@ class _HomedBytes(bytes):
         return bytes, (bytes(self),)
 
 
-_HOMED = (_Homed, _HomedBytes)
+_HOMED = frozenset({_Homed, _HomedBytes})
 
 
 def _with_home(value: Any, home: Any) -> Any:
     """Return the value of an identifier, tied to ``home`` unless it has a home."""
-    if isinstance(value, _HOMED):
+    if type(value) is str:
+        return _text_with_home(value, home)
+    if value.__class__ in _HOMED:
         return value
     homed: Any
     if isinstance(value, bytes):
@@ -54,6 +55,15 @@ def _with_home(value: Any, home: Any) -> Any:
         homed = _Homed(value)
     else:
         return value  # urllib3 cannot send it
+    homed.home = home
+    return homed
+
+
+# Cached, because a client sends the same few values to the same gateway. Making one takes five
+# times as long as finding it.
+@functools.lru_cache(maxsize=1024)
+def _text_with_home(value: str, home: Any) -> Any:
+    homed = _Homed(value)
     homed.home = home
     return homed
 
@@ -70,39 +80,24 @@ class _SeveralOfOneName(HTTPHeaderDict):
         return values[0] if len(values) == 1 else super().__getitem__(key)
 
 
-class _Spellings(dict[Any, str]):
-    """Names in lower case, by how they were spelt.
-
-    The plain code would be ``lower(name)``, which makes a new string that has never been hashed.
-    Looking names up takes a fourth of that time.
-    """
-
-    def __missing__(self, name: str | bytes) -> str:
-        if len(self) >= 1024:  # names may be made up, without end
-            self.clear()
-        return self.setdefault(name, lower(name))
-
-
-lower_name = _Spellings().__getitem__
-
-
-def homed(headers: Any, identifiers: frozenset[str], origin: Any) -> Any:
+def homed(headers: Any, items: list[tuple[Any, Any]], plan: Plan, origin: Any) -> Any:
     """Return a copy of ``headers`` whose identifiers have homes, or ``headers`` if none has one.
 
     The copy keeps the classes of the values. urllib3's own class does not: ``ProxyManager`` would
     read each value as an ordinary ``str``.
 
-    :param identifiers: the names of session headers, in lower case.
+    :param items: the names and values in ``headers``.
+    :param plan: for these names.
     :param origin: the home of identifiers that have none yet; ``None`` to leave them without.
     """
-    items = []
-    for name, value in headers.items():
-        if origin and is_identifier(lower_name(name), identifiers):
-            value = _with_home(value, origin)
-        items.append((name, value))
-    if not any(isinstance(value, _HOMED) for _, value in items):
+    if origin and plan.identifiers:
+        items = items.copy()
+        for place in plan.identifiers:
+            name, value = items[place]
+            items[place] = name, _with_home(value, origin)
+    if not any(value.__class__ in _HOMED for _, value in items):
         return headers
-    if len({lower_name(name) for name, _ in items}) == len(items):
+    if plan.is_simple:
         return dict(items)
     made = _SeveralOfOneName()
     for name, value in items:
@@ -112,18 +107,16 @@ def homed(headers: Any, identifiers: frozenset[str], origin: Any) -> Any:
 
 def is_for_another(value: Any, origin: Any) -> bool:
     """Return whether ``value`` is of an identifier that has another home than ``origin``."""
-    return isinstance(value, _HOMED) and value.home != origin
+    return value.__class__ in _HOMED and value.home != origin
 
 
 def origin_of(url: str) -> Any:
     """Return an object that is equal for all URLs in which urllib3 reads the same origin."""
-    start = _scheme_and_authority(url)
-    if start is None or "@" in start[0]:  # user info is a secret, which no cache is to keep
+    end = url.find("/", len("https://"))
+    start = url if end < 0 else url[:end]
+    if "@" in start or "?" in start:  # user info and queries are secrets, which no cache is to keep
         return _origin_of(url)
-    return _cached_origin_of(start[0])
-
-
-_scheme_and_authority = re.compile("https?://[^/?#]*").match
+    return _cached_origin_of(start)
 
 
 def _origin_of(url: str) -> Any:

@@ -16,13 +16,14 @@ from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from .._gate.gate import Stamp, gate, note_redirect
+from .._gate.gate import Stamp, gate, note_redirect, note_unbound
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, is_stamped, passage_of
 from .._gate.routes import (
     BARE,
     DEFAULT_NAMES,
     Library,
+    Plan,
     Route,
     Router,
     is_identifier,
@@ -122,41 +123,40 @@ class Httpx:
             url = str(url)
             route = router.route(url)
         items = request.headers._list if self._has_known_layout else _items(request.headers)
-        found, by_name = _found(items, route)
-        may_be_bound = route is not BARE or self._library.forward in by_name
-        passage = None
-        if may_be_bound:
-            passage = passage_of(request.headers, items)
-            if passage is not None and passage.covers(request.method, request.url):
-                return request, None, None
-            passage = Passage(request.method, request.url)
-        stamp = gate(url, route, by_name, self._library, passage)
-        if stamp is None or passage is None:
+        plan = route.plan(self._library, tuple([name for _, name, _ in items]))
+        if route is BARE and not plan.has_forward:
+            note_unbound(url)
+            return request, None, None
+        passage = passage_of(request.headers, items)
+        if passage is not None and passage.covers(request.method, request.url):
+            return request, None, None
+        passage = Passage(request.method, request.url)
+        stamp = gate(url, plan, plan.values(items), passage)
+        if stamp is None:
             return request, None, None
         # The plain code would be to make a Request. A copy shares everything else with the caller's
         # request, also the stream, which can be read only once.
         outgoing = _new(type(request))
         outgoing.__dict__ = request.__dict__.copy()
-        outgoing.headers = self._stamped(items, found, stamp, passage, request.headers)
+        outgoing.headers = self._stamped(items, plan, stamp, passage, request.headers)
         outgoing.headers.identifiers = route.identifiers
         if route.query:
             passage.url = outgoing.url = self.module.URL(route.with_query(url))
         return outgoing, route, passage
 
     def _stamped(
-        self, items: list[_Item], found: list[_Item], stamp: Stamp, passage: Passage, like: Any
+        self, items: list[_Item], plan: Plan, stamp: Stamp, passage: Passage, like: Any
     ) -> Any:
         """Return headers with the stamp.
 
         :param items: all headers of the request.
-        :param found: those of them that :func:`gate` has seen.
         :param like: the request's ``Headers``, whose encoding the result gets.
         """
         stamped, removed = stamp
         sent: list[Any] = items.copy()
-        for item in found:
-            if item[1] in stamped or item[1] in removed:
-                sent.remove(item)
+        for place, key in reversed(plan.replaced):
+            if key in stamped or key in removed:
+                del sent[place]
         sent += stamped.values()
         headers = self._headers(sent, like)
         headers.passage = passage  # a copy of the headers lacks this; then their values have it
@@ -210,20 +210,6 @@ def _without_identifiers(items: list[_Item], names: frozenset[str]) -> list[_Ite
 
 def _items(headers: Any) -> list[_Item]:
     return [(name, name.lower(), value) for name, value in headers.raw]
-
-
-def _found(items: list[_Item], route: Route) -> tuple[list[_Item], dict[bytes, _Item]]:
-    """Return the headers that matter: all of them, and one for each lower-case name."""
-    names = route.names_in_bytes
-    found: list[_Item] = []
-    by_name: dict[bytes, _Item] = {}
-    for item in items:
-        key = item[1]
-        if key in names:
-            found.append(item)
-            if key not in by_name or not by_name[key][2]:
-                by_name[key] = item
-    return found, by_name
 
 
 @functools.cache

@@ -7,25 +7,7 @@ from typing import Any
 
 from urllib3._collections import HTTPHeaderDict
 
-from .._gate.routes import Headers
-
-
-def lower(name: str | bytes) -> str:
-    """Return the key under which headers compare, the same for ``str`` and ``bytes``."""
-    return (name if isinstance(name, str) else name.decode("latin-1")).lower()
-
-
-def by_lower_name(items: Iterable[tuple[Any, Any]]) -> Headers:
-    """Return headers by their lower-case names.
-
-    Of several with one name, the first whose value is not empty counts.
-    """
-    headers: Headers = {}
-    for item in items:
-        key = lower(item[0])
-        if key not in headers or not headers[key][1]:
-            headers[key] = item
-    return headers
+from .._gate.routes import Headers, lower
 
 
 def without(headers: Mapping[str, Any], keys: Collection[str]) -> MutableMapping[str, Any]:

@@ -16,13 +16,12 @@ from requests.models import REDIRECT_STATI
 from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 
-from .._gate.gate import Stamp, gate, note_redirect
+from .._gate.gate import Stamp, gate, note_redirect, note_unbound
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, passage_in
-from .._gate.routes import BARE, Headers, Library, Route, Router
-from .._gate.validation import PREFIX
-from .guarded_headers import GuardedHeaders, guard, with_store
-from .mappings import by_lower_name, with_stamp
+from .._gate.routes import BARE, Library, Plan, Route, Router, lower
+from .guarded_headers import GuardedHeaders, Item, guard, with_store
+from .mappings import with_stamp
 
 if TYPE_CHECKING:
     # To a type checker the mixin is the adapter that it is always mixed into.
@@ -257,24 +256,25 @@ def _through_gate(
             request, by_bare_gate=not router.hosts
         )
     route = router.route(url) if router.hosts else BARE
-    by_name, names = _by_name(headers, route)
-    passage: Passage | None = None
-    if names:  # it may be gateway-bound
-        if may_be_rebuilt:
-            earlier = passage_in(dict.values(by_name))
-            if earlier is not None and earlier.covers(request.method, url):
-                return request, None, None
-        passage = Passage(request.method, route.with_query(url) if route.query else url)
-    stamp = gate(url, route, by_name, _STREAMED if stream else _REQUESTS, passage)
-    if stamp is None or passage is None:  # no passage: it cannot be gateway-bound
+    if route is BARE and not _carries_forward(headers):
+        note_unbound(url)
+        return (request, None, None) if before is None else _unbound(request, before)
+    plan, table, values = _read(headers, route, _STREAMED if stream else _REQUESTS)
+    if may_be_rebuilt:
+        earlier = passage_in(headers.items() if table is None else dict.values(table))
+        if earlier is not None and earlier.covers(request.method, url):
+            return request, None, None
+    passage = Passage(request.method, route.with_query(url) if route.query else url)
+    stamp = gate(url, plan, values, passage)
+    if stamp is None:
         return (request, None, None) if before is None else _unbound(request, before)
     identifiers = route.identifiers if before is None else before.identifiers | route.identifiers
     # The caller may have set identifiers.
-    if PREFIX in names or not dict.keys(by_name).isdisjoint(identifiers):
+    if plan.identifiers or (before is not None and not plan.names.isdisjoint(identifiers)):
         _guard_callers_headers(request, before, identifiers)
     outgoing = _shallow_copy(request)
     outgoing.url = passage.url
-    outgoing.headers = guarded = _stamped(headers, by_name, stamp, identifiers, passage)
+    outgoing.headers = guarded = _stamped(headers, table, stamp, identifiers, passage)
     if before is not None and before.left is None and not before.are_callers_own(request):
         # An authentication handler or a hook sends response.request again, or a copy of it. The
         # handler makes the copy the next response.request, which has to show what was sent.
@@ -299,49 +299,58 @@ def _unbound(
     return outgoing, before, None
 
 
-def _by_name(headers: Any, route: Route) -> tuple[Headers, str]:
-    """Return the headers by their lower-case names, and these names joined.
+def _carries_forward(headers: Any) -> bool:
+    """Return whether headers may have an ``X-Cagent-Forward``."""
+    # The plain code, below, goes through all headers. The table of requests' own class saves that;
+    # a name in bytes is in there as bytes.
+    table = getattr(headers, "_store", None)
+    if table is not None:
+        return "x-cagent-forward" in table or b"x-cagent-forward" in table
+    return any(lower(name) == "x-cagent-forward" for name in headers)
 
-    A request that cannot be gateway-bound gets an empty string for the latter.
 
-    The plain code would be ``by_lower_name(headers.items())``. Reading requests' own table saves
-    going through all headers in Python, which would be half of what the gate costs. But a name in
-    bytes is in that table as it was written.
+def _read(
+    headers: Any, route: Route, library: Library
+) -> tuple[Plan, dict[str, Item] | None, dict[str, Any]]:
+    """Return the plan for a request, requests' own table of its headers, and values for the gate.
+
+    There is no table if the headers are of another class, or if a name is in bytes.
     """
-    by_name: Headers | None = getattr(headers, "_store", None)
-    if by_name is None or b"x-cagent-forward" in by_name:
-        by_name = by_lower_name(headers.items())
-    if route is BARE and "x-cagent-forward" not in by_name:
-        return by_name, ""
-    try:
-        # Joining does two things without a loop: it fails if a name is bytes, and the caller can
-        # search all names for a prefix at once.
-        names = "\n".join(dict.keys(by_name))
-    except TypeError:
-        by_name = by_lower_name(headers.items())
-        names = "\n".join(by_name)
-    return by_name, names or "\n"  # without any header, it may still be gateway-bound
+    # The plain code would be the last three lines. Through the table, it is not necessary to go
+    # through all headers in Python, which would be half of what the gate costs.
+    table: dict[str, Item] | None = getattr(headers, "_store", None)
+    if table is not None:
+        # dict.keys(): the table is an OrderedDict, whose own keys() is slow.
+        plan = route.plan(library, tuple(dict.keys(table)))
+        if plan.is_simple:
+            return plan, table, {key: table[key][1] for _, key in plan.read}
+    items = list(headers.items())
+    plan = route.plan(library, tuple([name for name, _ in items]))
+    return plan, None, plan.values(items)
 
 
 def _stamped(
     headers: Any,
-    by_name: Headers,
+    table: dict[str, Item] | None,
     stamp: Stamp,
     identifiers: frozenset[str],
     passage: Passage,
 ) -> GuardedHeaders:
-    """Return a guarded copy of ``headers`` with the stamp."""
+    """Return a guarded copy of ``headers`` with the stamp.
+
+    :param table: requests' own table of the headers, see :func:`_read`.
+    """
     stamped, removed = stamp
-    if getattr(headers, "_store", None) is not by_name:  # see _by_name()
+    if table is None:
         plain = headers.plain() if isinstance(headers, GuardedHeaders) else headers
         made: Any = with_stamp(plain, stamped, removed)
         if isinstance(headers, CaseInsensitiveDict):
             made = CaseInsensitiveDict(made)
         return guard(made, passage.url, identifiers, passage)
-    # The plain code would be store | stamped. For an OrderedDict that takes half as long again.
-    store = dict(dict.items(by_name))
+    # The plain code would be table | stamped. For an OrderedDict that takes half as long again.
+    store = dict(dict.items(table))
     for key in removed:
-        store.pop(key, None)
+        del store[key]
     store.update(stamped)
     return with_store(store, passage.url, identifiers, passage)
 
@@ -398,5 +407,6 @@ def _shallow_copy(request: PreparedRequest) -> PreparedRequest:
     goes through ``__reduce_ex__``. ``request.copy()`` would also copy the cookie jar.
     """
     copied: PreparedRequest = object.__new__(type(request))
-    copied.__dict__.update(request.__dict__)
+    # Not by assignment, which a subclass may have a __setattr__() for.
+    object.__setattr__(copied, "__dict__", request.__dict__.copy())
     return copied

@@ -22,14 +22,21 @@ from urllib3._version import __version__
 from urllib3.util.proxy import connection_requires_http_tunnel
 
 from .._gate import urls
-from .._gate.gate import Stamp, gate, is_bound, note_redirect
+from .._gate.gate import Stamp, gate, is_bound, note_redirect, note_unbound
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, is_stamped, passage_of
-from .._gate.routes import BARE, Headers, Library, Route, Router, may_get_identifiers
-from .._gate.validation import PREFIX
+from .._gate.routes import (
+    BARE,
+    Library,
+    Plan,
+    Router,
+    lower,
+    may_get_identifiers,
+    places_of_identifiers,
+)
 from .guarded_headers import GuardedHeaders
-from .homed_headers import homed, is_for_another, lower_name, origin_of, read_by_urllib3
-from .mappings import lower, with_stamp, without
+from .homed_headers import homed, is_for_another, origin_of, read_by_urllib3
+from .mappings import with_stamp, without
 from .requests import IS_JUDGED
 
 if TYPE_CHECKING:
@@ -41,7 +48,7 @@ else:
 
 # urllib3 sends its own User-Agent where there is none, and this Accept to a proxy that forwards.
 _URLLIB3 = Library({"user-agent": (None,)})
-_OVER_A_PROXY = Library({"user-agent": (None,), "accept": ("*/*",)})
+_OVER_A_PROXY = Library({"user-agent": (None,), "accept": ("*/*",)}, adds_twice=True)
 
 
 class GatewayPool(_Pool):
@@ -174,15 +181,19 @@ def send(
     given = args[1] if len(args) > 1 else kwargs.get("headers")
     given = headers = pool.headers if given is None else given
     url = full_url(pool, base, target)
-    if not _are_plain(headers):
-        earlier = passage_of(headers, headers.items())
+    items = list(headers.items())
+    if not _are_plain(headers, items):
+        earlier = passage_of(headers, items)
         if earlier is not None and earlier.covers(method, url, layer):
             return pass_on(method, target, *args, **kwargs)
-        headers = _for_this_attempt(router, headers, url, earlier)
+        headers = _for_this_attempt(router, headers, items, url, earlier)
+        if headers is not given:
+            items = list(headers.items())
     headers, passage = _through_gate(
         router,
         pool,
         headers,
+        items,
         Passage(method, url, layer),
         # A manager follows redirects itself, and passes False to its pools.
         follows_redirects=kwargs.get("redirect", True),
@@ -207,10 +218,17 @@ def send(
 
 
 def _through_gate(
-    router: Router, pool: Any, headers: Any, passage: Passage, *, follows_redirects: bool
+    router: Router,
+    pool: Any,
+    headers: Any,
+    items: list[tuple[Any, Any]],
+    passage: Passage,
+    *,
+    follows_redirects: bool,
 ) -> tuple[Any, Passage | None]:
     """Return the headers to send, and the passage if the attempt is gateway-bound.
 
+    :param items: the names and values in ``headers``.
     :param passage: of the attempt. Its URL becomes the one to send, with the gateway's query.
     :param follows_redirects: whether the pool itself follows them, with these headers.
     """
@@ -219,42 +237,50 @@ def _through_gate(
     url = passage.url
     route = router.route(url) if router.hosts else BARE
     library = _URLLIB3 if pool.proxy is None else _OVER_A_PROXY
-    if route is BARE and "x-cagent-forward" not in _names(headers):
-        by_name: Headers = {}  # it is not gateway-bound, which gate() logs
-        is_simple = True
-    else:
-        by_name, is_simple = _by_name(headers, route, library)
+    plan = route.plan(library, names_of(items))
+    if route is BARE and not plan.has_forward:
+        note_unbound(url)
+        return headers, None
     if route.query:
         passage.url = route.with_query(url)
-    stamp = gate(url, route, by_name, library, passage)
+    stamp = gate(url, plan, plan.values(items), passage)
     if stamp is None:
         return headers, None
     if follows_redirects:
-        headers = homed(headers, route.identifiers, origin_of(url))
-    return _stamped(headers, by_name, stamp, passage, is_simple), passage
+        headers = homed(headers, items, plan, origin_of(url))
+    return _stamped(headers, plan, stamp, passage), passage
 
 
-def _are_plain(headers: Any) -> bool:
+def _are_plain(headers: Any, items: list[tuple[Any, Any]]) -> bool:
     """Return whether ``headers`` and their values are of plain classes, so that none is ours.
 
     The plain code would be to look for a passage, homes and guarded headers one after the other.
     This saves most of the cost of an attempt that is not gateway-bound.
     """
-    if headers.__class__ is dict:
-        return _ONLY_STR.issuperset(map(type, headers.values()))
-    return headers.__class__ in (HTTPHeaderDict, CaseInsensitiveDict) and all(
-        type(value) is str for _, value in headers.items()
+    return headers.__class__ in _PLAIN and _ONLY_STR.issuperset(
+        [value.__class__ for _, value in items]
     )
 
 
+_PLAIN = frozenset({dict, HTTPHeaderDict, CaseInsensitiveDict})
 _ONLY_STR = frozenset({str})
 
 
+def names_of(items: list[tuple[Any, Any]]) -> tuple[Any, ...]:
+    """Return the names of headers, as plans are found by them."""
+    return tuple([name for name, _ in items])
+
+
 def _for_this_attempt(
-    router: Router, headers: Any, url: str, earlier: Passage | None
+    router: Router,
+    headers: Any,
+    items: list[tuple[Any, Any]],
+    url: str,
+    earlier: Passage | None,
 ) -> Mapping[str, Any]:
     """Return ``headers`` less what is for an earlier attempt, or for another origin.
 
+    :param items: the names and values in ``headers``.
     :param earlier: the passage in the headers: of an earlier attempt, or of a request that was
         stamped further up and is now sent with another method or URL.
     """
@@ -264,56 +290,32 @@ def _for_this_attempt(
         _note_redirect(router, earlier, url, headers)  # type: ignore[arg-type]
     if isinstance(headers, GuardedHeaders) and not may_get_identifiers(headers.url, url):
         return headers.guarded_copy()  # the URL was changed below an adapter of requests
-    gone = set()
     origin = origin_of(url)
-    for name, value in headers.items():
-        if is_for_another(value, origin) or (is_open and is_stamped(value)):
-            gone.add(lower(name))
+    gone = {
+        lower(name)
+        for name, value in items
+        if is_for_another(value, origin) or (is_open and is_stamped(value))
+    }
     return without(headers, gone) if gone else headers
 
 
-def _by_name(headers: Mapping[str, Any], route: Route, library: Library) -> tuple[Headers, bool]:
-    """Return the headers that matter by their lower-case names, and whether each occurs once.
-
-    The second is false also if a name that does not matter occurs several times.
-    """
-    names, found = route.names, 0
-    by_name: Headers = {}
-    # A list, because urllib3's own view of the items counts them by going through all.
-    items: Any = headers.items() if type(headers) is dict else list(headers.items())
-    for item in items:
-        key = lower_name(item[0])
-        if key in names:
-            found += 1
-            before = by_name.get(key)
-            # A manager of a proxy adds its own Accept beside one that the caller spelt otherwise.
-            if before is None or not before[1] or before[1] in library.defaults.get(key, ()):
-                by_name[key] = item
-    # Two spellings of a name count twice in found. Several values of one name, which only urllib3's
-    # class can have, count twice in items.
-    return by_name, len(by_name) == found and len(headers) == len(items)
-
-
-def _stamped(
-    headers: Mapping[str, Any], by_name: Headers, stamp: Stamp, passage: Passage, is_simple: bool
-) -> Any:
+def _stamped(headers: Mapping[str, Any], plan: Plan, stamp: Stamp, passage: Passage) -> Any:
     """Return a copy of ``headers`` with the stamp.
 
     The plain code would be ``with_stamp(headers, *stamp)``, in the class that the headers have.
     That is mostly ``HTTPHeaderDict``. Copying one takes longer than all of this, and the class is
     needed only where a name occurs several times.
-
-    :param is_simple: whether no name does, see :func:`_by_name`.
     """
     stamped, removed = stamp
-    if not is_simple:
+    if not plan.is_simple:
         made: Any = with_stamp(headers, stamped, removed)
         return made
-    made = _InFlight(headers.items())
+    items = list(headers.items())
+    made = _InFlight(headers if headers.__class__ is dict else items)
     made.passage = passage
-    for key, (name, _) in by_name.items():
+    for place, key in plan.replaced:
         if key in stamped or key in removed:
-            del made[name]
+            del made[items[place][0]]
     made.update(stamped.values())
     return made
 
@@ -328,27 +330,20 @@ def with_homes(router: Router, url: str, given: Any, default: Any) -> Any:
     :param default: the manager's own headers, which urllib3 sends if ``given`` is ``None``.
     """
     headers = default if given is None else given
-    names = _names(headers)
-    if PREFIX not in names and router.identifiers.isdisjoint(names.split("\n")):
+    items = list(headers.items())
+    names = names_of(items)
+    if not places_of_identifiers(names, router.identifiers):
         return given
     route = router.route(url)
     if route is BARE and router.hosts:
         # It may be a gateway's once urllib3 has read it: without user info, without dot segments.
         url = read_by_urllib3(url)
         route = router.route(url)
-    by_name, _ = _by_name(headers, route, _URLLIB3)
-    forward = by_name.get("x-cagent-forward", (None, None))[1]
+    plan = route.plan(_URLLIB3, names)
+    forward = plan.values(items).get("x-cagent-forward")
     origin = origin_of(url) if is_bound(forward, route) else None
-    made = homed(headers, route.identifiers, origin)
+    made = homed(headers, items, plan, origin)
     return given if made is headers else made
-
-
-def _names(headers: Any) -> str:
-    """Return the names of headers in lower case, in lines: to search in all of them at once."""
-    try:
-        return "\n".join(headers).lower()
-    except TypeError:  # a name is bytes
-        return "\n".join(map(lower, headers))
 
 
 def _note_redirect(router: Router, passage: Passage, location: str, headers: Any) -> None:

@@ -11,15 +11,23 @@ from urllib3._collections import HTTPHeaderDict
 
 from cagent_session import Gateway, GatewayPoolManager
 from cagent_session._gate.passage import Stamped, StampedBytes
-from cagent_session._transports.homed_headers import homed, origin_of
+from cagent_session._gate.routes import Library
+from cagent_session._transports import homed_headers
+from cagent_session._transports.homed_headers import origin_of
 
-NAMES = frozenset({"x-session-id"})
+ROUTE = Gateway("http://gateway.example", session_header="X-Session-ID")._route
+LIBRARY = Library({})
 HOME = origin_of("http://gateway.example/x")
+
+
+def homed(headers: Any) -> Any:
+    plan = ROUTE.plan(LIBRARY, tuple(name for name, _ in headers.items()))
+    return homed_headers.homed(headers, list(headers.items()), plan, HOME)
 
 
 @pytest.mark.parametrize("value", ["mine", b"mine", Stamped("mine"), StampedBytes(b"mine")])
 def test_a_value_is_pickled_as_an_ordinary_one(value: Any):
-    made = homed({"X-Session-ID": value}, NAMES, HOME)["X-Session-ID"]
+    made = homed({"X-Session-ID": value})["X-Session-ID"]
     assert made == value
     kind = bytes if isinstance(value, bytes) else str
     for each in (made, value):
@@ -29,19 +37,19 @@ def test_a_value_is_pickled_as_an_ordinary_one(value: Any):
 def test_a_value_that_cannot_be_sent_is_left_to_the_library():
     value = object()
     headers = {"X-Session-ID": value}
-    assert homed(headers, NAMES, HOME) is headers
+    assert homed(headers) is headers
 
 
 def test_headers_without_identifiers_are_not_copied():
     headers = {"Accept": "*/*"}
-    assert homed(headers, NAMES, HOME) is headers
+    assert homed(headers) is headers
 
 
 def test_several_values_of_one_name_are_kept():
     headers = HTTPHeaderDict({"X-Session-ID": "mine"})
     headers.add("X-A", "1")
     headers.add("X-A", "2")
-    made = homed(headers, NAMES, HOME)
+    made = homed(headers)
     assert made.getlist("X-A") == ["1", "2"]
     assert made["X-A"] == "1, 2"
     assert made["X-Session-ID"] is made.getlist("X-Session-ID")[0]
@@ -75,9 +83,8 @@ def test_names_in_bytes_are_known(server: Server):
         assert stranger.arrived[0].get("X-Session-ID") is None
 
 
-def test_the_memory_of_spellings_is_bounded():
+def test_what_is_remembered_of_values_and_names_is_bounded():
     for number in range(3000):
-        homed({f"X-{number}": "x", "X-Session-ID": "y"}, NAMES, HOME)
-    from cagent_session._transports import homed_headers
-
-    assert len(homed_headers.lower_name.__self__) <= 1024  # type: ignore[attr-defined]
+        homed({f"X-{number}": "x", "X-Session-ID": f"s{number}"})
+    assert homed_headers._text_with_home.cache_info().currsize <= 1024
+    assert ROUTE.plan.cache_info().currsize <= 256
