@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 from .._session.scopes import Lineage, current_lineage
 from . import urls
 from .passage import Passage, Stamped, StampedBytes, attach
-from .routes import BARE, DEFAULT_NAMES, Headers, Plan, Route, Router
+from .routes import BARE, DEFAULT_NAMES, Header, Headers, Plan, Route, Router
 
 #: (the headers to set, the lower-case names of headers to remove). Remove first, then set: a name
 #: can be in both.
@@ -51,24 +51,26 @@ def is_bound(forward: str | bytes | None, route: Route) -> bool:
     return route is not BARE if forward is None else bool(forward)
 
 
-def gate(url: Any, plan: Plan, values: Mapping[str, Any], passage: Passage | None) -> Stamp | None:
+def gate(
+    url: Any, plan: Plan, headers: Mapping[str, Header], passage: Passage | None
+) -> Stamp | None:
     """Decide whether a request is gateway-bound, and which headers it then gets.
 
     :param url: the request's; read with ``str()`` when it is logged.
     :param plan: of the route to the gateway that owns ``url``, or of ``BARE``, for the names of the
         request's headers.
-    :param values: those of the headers in ``plan.read``, by names in lower case.
+    :param headers: the request's by lower-case name, at least those in ``plan.read``.
     :param passage: of the request. A value that the gate sets holds it, so that a transport further
         down finds it in the headers. ``None`` only if nothing will be sent.
     :returns: ``None`` for a request that is not gateway-bound, and must be sent unchanged.
     :raises SessionRequired: if there is no session, and the gateway requires one.
     """
     route = plan.route
-    forward = values.get("x-cagent-forward")
+    forward = headers["x-cagent-forward"][-1] if plan.has_forward else None
     if not is_bound(forward, route):
         note_unbound(url, forward)
         return None
-    stamped = _gateway_headers(plan, values)
+    stamped = _gateway_headers(plan, headers)
     removed = _NO_NAMES
     lineage = current_lineage()
     if lineage.session is not None:
@@ -77,7 +79,7 @@ def gate(url: Any, plan: Plan, values: Mapping[str, Any], passage: Passage | Non
     else:
         attach(passage, stamped)  # inside a session, the values of its headers hold the passage
         # The caller may have set the session's headers, without a scope.
-        if not any(values[name] for name in plan.session_names):
+        if not any(headers[key][-1] for key in plan.session_names):
             _outside_every_session(url, route, lineage)
     if _log.isEnabledFor(_DEBUG):
         why = "it has X-Cagent-Forward" if route is BARE else f"{urls.redacted(route.url)} owns it"
@@ -96,29 +98,30 @@ def note_unbound(url: Any, forward: str | bytes | None = None) -> None:
         _log.debug("not gateway-bound, as %s: %s", why, urls.redacted(str(url)))
 
 
-def _gateway_headers(plan: Plan, values: Mapping[str, Any]) -> Headers:
+def _gateway_headers(plan: Plan, headers: Mapping[str, Header]) -> Headers:
     """Return the gateway headers for a request, less those that its caller has set."""
     stamped = plan.gateway_headers.copy()
-    if plan.may_be_signed and _is_signed(values):
+    if plan.may_be_signed and _is_signed(headers):
         # The signature may cover the library's default headers, and the absence of one.
         for key in DEFAULT_NAMES:
             stamped.pop(key, None)
         return stamped
     # The plan counts all headers as set by the caller. Ours replaces a default of the library's.
     for key, defaults, header in plan.stand_ins:
-        if values[key] in defaults:
+        if headers[key][-1] in defaults:
             stamped[key] = header
     return stamped
 
 
-def _is_signed(values: Mapping[str, Any]) -> bool:
+def _is_signed(headers: Mapping[str, Header]) -> bool:
     """Return whether a request carries a signature of its headers: SigV4, or RFC 9421."""
-    if "signature-input" in values:
+    if "signature-input" in headers:
         return True
-    value = values["authorization"]
+    value = headers["authorization"][-1]
     if isinstance(value, str):
         return "SignedHeaders=" in value
-    return isinstance(value, bytes) and b"SignedHeaders=" in value
+    # The plain code would be "in". That first tries to read its argument as a number.
+    return isinstance(value, bytes) and value.find(b"SignedHeaders=") >= 0
 
 
 def _add_session(stamped: Headers, plan: Plan, lineage: Lineage, passage: Passage | None) -> None:

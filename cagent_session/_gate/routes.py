@@ -94,6 +94,7 @@ class Plan:
 
     def __init__(self, route: Route, library: Library, names: tuple[str | bytes, ...]) -> None:
         keys = [lower(name) for name in names]
+        self.spelt = names
         self.names = frozenset(keys)  #: in lower case
         self.route = route
         self.library = library
@@ -102,8 +103,8 @@ class Plan:
             isinstance(name, bytes) != library.in_bytes for name in names
         )
         self.has_forward = _FORWARD in keys
-        #: the positions of identifiers, which the caller has set
-        self.identifiers = places_of_identifiers(names, route.identifiers)
+        #: the names of identifiers that the caller has set, as they are spelt
+        self.identifiers = identifiers_among(names, route.identifiers)
         #: Gateway headers, less those that the caller has set. They are shared by all requests.
         self.gateway_headers: Headers = {
             key: library.header(name, value)
@@ -134,27 +135,34 @@ class Plan:
         read = {_FORWARD, *_SIGNATURES, *self.session_names, *(key for key, *_ in self.stand_ins)}
         #: The headers whose values the gate reads: their positions, and their names in lower case.
         self.read = [(place, key) for place, key in enumerate(keys) if key in read]
+        #: the same, with the names as they are spelt in place of positions
+        self.read_by_name = [(names[place], key) for place, key in self.read]
         replaced = {*self.removed, *(key for key, *_ in self.stand_ins)}
-        #: the same of headers that the gate may remove or replace
+        #: the positions of headers that the gate may remove or replace, and their lower-case names
         self.replaced = [(place, key) for place, key in enumerate(keys) if key in replaced]
 
-    def values(self, items: Sequence[Header]) -> dict[str, Any]:
-        """Return the values that the gate reads, by names in lower case.
+    def find_by_name(self, headers: Mapping[Any, Any]) -> Headers:
+        """Do what :meth:`find` does, for a mapping."""
+        if self.is_simple:  # saves making a list of all headers
+            return {key: (name, headers[name]) for name, key in self.read_by_name}
+        return self.find(list(headers.items()))
 
-        Of several with one name, the first counts that is not empty.
+    def find(self, items: Sequence[Header]) -> Headers:
+        """Return the headers whose values the gate reads, by names in lower case.
+
+        Of several with one name, the first counts whose value is not empty.
 
         :param items: all headers of a request.
         """
-        values: dict[str, Any] = {}
-        if self.is_simple:
-            # The plain code would be what follows. This saves the look back.
-            return {key: items[place][-1] for place, key in self.read}
+        if self.is_simple:  # the plain code is what follows
+            return {key: items[place] for place, key in self.read}
+        found: Headers = {}
         for place, key in self.read:
-            before = values.get(key)
+            before = found[key][-1] if key in found else None
             is_added = self.library.adds_twice and before in self.library.defaults.get(key, ())
             if not before or is_added:
-                values[key] = items[place][-1]
-        return values
+                found[key] = items[place]
+        return found
 
 
 _FORWARD = FORWARD.lower()
@@ -333,16 +341,12 @@ def is_identifier(key: str, names: frozenset[str]) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def places_of_identifiers(
-    names: tuple[str | bytes, ...], identifiers: frozenset[str]
-) -> tuple[int, ...]:
-    """Return the positions of identifiers among some headers.
+def identifiers_among(names: tuple[Any, ...], identifiers: frozenset[str]) -> tuple[Any, ...]:
+    """Return those of the names of some headers that are names of identifiers.
 
-    :param names: of the headers, in any case.
     :param identifiers: the names of session headers, in lower case.
     """
-    keys = map(lower, names)
-    return tuple(place for place, key in enumerate(keys) if is_identifier(key, identifiers))
+    return tuple(name for name in names if is_identifier(lower(name), identifiers))
 
 
 def lower(name: str | bytes) -> str:

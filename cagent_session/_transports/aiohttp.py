@@ -71,10 +71,9 @@ class Hops:
         route = BARE
         if self._router.hosts and request.url.raw_host in self._router.hosts:
             route = self._router.route(url)
-        items = list(headers.items())
-        plan = route.plan(_AIOHTTP, tuple([name for name, _ in items]))
+        plan = route.plan(_AIOHTTP, tuple(headers))
         passage = Passage(request.method, url)
-        stamp = gate(url, plan, plan.values(items), passage)
+        stamp = gate(url, plan, plan.find_by_name(headers), passage)
         if stamp is None:
             return await _send_with(headers, request, handler)
         self._home = self._home or url

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from urllib3._collections import HTTPHeaderDict
@@ -42,8 +43,6 @@ _HOMED = frozenset({_Homed, _HomedBytes})
 
 def _with_home(value: Any, home: Any) -> Any:
     """Return the value of an identifier, tied to ``home`` unless it has a home."""
-    if type(value) is str:
-        return _text_with_home(value, home)
     if value.__class__ in _HOMED:
         return value
     homed: Any
@@ -59,13 +58,31 @@ def _with_home(value: Any, home: Any) -> Any:
     return homed
 
 
-# Cached, because a client sends the same few values to the same gateway. Making one takes five
-# times as long as finding it.
-@functools.lru_cache(maxsize=1024)
-def _text_with_home(value: str, home: Any) -> Any:
-    homed = _Homed(value)
-    homed.home = home
-    return homed
+# Cached, because a client sends the same few headers to the same gateway. Finding them takes a
+# fourth of the time of making them.
+@functools.lru_cache(maxsize=256)
+def _texts_with_home(
+    names: tuple[str, ...], values: tuple[str, ...], home: Any
+) -> dict[str, _Homed]:
+    return {name: _with_home(value, home) for name, value in zip(names, values, strict=True)}
+
+
+def are_plain_text(values: Iterable[Any]) -> bool:
+    """Return whether all values are of the class ``str`` itself, so that none is ours."""
+    # The plain code would be all(...). A loop takes two thirds of that time.
+    for value in values:  # noqa: SIM110
+        if value.__class__ is not str:
+            return False
+    return True
+
+
+class HomedHeaders(dict[str, Any]):
+    """Headers whose identifiers all have the same home. Their copies lack the attribute ``home``.
+
+    It lets a pool compare one home in place of one for each header.
+    """
+
+    home: Any
 
 
 class _SeveralOfOneName(HTTPHeaderDict):
@@ -80,21 +97,28 @@ class _SeveralOfOneName(HTTPHeaderDict):
         return values[0] if len(values) == 1 else super().__getitem__(key)
 
 
-def homed(headers: Any, items: list[tuple[Any, Any]], plan: Plan, origin: Any) -> Any:
+def homed(headers: Any, plan: Plan, origin: Any) -> Any:
     """Return a copy of ``headers`` whose identifiers have homes, or ``headers`` if none has one.
 
     The copy keeps the classes of the values. urllib3's own class does not: ``ProxyManager`` would
     read each value as an ordinary ``str``.
 
-    :param items: the names and values in ``headers``.
-    :param plan: for these names.
+    :param plan: for the names in ``headers``.
     :param origin: the home of identifiers that have none yet; ``None`` to leave them without.
     """
-    if origin and plan.identifiers:
-        items = items.copy()
-        for place in plan.identifiers:
-            name, value = items[place]
-            items[place] = name, _with_home(value, origin)
+    if not plan.identifiers:
+        origin = None
+    if origin and headers.__class__ is dict and plan.is_simple and are_plain_text(headers.values()):
+        # The plain code is what follows. The caller's headers are mostly like these.
+        made: Any = HomedHeaders(headers)
+        values = tuple(map(headers.__getitem__, plan.identifiers))
+        made.update(_texts_with_home(plan.identifiers, values, origin))
+        made.home = origin
+        return made
+    items = [
+        (name, _with_home(value, origin) if origin and name in plan.identifiers else value)
+        for name, value in headers.items()
+    ]
     if not any(value.__class__ in _HOMED for _, value in items):
         return headers
     if plan.is_simple:

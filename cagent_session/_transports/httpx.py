@@ -95,7 +95,7 @@ class Httpx:
         The copy lacks the stamp, and the identifiers if it goes to another origin.
         """
         items = request.headers._list if self._has_known_layout else _items(request.headers)
-        passage = passage_of(request.headers, items)
+        passage = passage_of(request.headers, items, 2)
         if passage is None or not passage.is_open or passage.covers(request.method, request.url):
             return request
         kept = [item for item in items if not is_stamped(item[2])]
@@ -123,15 +123,15 @@ class Httpx:
             url = str(url)
             route = router.route(url)
         items = request.headers._list if self._has_known_layout else _items(request.headers)
-        plan = route.plan(self._library, tuple([name for _, name, _ in items]))
+        plan = route.plan(self._library, tuple([key for _, key, _ in items]))
         if route is BARE and not plan.has_forward:
             note_unbound(url)
             return request, None, None
-        passage = passage_of(request.headers, items)
+        passage = passage_of(request.headers, items, 2)
         if passage is not None and passage.covers(request.method, request.url):
             return request, None, None
         passage = Passage(request.method, request.url)
-        stamp = gate(url, plan, plan.values(items), passage)
+        stamp = gate(url, plan, plan.find(items), passage)
         if stamp is None:
             return request, None, None
         # The plain code would be to make a Request. A copy shares everything else with the caller's

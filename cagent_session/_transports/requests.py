@@ -259,13 +259,13 @@ def _through_gate(
     if route is BARE and not _carries_forward(headers):
         note_unbound(url)
         return (request, None, None) if before is None else _unbound(request, before)
-    plan, table, values = _read(headers, route, _STREAMED if stream else _REQUESTS)
+    plan, table, by_name = _read(headers, route, _STREAMED if stream else _REQUESTS)
     if may_be_rebuilt:
         earlier = passage_in(headers.items() if table is None else dict.values(table))
         if earlier is not None and earlier.covers(request.method, url):
             return request, None, None
     passage = Passage(request.method, route.with_query(url) if route.query else url)
-    stamp = gate(url, plan, values, passage)
+    stamp = gate(url, plan, by_name, passage)
     if stamp is None:
         return (request, None, None) if before is None else _unbound(request, before)
     identifiers = route.identifiers if before is None else before.identifiers | route.identifiers
@@ -311,8 +311,8 @@ def _carries_forward(headers: Any) -> bool:
 
 def _read(
     headers: Any, route: Route, library: Library
-) -> tuple[Plan, dict[str, Item] | None, dict[str, Any]]:
-    """Return the plan for a request, requests' own table of its headers, and values for the gate.
+) -> tuple[Plan, dict[str, Item] | None, Mapping[str, Any]]:
+    """Return the plan for a request, requests' own table of its headers, and headers for the gate.
 
     There is no table if the headers are of another class, or if a name is in bytes.
     """
@@ -323,10 +323,10 @@ def _read(
         # dict.keys(): the table is an OrderedDict, whose own keys() is slow.
         plan = route.plan(library, tuple(dict.keys(table)))
         if plan.is_simple:
-            return plan, table, {key: table[key][1] for _, key in plan.read}
+            return plan, table, table
     items = list(headers.items())
     plan = route.plan(library, tuple([name for name, _ in items]))
-    return plan, None, plan.values(items)
+    return plan, None, plan.find(items)
 
 
 def _stamped(

@@ -15,7 +15,6 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
 from urllib3._collections import HTTPHeaderDict
 from urllib3._version import __version__
@@ -30,12 +29,19 @@ from .._gate.routes import (
     Library,
     Plan,
     Router,
+    identifiers_among,
     lower,
     may_get_identifiers,
-    places_of_identifiers,
 )
 from .guarded_headers import GuardedHeaders
-from .homed_headers import homed, is_for_another, origin_of, read_by_urllib3
+from .homed_headers import (
+    HomedHeaders,
+    are_plain_text,
+    homed,
+    is_for_another,
+    origin_of,
+    read_by_urllib3,
+)
 from .mappings import with_stamp, without
 from .requests import IS_JUDGED
 
@@ -46,6 +52,7 @@ if TYPE_CHECKING:
 else:
     _Pool = _Manager = object
 
+_IS_VERSION_1 = __version__.startswith("1.")
 # urllib3 sends its own User-Agent where there is none, and this Accept to a proxy that forwards.
 _URLLIB3 = Library({"user-agent": (None,)})
 _OVER_A_PROXY = Library({"user-agent": (None,), "accept": ("*/*",)}, adds_twice=True)
@@ -88,7 +95,7 @@ class _GatewayManager(_Manager):
         self, method: str, url: str, redirect: bool = True, **kw: Any
     ) -> Any:
         given = kw.get("headers")
-        if given is not None and __version__.startswith("1."):
+        if given is not None and _IS_VERSION_1:
             # On a redirect, urllib3 1.x takes Authorization off the object that the caller gave.
             given = given.copy()
         # On a redirect, urllib3 calls this method again with the headers set here, so identifiers
@@ -179,26 +186,17 @@ def send(
         headers.
     """
     given = args[1] if len(args) > 1 else kwargs.get("headers")
-    given = headers = pool.headers if given is None else given
+    headers = before = _as_dict(pool.headers if given is None else given)
     url = full_url(pool, base, target)
-    items = list(headers.items())
-    if not _are_plain(headers, items):
-        earlier = passage_of(headers, items)
+    if not _are_plain(headers, url):
+        earlier = passage_of(headers, headers.items())
         if earlier is not None and earlier.covers(method, url, layer):
             return pass_on(method, target, *args, **kwargs)
-        headers = _for_this_attempt(router, headers, items, url, earlier)
-        if headers is not given:
-            items = list(headers.items())
-    headers, passage = _through_gate(
-        router,
-        pool,
-        headers,
-        items,
-        Passage(method, url, layer),
-        # A manager follows redirects itself, and passes False to its pools.
-        follows_redirects=kwargs.get("redirect", True),
-    )
-    if headers is not given:
+        headers = _for_this_attempt(router, headers, url, earlier)
+    # A manager follows redirects itself, and passes False to its pools.
+    follows = kwargs.get("redirect", True)
+    headers, passage = _through_gate(router, pool, headers, method, url, layer, follows)
+    if headers is not before:
         if len(args) > 1:
             args = (args[0], headers, *args[2:])
         else:
@@ -221,66 +219,73 @@ def _through_gate(
     router: Router,
     pool: Any,
     headers: Any,
-    items: list[tuple[Any, Any]],
-    passage: Passage,
-    *,
+    method: str,
+    url: str,
+    layer: str,
     follows_redirects: bool,
 ) -> tuple[Any, Passage | None]:
     """Return the headers to send, and the passage if the attempt is gateway-bound.
 
-    :param items: the names and values in ``headers``.
-    :param passage: of the attempt. Its URL becomes the one to send, with the gateway's query.
+    :param url: of the attempt. That of the passage has the gateway's query, too.
     :param follows_redirects: whether the pool itself follows them, with these headers.
     """
-    if passage.layer == "patch" and getattr(headers, IS_JUDGED, False):
+    if layer == "patch" and getattr(headers, IS_JUDGED, False):
         return headers, None  # the patch of requests found that it is not gateway-bound
-    url = passage.url
     route = router.route(url) if router.hosts else BARE
     library = _URLLIB3 if pool.proxy is None else _OVER_A_PROXY
-    plan = route.plan(library, names_of(items))
+    plan = route.plan(library, names_of(headers))
     if route is BARE and not plan.has_forward:
         note_unbound(url)
         return headers, None
-    if route.query:
-        passage.url = route.with_query(url)
-    stamp = gate(url, plan, plan.values(items), passage)
+    passage = Passage(method, route.with_query(url) if route.query else url, layer)
+    stamp = gate(url, plan, plan.find_by_name(headers), passage)
     if stamp is None:
         return headers, None
     if follows_redirects:
-        headers = homed(headers, items, plan, origin_of(url))
+        headers = homed(headers, plan, origin_of(url))
     return _stamped(headers, plan, stamp, passage), passage
 
 
-def _are_plain(headers: Any, items: list[tuple[Any, Any]]) -> bool:
-    """Return whether ``headers`` and their values are of plain classes, so that none is ours.
+def _as_dict(headers: Any) -> Any:
+    """Return a dict of the same headers, or ``headers`` if a name has several values.
+
+    urllib3 makes an ``HTTPHeaderDict`` for most requests, and each pass through one takes longer
+    than all that the gate reads.
+    """
+    if headers.__class__ is not HTTPHeaderDict:
+        return headers
+    items = list(headers.items())
+    made = dict(items)
+    return made if len(made) == len(items) else headers
+
+
+def _are_plain(headers: Any, url: str) -> bool:
+    """Return whether the gate needs to take nothing off ``headers``: none is stamped or homed.
+
+    Headers that are all at home count as such, too.
 
     The plain code would be to look for a passage, homes and guarded headers one after the other.
     This saves most of the cost of an attempt that is not gateway-bound.
+
+    :param url: where they are sent.
     """
-    return headers.__class__ in _PLAIN and _ONLY_STR.issuperset(
-        [value.__class__ for _, value in items]
-    )
+    if headers.__class__ is HomedHeaders:
+        return bool(headers.home == origin_of(url))
+    return headers.__class__ is dict and are_plain_text(headers.values())
 
 
-_PLAIN = frozenset({dict, HTTPHeaderDict, CaseInsensitiveDict})
-_ONLY_STR = frozenset({str})
-
-
-def names_of(items: list[tuple[Any, Any]]) -> tuple[Any, ...]:
-    """Return the names of headers, as plans are found by them."""
-    return tuple([name for name, _ in items])
+def names_of(headers: Any) -> tuple[Any, ...]:
+    """Return the names of headers, as plans are found by them. Each value counts as a header."""
+    if isinstance(headers, dict):
+        return tuple(headers)
+    return tuple([name for name, _ in headers.items()])
 
 
 def _for_this_attempt(
-    router: Router,
-    headers: Any,
-    items: list[tuple[Any, Any]],
-    url: str,
-    earlier: Passage | None,
+    router: Router, headers: Any, url: str, earlier: Passage | None
 ) -> Mapping[str, Any]:
     """Return ``headers`` less what is for an earlier attempt, or for another origin.
 
-    :param items: the names and values in ``headers``.
     :param earlier: the passage in the headers: of an earlier attempt, or of a request that was
         stamped further up and is now sent with another method or URL.
     """
@@ -293,7 +298,7 @@ def _for_this_attempt(
     origin = origin_of(url)
     gone = {
         lower(name)
-        for name, value in items
+        for name, value in headers.items()
         if is_for_another(value, origin) or (is_open and is_stamped(value))
     }
     return without(headers, gone) if gone else headers
@@ -310,12 +315,11 @@ def _stamped(headers: Mapping[str, Any], plan: Plan, stamp: Stamp, passage: Pass
     if not plan.is_simple:
         made: Any = with_stamp(headers, stamped, removed)
         return made
-    items = list(headers.items())
-    made = _InFlight(headers if headers.__class__ is dict else items)
+    made = _InFlight(headers)
     made.passage = passage
     for place, key in plan.replaced:
         if key in stamped or key in removed:
-            del made[items[place][0]]
+            del made[plan.spelt[place]]
     made.update(stamped.values())
     return made
 
@@ -329,10 +333,9 @@ def with_homes(router: Router, url: str, given: Any, default: Any) -> Any:
     :param given: the headers of the call, or ``None``.
     :param default: the manager's own headers, which urllib3 sends if ``given`` is ``None``.
     """
-    headers = default if given is None else given
-    items = list(headers.items())
-    names = names_of(items)
-    if not places_of_identifiers(names, router.identifiers):
+    headers = _as_dict(default if given is None else given)
+    names = names_of(headers)
+    if not identifiers_among(names, router.identifiers):
         return given
     route = router.route(url)
     if route is BARE and router.hosts:
@@ -340,9 +343,9 @@ def with_homes(router: Router, url: str, given: Any, default: Any) -> Any:
         url = read_by_urllib3(url)
         route = router.route(url)
     plan = route.plan(_URLLIB3, names)
-    forward = plan.values(items).get("x-cagent-forward")
+    forward = plan.find_by_name(headers)["x-cagent-forward"][-1] if plan.has_forward else None
     origin = origin_of(url) if is_bound(forward, route) else None
-    made = homed(headers, items, plan, origin)
+    made = homed(headers, plan, origin)
     return given if made is headers else made
 
 
