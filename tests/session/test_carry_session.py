@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import inspect
@@ -358,6 +359,28 @@ class TestSwitch:
 
 
 class TestNextToOtherWrappers:
+    @pytest.mark.parametrize("ours_first", [True, False])
+    def test_generators_and_coroutines_below_opentelemetry_are_bound(self, pool, ours_first):
+        otel = pytest.importorskip("opentelemetry.instrumentation.threading")
+
+        def generator():
+            yield current_session_id()
+
+        async def coroutine():
+            return current_session_id()
+
+        with contextlib.ExitStack() as undo:
+            for of_ours in (ours_first, not ours_first):
+                if of_ours:
+                    undo.enter_context(carry_session())
+                else:
+                    otel.ThreadingInstrumentor().instrument()
+                    undo.callback(otel.ThreadingInstrumentor().uninstrument)
+            with session_scope("a"):
+                yielding, awaiting = pool.submit(generator), pool.submit(coroutine)
+            assert list(yielding.result()) == ["a"]
+            assert asyncio.run(awaiting.result()) == "a"
+
     @pytest.mark.parametrize("ours_first", [True, False])
     @pytest.mark.parametrize("theirs_ends_first", [True, False])
     def test_opentelemetry_in_every_order(self, pool, ours_first, theirs_ends_first, spans):
