@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import logging
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -25,16 +27,25 @@ def when_imported(name: str, on_import: OnImport) -> None:
     _waiting[name] = on_import
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
-    if sys.modules.get(name) is not None:
-        # Another thread may still be importing the module; import_module() waits for that thread.
+    # Another thread may be importing it now, and have passed the finders before ours was there.
+    with _import_lock(name):
+        is_loaded = sys.modules.get(name) is not None
+    if is_loaded:
         _call(importlib.import_module(name))
+
+
+def _import_lock(name: str) -> AbstractContextManager[object]:
+    """Return the lock that a thread holds while it imports the module ``name``."""
+    manager = getattr(importlib._bootstrap, "_ModuleLockManager", None)
+    return contextlib.nullcontext() if manager is None else manager(name)
 
 
 def _call(module: ModuleType) -> None:
     """Call the function that waits for ``module``, and take the finder off after the last one."""
     on_import = _waiting.pop(module.__name__, None)
-    if not _waiting and _finder in sys.meta_path:
-        sys.meta_path.remove(_finder)
+    if not _waiting:
+        with contextlib.suppress(ValueError):  # another thread has just taken it off
+            sys.meta_path.remove(_finder)
     if on_import is None:
         return
     try:

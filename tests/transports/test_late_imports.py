@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
+
+from cagent_session._transports.late_imports import _waiting, when_imported
 
 
 def run(code: str) -> str:
@@ -142,3 +146,30 @@ def test_an_aiohttp_without_middlewares_costs_a_warning():
     """
     assert run(code).startswith("WARNING instrument() cannot reach aiohttp")
     assert len(run(code).splitlines()) == 1
+
+
+def test_an_import_that_has_begun_in_another_thread_is_covered(tmp_path, monkeypatch):
+    (tmp_path / "slow_library.py").write_text(
+        "import sys; sys.has_begun.set(); sys.may_end.wait(10)"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    has_begun, may_end = threading.Event(), threading.Event()
+    monkeypatch.setattr(sys, "has_begun", has_begun, raising=False)
+    monkeypatch.setattr(sys, "may_end", may_end, raising=False)
+    importing = threading.Thread(target=importlib.import_module, args=["slow_library"])
+    importing.start()
+    assert has_begun.wait(10)
+    # Its path search has passed the finders, and the module is not there yet: the moment is too
+    # short to hit, so take the module away.
+    module = sys.modules.pop("slow_library")
+    found: list[object] = []
+    waiting = threading.Thread(target=when_imported, args=["slow_library", found.append])
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    sys.modules["slow_library"] = module
+    may_end.set()
+    importing.join(10)
+    waiting.join(10)
+    assert found == [module]
+    assert "slow_library" not in _waiting
