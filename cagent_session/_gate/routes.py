@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote_plus
 
@@ -47,6 +47,7 @@ class Library:
     :param replacements: headers of this package that replace such values, if the gateway has no
         header of that name.
     :param in_bytes: whether it keeps headers in bytes, as httpx does.
+    :param name: makes a name that the library can set quickly.
     :param adds_twice: whether it adds a header also beside one of the caller's of that name, in
         another spelling.
     """
@@ -57,9 +58,11 @@ class Library:
         *,
         replacements: Mapping[str, str] = {},
         in_bytes: bool = False,
+        name: Callable[[str], str] = str,
         adds_twice: bool = False,
     ) -> None:
         self.in_bytes = in_bytes
+        self.name = name
         self.adds_twice = adds_twice
         self.defaults = {
             key: tuple(value if value is None else self.text(value) for value in values)
@@ -78,7 +81,7 @@ class Library:
         """Return a header that the gate sets, as the library keeps it."""
         if self.in_bytes:
             return name.encode(), name.lower().encode(), StampedBytes(value.encode())
-        return name, Stamped(value)
+        return self.name(name), Stamped(value)
 
 
 class Plan:
@@ -116,8 +119,10 @@ class Plan:
         self.stand_ins: list[tuple[str, tuple[Any, ...], Header]] = []
         for key, header in (library.replacements | route.gateway_headers).items():
             defaults = library.defaults.get(key, ())
-            if key in keys:
-                self.stand_ins.append((key, defaults, library.header(*header)))
+            if key in keys and defaults:
+                stand_in = library.header(*header)
+                stand_in[-1].replaces = names[keys.index(key)], defaults[0]
+                self.stand_ins.append((key, defaults, stand_in))
             elif None in defaults:  # the library adds the header later
                 self.gateway_headers[key] = library.header(*header)
         self.may_be_signed = not _SIGNATURES.isdisjoint(keys)
@@ -307,6 +312,10 @@ class Router:
                 if route.owns(url):
                     return route
         return BARE
+
+    def is_known(self, url: str) -> bool:
+        """Return whether a gateway of the same client owns ``url``."""
+        return self.route(url) is not BARE
 
     def __reduce__(self) -> Any:
         return Router, tuple(self.gateways.values())

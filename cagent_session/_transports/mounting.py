@@ -10,7 +10,7 @@ from requests.exceptions import InvalidSchema
 
 from .._gate import urls
 from .._gate.gateway import Gateway
-from .._gate.routes import Place, Router
+from .._gate.routes import BARE, Place, Router
 from .requests import GatewayAdapter, GatewayMixin
 
 
@@ -25,9 +25,15 @@ class _Mounts(Router):
         super().__init__(*gateways)
         #: the adapters with settings of their own, by the place of their gateway
         self.adapters: dict[Place, HTTPAdapter] = {}
+        #: a list that all origins on one requests.Session share, of what is mounted at each
+        self.origins: list[_Mounts] = [self]
+
+    def is_known(self, url: str) -> bool:
+        return any(mounts.route(url) is not BARE for mounts in self.origins)
 
     def __reduce__(self) -> Any:
-        return _Mounts, tuple(self.gateways.values()), {"adapters": self.adapters}
+        state = {"adapters": self.adapters, "origins": self.origins}
+        return _Mounts, tuple(self.gateways.values()), state
 
 
 class _MountedAdapter(GatewayAdapter):
@@ -69,9 +75,19 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     route = gateway._route
     origins = _prefixes(route.origin)
     mounts = _mounts_at(session, origins)
+    # The target of a redirect may have no path at all: requests gives one to prepared URLs alone.
+    # The names of other hosts may begin with that text. Their requests are not the gateway's, and
+    # the adapter behind sends them.
+    without_path = [] if route.path else [origin.rstrip("/") for origin in origins]
+    prefixes = [*origins, *without_path]
     # requests ignores the case of prefixes, and of two equal ones the first counts. So ours replace
     # all adapters at or below the origin, under the very prefixes that these have.
-    below = [prefix for prefix in session.adapters if prefix.lower().startswith(tuple(origins))]
+    own = tuple(origins)
+    below = [
+        prefix
+        for prefix in session.adapters
+        if prefix.lower().startswith(own) or prefix.lower() in without_path
+    ]
     known = _made_by_hand(session, route.origin)
     # Check all before adding any: an error leaves the requests.Session as it was. Router() compares
     # these gateways with each other, and check() with those that are mounted.
@@ -90,9 +106,9 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
 
     for prefix in below:
         session.adapters[prefix] = gate_before(session.adapters[prefix])
-    for origin in origins:
-        if origin not in session.adapters:
-            session.mount(origin, gate_before(_found(session, origin)))
+    for prefix in prefixes:
+        if prefix not in session.adapters:
+            session.mount(prefix, gate_before(_found(session, prefix)))
     if settings:
         _mount_own(session, mounts, gateway, HTTPAdapter(**settings), origins)
     # Preparing the URL spells it as requests will: "https://gateway.example" gets a slash.
@@ -133,7 +149,13 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
         adapter = session.adapters.get(origin)
         if isinstance(adapter, _MountedAdapter):
             return adapter._mounts
-    return _Mounts()
+    made = _Mounts()
+    for adapter in session.adapters.values():
+        if isinstance(adapter, _MountedAdapter):
+            made.origins = adapter._mounts.origins
+            made.origins.append(made)
+            break
+    return made
 
 
 def _made_by_hand(session: Session, origin: urls.Origin) -> list[Gateway]:
