@@ -7,19 +7,21 @@ have to come off at another origin.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 from urllib.parse import urljoin
 
 import aiohttp
-from aiohttp import ClientRequest, ClientResponse
+from aiohttp import ClientOSError, ClientRequest, ClientResponse, ServerDisconnectedError
 from aiohttp.http import SERVER_SOFTWARE
-from multidict import CIMultiDict
+from multidict import CIMultiDict, istr
 from yarl import URL
 
-from .._gate.gate import gate, note_redirect
-from .._gate.passage import Passage, is_stamped, passage_of
-from .._gate.routes import BARE, Library, Route, Router, is_identifier, may_get_identifiers
+from .._gate.gate import Stamp, gate, note_redirect, note_unbound
+from .._gate.passage import Passage, are_plain_text, is_stamped, passage_of
+from .._gate.routes import BARE, Library, Plan, Route, Router, is_identifier, may_get_identifiers
+from .httpx import Httpx
 
 Handler: TypeAlias = Callable[[ClientRequest], Awaitable[ClientResponse]]
 
@@ -27,14 +29,20 @@ HAS_MIDDLEWARES = hasattr(aiohttp, "ClientMiddlewareType")  # from 3.12 on
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _own: Any = ClientRequest.DEFAULT_HEADERS
-_AIOHTTP = Library(
-    {
-        "user-agent": (SERVER_SOFTWARE,),
-        "accept": (_own["Accept"],),
-        "accept-encoding": (_own["Accept-Encoding"],),
-        "content-type": ("application/octet-stream",),  # of a body of bytes
-    }
-)
+_DEFAULTS = {
+    "user-agent": (SERVER_SOFTWARE,),
+    "accept": (_own["Accept"],),
+    "accept-encoding": (_own["Accept-Encoding"],),
+    "content-type": ("application/octet-stream",),  # of a body of bytes
+}
+_AIOHTTP = Library(_DEFAULTS, name=istr)
+
+
+@functools.cache
+def _over_aiohttp(httpx: Httpx) -> Library:
+    """Return the library for requests of httpx that go over aiohttp: either adds its defaults."""
+    both = {key: (*values, *httpx.defaults.get(key, ())) for key, values in _DEFAULTS.items()}
+    return Library(both, name=istr)
 
 
 class InFlightHeaders(CIMultiDict[str]):
@@ -48,12 +56,19 @@ class InFlightHeaders(CIMultiDict[str]):
 class Hops:
     """The gate for one call of a client, which may be redirected: a client middleware."""
 
+    _home: str | None = None  # the URL of the first hop that was gateway-bound
+    _identifiers: frozenset[str] = frozenset()
+    #: redirects of this call that the client still keeps; GatewayMiddleware counts them
+    responses = 0
+
+    _library = _AIOHTTP
+
     def __init__(self, router: Router) -> None:
         self._router = router
-        self._home: str | None = None  # the URL of the first hop that was gateway-bound
-        self._identifiers: frozenset[str] = frozenset()
-        #: redirects of this call that the client still keeps; GatewayMiddleware counts them
-        self.responses = 0
+
+    def is_from(self, httpx: Httpx) -> None:
+        """Note that httpx makes this call, over aiohttp."""
+        self._library = _over_aiohttp(httpx)
 
     @property
     def was_bound(self) -> bool:
@@ -61,46 +76,54 @@ class Hops:
         return self._home is not None
 
     async def __call__(self, request: ClientRequest, handler: Handler) -> ClientResponse:
-        before = request.url, request.headers
         url = _as_http(str(request.url))
-        earlier = passage_of(request.headers, request.headers.items())
-        if earlier is not None and earlier.covers(request.method, url):
-            # Another middleware of ours has stamped it for its gateway.
-            return await _send_with(self._without_identifiers(before[1], url), request, handler)
-        headers = self._callers_headers(request.headers, url, earlier)
+        headers, has_passed = self._callers_headers(request, url)
         route = BARE
         if self._router.hosts and request.url.raw_host in self._router.hosts:
             route = self._router.route(url)
-        plan = route.plan(_AIOHTTP, tuple(headers))
-        passage = Passage(request.method, url)
+        plan = route.plan(self._library, tuple(headers))
+        if has_passed or (route is BARE and not plan.has_forward):
+            if not has_passed:
+                note_unbound(url)
+            return await handler(_with_headers(request, headers))
+        passage = Passage(request.method, route.with_query(url) if route.query else url)
         stamp = gate(url, plan, plan.find_by_name(headers), passage)
         if stamp is None:
-            return await _send_with(headers, request, handler)
+            return await handler(_with_headers(request, headers))
         self._home = self._home or url
         self._identifiers |= route.identifiers
+        sent = _stamped(headers, plan, stamp, passage, self._identifiers)
+        outgoing = _with_headers(request, sent)
         if route.query:
-            passage.url = route.with_query(url)
-            request.url = URL(passage.url, encoded=True).with_scheme(request.url.scheme)
-        sent = request.headers = _stamped(headers, stamp, passage, self._identifiers)
+            outgoing.url = URL(passage.url, encoded=True).with_scheme(request.url.scheme)
         try:
-            response = await handler(request)
+            response = await handler(outgoing)
+        except (ClientOSError, ServerDisconnectedError):
+            # The client may send the same body again. Before that it waits for the request that it
+            # knows to have stopped writing, and that is not the outgoing one.
+            await outgoing.close()
+            raise
         finally:
-            # A middleware above may send the request again, in another session or to another host.
             passage.is_open = False
-            request.url, request.headers = before
         if response.status in _REDIRECTS:
             self._note_redirect(route, url, response, sent)
         return response
 
-    def _callers_headers(
-        self, headers: CIMultiDict[str], url: str, earlier: Passage | None
-    ) -> CIMultiDict[str]:
+    def _callers_headers(self, request: ClientRequest, url: str) -> tuple[CIMultiDict[str], bool]:
         """Return the headers that the caller set, less identifiers that are for another origin.
 
-        :param earlier: the passage in ``headers``, which does not cover this request.
+        The second item is whether another middleware of ours has stamped the request for its
+        gateway; then its headers are stamped.
         """
-        if earlier is None or not earlier.is_open:
-            return self._without_identifiers(headers, url)
+        headers = request.headers
+        # Looking for a passage in headers of plain text would find none.
+        if headers.__class__ is CIMultiDict and are_plain_text(headers.values()):
+            return self._without_identifiers(headers, url), False
+        earlier = passage_of(headers, headers.items())
+        if earlier is not None and earlier.covers(request.method, url):
+            return self._without_identifiers(headers, url), True
+        if earlier is None:
+            return self._without_identifiers(headers, url), False
         # A middleware of ours, further up, has stamped the request for another URL or method. One
         # in between has changed that, and the stamp has to come off.
         identifiers = self._identifiers
@@ -108,9 +131,9 @@ class Hops:
             identifiers |= headers.identifiers
             headers = headers.callers
         headers = CIMultiDict(item for item in headers.items() if not is_stamped(item[1]))
-        if may_get_identifiers(earlier.url, url):
-            return headers
-        return _less(headers, identifiers)
+        if not may_get_identifiers(earlier.url, url):
+            headers = _less(headers, identifiers)
+        return headers, False
 
     def _without_identifiers(self, headers: CIMultiDict[str], url: str) -> CIMultiDict[str]:
         """Return ``headers`` without the caller's identifiers, if they are not for ``url``."""
@@ -141,15 +164,18 @@ class Hops:
             note_redirect(self._router, route, url, location, in_session)
 
 
-async def _send_with(
-    headers: CIMultiDict[str], request: ClientRequest, handler: Handler
-) -> ClientResponse:
-    """Send ``request`` with other headers, and put its own back: it may be sent again."""
-    before, request.headers = request.headers, headers
-    try:
-        return await handler(request)
-    finally:
-        request.headers = before
+def _with_headers(request: ClientRequest, headers: CIMultiDict[str]) -> ClientRequest:
+    """Return a copy of ``request`` with other headers, or ``request`` if they are its own.
+
+    A middleware above may send one request several times, also at once. So the request stays as it
+    is, and the body, which can be read only once, is shared.
+    """
+    if headers is request.headers:
+        return request
+    copied: ClientRequest = object.__new__(type(request))
+    copied.__dict__.update(request.__dict__)
+    copied.headers = headers
+    return copied
 
 
 def _less(headers: CIMultiDict[str], identifiers: frozenset[str]) -> CIMultiDict[str]:
@@ -171,14 +197,18 @@ def _as_http(url: str) -> str:
 
 
 def _stamped(
-    headers: CIMultiDict[str], stamp: Any, passage: Passage, identifiers: frozenset[str]
+    headers: CIMultiDict[str],
+    plan: Plan,
+    stamp: Stamp,
+    passage: Passage,
+    identifiers: frozenset[str],
 ) -> InFlightHeaders:
     """Return a copy of ``headers`` with the stamp."""
     stamped, removed = stamp
     sent = InFlightHeaders(headers)
-    for key in removed:
-        sent.popall(key, None)
-    for name, value in stamped.values():
-        sent[name] = value
+    for _, key in plan.replaced:
+        if key in stamped or key in removed:
+            sent.popall(key, None)
+    sent.extend(list(stamped.values()))
     sent.passage, sent.identifiers, sent.callers = passage, identifiers, headers
     return sent

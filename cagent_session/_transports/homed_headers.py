@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from urllib3._collections import HTTPHeaderDict
@@ -17,6 +16,7 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from .._gate import urls
+from .._gate.passage import are_plain_text
 from .._gate.routes import Plan
 
 
@@ -65,15 +65,6 @@ def _texts_with_home(
     names: tuple[str, ...], values: tuple[str, ...], home: Any
 ) -> dict[str, _Homed]:
     return {name: _with_home(value, home) for name, value in zip(names, values, strict=True)}
-
-
-def are_plain_text(values: Iterable[Any]) -> bool:
-    """Return whether all values are of the class ``str`` itself, so that none is ours."""
-    # The plain code would be all(...). A loop takes two thirds of that time.
-    for value in values:  # noqa: SIM110
-        if value.__class__ is not str:
-            return False
-    return True
 
 
 class HomedHeaders(dict[str, Any]):

@@ -11,7 +11,6 @@ are taken off the caller's request when a redirect to another origin arrives.
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -37,7 +36,6 @@ _Item: TypeAlias = tuple[bytes, bytes, bytes]
 # names of the session headers of all gateway-bound hops so far.
 _IDENTIFIERS = "cagent_session"
 
-_creating = threading.Lock()  # so that of several threads only one makes the default transport
 _new: Any = object.__new__  # makes an object without __init__()
 
 
@@ -50,8 +48,8 @@ class Httpx:
         # load TLS certificates.
         transport = module.MockTransport(lambda request: None)
         client = module.Client(transport=transport, trust_env=False)
-        defaults = {name: (client.headers.get(name),) for name in DEFAULT_NAMES}
-        self._library = Library(defaults, in_bytes=True)
+        self.defaults = {name: (client.headers.get(name),) for name in DEFAULT_NAMES}
+        self._library = Library(self.defaults, in_bytes=True)
         self._request_class = module.Request
         self._headers_class = module.Headers
         # The plain code would be to make Headers in the public way. That checks all of them again,
@@ -241,6 +239,7 @@ class GatewayTransport:
         self._router = Router(gateway)
         self._gate = gate_for(self.module)
         self._given = transport
+        self._made: dict[str, Any] = {}  # the transports that are made when they are first needed
         self._blocking = transport if isinstance(transport, blocking) else None
         self._asynchronous = transport if isinstance(transport, asynchronous) else None
 
@@ -280,15 +279,15 @@ class GatewayTransport:
 
     def _make_blocking(self) -> Any:
         self._check_kind("Client", "HTTPTransport")
-        with _creating:
-            self._blocking = self._blocking or self.module.HTTPTransport()
+        # setdefault() is atomic: several threads get the transport of one of them.
+        self._blocking = self._made.setdefault("blocking", self.module.HTTPTransport())
         return self._blocking
 
     def _make_asynchronous(self) -> Any:
         self._check_kind("AsyncClient", "AsyncHTTPTransport")
-        with _creating:
-            self._asynchronous = self._asynchronous or self.module.AsyncHTTPTransport()
-        return self._asynchronous
+        made = self._made.setdefault("asynchronous", self.module.AsyncHTTPTransport())
+        self._asynchronous = made
+        return made
 
     def _check_kind(self, client: str, default: str) -> None:
         if self._given is not None:

@@ -87,10 +87,12 @@ def instrument(*gateways: Gateway) -> AbstractContextManager[object]:
         patch(HTTPConnectionPool, "urlopen", _pool_patch, by=by)
         patch(PoolManager, "urlopen", _manager_patch, by=by)
         patch(ProxyManager, "urlopen", _manager_patch, by=by)
-        when_imported("httpx", _patch_httpx)
-        when_imported("httpx2", _patch_httpx)
-        when_imported("aiohttp", _patch_aiohttp)
-        return _Instrumentation(_activate(wanted))
+    # Without the lock: this waits for a thread that is importing one of them, and that thread needs
+    # the lock for the patch.
+    when_imported("httpx", _patch_httpx)
+    when_imported("httpx2", _patch_httpx)
+    when_imported("aiohttp", _patch_aiohttp)
+    return _Instrumentation(_activate(wanted))
 
 
 def uninstrument() -> None:
@@ -141,10 +143,9 @@ def _requests_patch(original: Any) -> Any:
 def _pool_patch(original: Any) -> Any:
     def urlopen(self: Any, method: str, url: str, *args: Any, **options: Any) -> Any:
         pass_on = original.__get__(self, type(self))
-        router = _active_router
+        router, base = _active_router, for_urllib3.base_of(self)
         if router is None:
-            return pass_on(method, url, *args, **options)
-        base = for_urllib3.base_of(self)
+            return for_urllib3.send_switched_off(self, base, pass_on, method, url, args, options)
         # "patch" is the layer of a Passage; that of a GatewayPool is "pool".
         return for_urllib3.send(router, self, base, pass_on, "patch", method, url, args, options)
 
@@ -211,7 +212,9 @@ def _over_aiohttp_patch(original: Any, gate: Httpx) -> Any:
             return await pass_on(request)
         # httpx follows redirects above aiohttp. The patch of aiohttp sees each hop as a call of its
         # own, and cannot know that identifiers of the caller's were set for an earlier hop.
-        return await gate.send_async(router, request, pass_on)
+        response = await gate.send_async(router, request, pass_on)
+        response.request = request  # it is the stamped copy, which the caller could send elsewhere
+        return response
 
     return _send_single_request
 
@@ -262,11 +265,13 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         # Innermost: middlewares above it may send a request again, or another request.
         above = self._middlewares if middlewares is None else middlewares
         this_call = hops(router)
+        if hasattr(headers, "raw"):  # they are httpx's
+            this_call.is_from(gate_for(sys.modules[type(headers).__module__.partition(".")[0]]))
         response = await pass_on(
             method, str_or_url, headers=headers, middlewares=(*above, this_call), **options
         )
-        # They are httpx's, and _over_aiohttp_patch() has not stamped them: it does not know a
-        # transport over aiohttp that is wrapped in another one.
+        # _over_aiohttp_patch() has not stamped them: it does not know a transport over aiohttp that
+        # is wrapped in another one.
         if hasattr(headers, "raw"):
             this_call.take_off(headers, response)
         return response

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import pickle
 from collections.abc import Iterator
 
@@ -93,6 +94,37 @@ class TestMiddlewares:
                 get(f"{server.origin}/p/x", failover, *middlewares, headers=CALLERS)
             assert server.arrived[0].session_id == "s1"
             assert stranger.arrived[0].identifiers == {}
+
+    def test_above_may_send_a_request_twice_at_once(self, server: Server, middlewares):
+        async def hedge(request, handler):
+            async def attempt(session_id: str) -> aiohttp.ClientResponse:
+                with session_scope(session_id):
+                    return await handler(request)
+
+            answers = await asyncio.gather(attempt("s1"), attempt("s2"))
+            for answer in answers:
+                answer.close()
+            request.url = aiohttp.client.URL(stranger.at("localhost"))
+            request.update_host(request.url)
+            return await handler(request)
+
+        with Server() as stranger:
+            get(f"{server.origin}/p/x", hedge, *middlewares)
+            assert sorted(each.session_id or "" for each in server.arrived) == ["s1", "s2"]
+            assert stranger.arrived[0].identifiers == {}
+
+    def test_a_body_is_sent_again_after_the_server_has_hung_up(self, server: Server, middlewares):
+        server.respond = lambda request: response() if len(server.arrived) != 2 else None
+
+        async def main() -> None:
+            async with aiohttp.ClientSession(middlewares=middlewares) as http:
+                for _ in range(2):
+                    async with http.put(f"{server.origin}/p/x", data=io.BytesIO(b"body")) as answer:
+                        await answer.read()
+
+        with session_scope("s1"):
+            asyncio.run(main())
+        assert [(each.body, each.session_id) for each in server.arrived] == [(b"body", "s1")] * 3
 
     def test_below_that_send_elsewhere_are_caught_by_instrument(
         self, server: Server, gateway: Gateway
@@ -309,6 +341,37 @@ class TestHttpxOverAiohttp:
                 asyncio.run(main())
                 assert server.arrived[-1].session_id == "s1"
                 assert stranger.arrived[0].identifiers == {}
+
+    def test_the_response_has_the_callers_request(self, server: Server, gateway: Gateway):
+        instrument(gateway)
+
+        async def main() -> None:
+            async with httpx.AsyncClient(transport=AiohttpTransport()) as http:
+                answer = await http.get(f"{server.origin}/p/x")
+                again = answer.request
+                again.url = httpx.URL(stranger.at("localhost"))
+                again.headers["Host"] = again.url.netloc.decode()
+                await http.send(again)
+
+        with Server() as stranger, session_scope("s1"):
+            asyncio.run(main())
+            assert server.arrived[0].session_id == "s1"
+            assert stranger.arrived[0].identifiers == {}
+
+    def test_defaults_of_httpx_give_way_also_below_a_wrapper(self, server: Server):
+        instrument(Gateway(server.origin, forward=FORWARD, headers={"Accept-Encoding": "identity"}))
+        other = Gateway("http://other.example", session_header="X-Other")
+
+        async def main() -> None:
+            transport = GatewayTransport(other, AiohttpTransport())
+            async with httpx.AsyncClient(transport=transport) as http:
+                await http.get(server.origin)
+
+        with session_scope("s1"):
+            asyncio.run(main())
+        (arrived,) = server.arrived
+        assert (arrived.get("User-Agent") or "").startswith("cagent-session/")
+        assert arrived.get("Accept-Encoding") == "identity"
 
     def test_after_uninstrument_it_is_as_without(self, server: Server, gateway: Gateway):
         instrument(gateway)
