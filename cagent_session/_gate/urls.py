@@ -75,7 +75,8 @@ def equivalent(url: str, other: str) -> bool:
     """Return whether a server gets the same from two URLs.
 
     They may differ in how escapes are spelt, and in user info and fragment, which are not sent as
-    part of the URL. Doubtful URLs are the same only if they are equal.
+    part of the URL. Of several slashes at the beginning of the path, some versions of requests send
+    one. Doubtful URLs are the same only if they are equal.
     """
     if url == other:
         return True
@@ -84,7 +85,7 @@ def equivalent(url: str, other: str) -> bool:
         here is not None
         and there is not None
         and here.origin == there.origin
-        and canonical(here.path or "/") == canonical(there.path or "/")
+        and canonical(here.path.lstrip("/")) == canonical(there.path.lstrip("/"))
         and canonical(here.query) == canonical(there.query)
     )
 

@@ -16,18 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from requests import PreparedRequest
 from requests.structures import CaseInsensitiveDict
-from requests.utils import default_headers
 from urllib3._collections import HTTPHeaderDict
 
 from .._gate.passage import Passage, is_stamped
-from .._gate.routes import is_identifier, lower, may_get_identifiers
+from .._gate.routes import BARE, Route, is_identifier, lower, may_get_identifiers
 from .._gate.validation import PREFIX
 from ..headers import FORWARD
 
 Item: TypeAlias = "tuple[str, str | bytes]"
-
-# What requests sends by itself: a copy gets it back where a gateway has replaced it.
-_DEFAULTS = {name.lower(): (name, value) for name, value in default_headers().items()}
 
 # To a type checker the mixin is a mapping, like all classes that it is mixed into.
 _Base: Any = dict if TYPE_CHECKING else object
@@ -48,6 +44,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     url: str  #: the identifiers may be sent to its origin
     identifiers: frozenset[str]  #: names of session headers, at this hop and earlier ones
     passage: Passage | None
+    route: Route = BARE  #: to the gateway whose headers these are
     left: tuple[Item, ...] | None = None
     request: weakref.ref[PreparedRequest] | None = None  #: weak, as the request holds the headers
 
@@ -77,7 +74,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
             key = lower(item[0])
             if self._is_gateway_header(key, item):
                 left.append(item)
-                kept += [_DEFAULTS[key]] if key in _DEFAULTS else []
+                replaces = getattr(item[1], "replaces", None)
+                kept += [] if replaces is None else [replaces]
             elif is_identifier(key, self.identifiers):
                 left.append(item)
             else:
@@ -103,11 +101,15 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         """
         if self.are_callers_own(request):
             return self
-        is_home = may_get_identifiers(self.url, request.url or "")
+        url = request.url or ""
+        is_home = may_get_identifiers(self.url, url)
+        keeps_gateway_headers = by_bare_gate and self.route.owns(url)
         if self.left is None:
             if not is_home:
                 return self.guarded_copy()
-            return self if by_bare_gate else self._with(self._without_gateway_headers(), None)
+            if keeps_gateway_headers:
+                return self
+            return self._with(self._without_gateway_headers(), None)
         names = {lower(name) for name in self}
         # With an X-Cagent-Forward, the caller has set identifiers anew, on the copy.
         if not self.left or not is_home or FORWARD.lower() in names:
@@ -116,7 +118,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
             item
             for item in self.left
             if lower(item[0]) not in names
-            and (by_bare_gate or not self._is_gateway_header(lower(item[0]), item))
+            and (keeps_gateway_headers or not self._is_gateway_header(lower(item[0]), item))
         ]
         return self._with([*back, *self.items()], None)
 
@@ -148,7 +150,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         passage: Passage | None = None,
     ) -> GuardedHeaders:
         made: GuardedHeaders = type(self)(items)
-        made.url, made.identifiers = self.url, self.identifiers
+        made.url, made.identifiers, made.route = self.url, self.identifiers, self.route
         made.passage, made.left = passage, left
         return made
 

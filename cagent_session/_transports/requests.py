@@ -6,6 +6,7 @@ request; ``guarded_headers.py`` says what becomes of the identifiers then.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -180,8 +181,9 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
             self.__dict__.update(state)
 
 
-#: An attribute of headers: the patch of ``HTTPAdapter.send`` has judged and logged their request.
-IS_JUDGED = "_cagent_session_is_judged"
+#: An attribute of headers while their request is being sent: the router by which the patch of
+#: ``HTTPAdapter.send`` has found that it is not gateway-bound, and its URL.
+JUDGED = "_cagent_session_judged"
 
 
 def send(
@@ -203,11 +205,9 @@ def send(
         that is stamped already.
     """
     outgoing, guarded, passage = _through_gate(router, request, stream, may_be_rebuilt)
+    if may_be_rebuilt and passage is None:
+        pass_on = functools.partial(_pass_on_judged, pass_on, router)
     if guarded is None:
-        if may_be_rebuilt and hasattr(outgoing.headers, "__dict__"):
-            # The patch of urllib3, further down, sees the URL without user info, and could take it
-            # for a gateway's. A plain dict takes no attribute.
-            setattr(outgoing.headers, IS_JUDGED, True)
         return pass_on(
             outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
         )
@@ -222,6 +222,7 @@ def send(
         if passage is not None:
             # From now on, copies of the headers leave the identifiers behind.
             passage.is_open = False
+            _show_what_was_sent(request, guarded)
         # An adapter further down has put other headers there, or we have put plain ones.
         if outgoing.headers is not guarded:
             _guard_copy(outgoing, None, guarded)
@@ -275,11 +276,38 @@ def _through_gate(
     outgoing = _shallow_copy(request)
     outgoing.url = passage.url
     outgoing.headers = guarded = _stamped(headers, table, stamp, identifiers, passage)
-    if before is not None and before.left is None and not before.are_callers_own(request):
-        # An authentication handler or a hook sends response.request again, or a copy of it. The
-        # handler makes the copy the next response.request, which has to show what was sent.
-        request.headers = guarded
+    guarded.route = route
     return outgoing, guarded, passage
+
+
+def _show_what_was_sent(request: PreparedRequest, guarded: GuardedHeaders) -> None:
+    """Put the stamped headers on ``request`` if it is a ``response.request`` or a copy of one.
+
+    An authentication handler sends a copy, and makes it the next ``response.request``, which has to
+    show what was sent. Not before it is sent: another thread may be sending it, too.
+    """
+    headers: Any = request.headers
+    if not isinstance(headers, GuardedHeaders) or headers.left is not None:
+        return
+    if not headers.are_callers_own(request):
+        request.headers = guarded
+
+
+def _pass_on_judged(
+    pass_on: Callable[..., Response], router: Router, request: PreparedRequest, **options: Any
+) -> Response:
+    """Send a request that is not gateway-bound, and let the patch of urllib3 know that.
+
+    urllib3 gets the URL without user info, and would take some for a gateway's.
+    """
+    headers = request.headers
+    if not hasattr(headers, "__dict__"):  # a plain dict takes no attribute
+        return pass_on(request, **options)
+    setattr(headers, JUDGED, (router, request.url))
+    try:
+        return pass_on(request, **options)
+    finally:
+        vars(headers).pop(JUDGED, None)
 
 
 def _unbound(

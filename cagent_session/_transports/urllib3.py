@@ -23,7 +23,7 @@ from urllib3.util.proxy import connection_requires_http_tunnel
 from .._gate import urls
 from .._gate.gate import Stamp, gate, is_bound, note_redirect, note_unbound
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, is_stamped, passage_of
+from .._gate.passage import Passage, are_plain_text, is_stamped, passage_of
 from .._gate.routes import (
     BARE,
     Library,
@@ -36,14 +36,13 @@ from .._gate.routes import (
 from .guarded_headers import GuardedHeaders
 from .homed_headers import (
     HomedHeaders,
-    are_plain_text,
     homed,
     is_for_another,
     origin_of,
     read_by_urllib3,
 )
 from .mappings import with_stamp, without
-from .requests import IS_JUDGED
+from .requests import JUDGED
 
 if TYPE_CHECKING:
     # To a type checker the mixins are what they are always mixed into.
@@ -188,6 +187,8 @@ def send(
     given = args[1] if len(args) > 1 else kwargs.get("headers")
     headers = before = _as_dict(pool.headers if given is None else given)
     url = full_url(pool, base, target)
+    if layer == "patch" and _is_judged(router, headers, url):
+        return pass_on(method, target, *args, **kwargs)
     if not _are_plain(headers, url):
         earlier = passage_of(headers, headers.items())
         if earlier is not None and earlier.covers(method, url, layer):
@@ -197,10 +198,7 @@ def send(
     follows = kwargs.get("redirect", True)
     headers, passage = _through_gate(router, pool, headers, method, url, layer, follows)
     if headers is not before:
-        if len(args) > 1:
-            args = (args[0], headers, *args[2:])
-        else:
-            kwargs["headers"] = headers
+        args, kwargs = _with_headers(headers, args, kwargs)
     if passage is None:
         return pass_on(method, target, *args, **kwargs)
     if passage.url is not url:  # it has the gateway's query, and url ends with the target
@@ -213,6 +211,37 @@ def send(
     if location:
         _note_redirect(router, passage, location, headers)
     return response
+
+
+def send_switched_off(
+    pool: Any,
+    base: str,
+    pass_on: Callable[..., Any],
+    method: str,
+    target: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Make one attempt of ``pool`` after ``uninstrument()``, without the stamp of an earlier one.
+
+    A pool that follows a redirect, or sends again, does so with the headers of the last attempt.
+    """
+    given = args[1] if len(args) > 1 else kwargs.get("headers")
+    if isinstance(given, _InFlight | HTTPHeaderDict):
+        url, earlier = full_url(pool, base, target), passage_of(given, given.items())
+        if earlier is not None and not earlier.covers(method, url, "patch"):
+            headers = _for_this_attempt(Router(), given, url, earlier)
+            args, kwargs = _with_headers(headers, args, kwargs)
+    return pass_on(method, target, *args, **kwargs)
+
+
+def _with_headers(
+    headers: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of ``urlopen`` with other headers, where the caller gave them."""
+    if len(args) > 1:
+        return (args[0], headers, *args[2:]), kwargs
+    return args, kwargs | {"headers": headers}
 
 
 def _through_gate(
@@ -229,8 +258,6 @@ def _through_gate(
     :param url: of the attempt. That of the passage has the gateway's query, too.
     :param follows_redirects: whether the pool itself follows them, with these headers.
     """
-    if layer == "patch" and getattr(headers, IS_JUDGED, False):
-        return headers, None  # the patch of requests found that it is not gateway-bound
     route = router.route(url) if router.hosts else BARE
     library = _URLLIB3 if pool.proxy is None else _OVER_A_PROXY
     plan = route.plan(library, names_of(headers))
@@ -244,6 +271,14 @@ def _through_gate(
     if follows_redirects:
         headers = homed(headers, plan, origin_of(url))
     return _stamped(headers, plan, stamp, passage), passage
+
+
+def _is_judged(router: Router, headers: Any, url: str) -> bool:
+    """Return whether the patch of requests has found that the request is not gateway-bound."""
+    by, judged = getattr(headers, JUDGED, (None, ""))
+    return by is router and (
+        urls.equivalent(judged, url) or urls.equivalent(read_by_urllib3(judged), url)
+    )
 
 
 def _as_dict(headers: Any) -> Any:

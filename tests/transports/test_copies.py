@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,7 +18,14 @@ from support.lifetime import Watch
 from support.wire import Proxy, Server, redirect, response
 from urllib3._collections import HTTPHeaderDict
 
-from cagent_session import Gateway, GatewayAdapter, GatewayMixin, gateway_headers, session_scope
+from cagent_session import (
+    Gateway,
+    GatewayAdapter,
+    GatewayMixin,
+    gateway_headers,
+    instrument,
+    session_scope,
+)
 
 FORWARD = "https://api.openai.com/v1"
 MARKERS = gateway_headers(FORWARD, provider="openai") | {"X-Cagent-Session-Id": "mine"}
@@ -738,3 +746,96 @@ def test_an_error_carries_a_request_that_is_as_careful(http):
     sent = caught.value.request
     assert sent.headers["X-Cagent-Forward"] == FORWARD
     assert "X-Cagent-Forward" not in sent.copy().headers
+
+
+class TestOneRequestInSeveralThreads:
+    """Two threads send ``response.request``, or one copy of a request that was sent, at once."""
+
+    @pytest.mark.parametrize("what", ["response.request", "a copy", "a deep copy"])
+    def test_each_is_sent_in_the_session_of_its_thread(self, http, server: Server, what: str):
+        both_are_here = threading.Barrier(2)
+
+        def respond(request):
+            if request.path == "/again":
+                both_are_here.wait(10)
+            return response()
+
+        server.respond = respond
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", server.origin, headers=MARKERS).prepare()
+        with session_scope("first"):
+            sent = http.send(prepared).request
+        again = {"response.request": sent, "a copy": prepared.copy()}.get(what)
+        again = copy.deepcopy(sent) if again is None else again
+        again.url = f"{server.origin}/again"
+
+        def send(session_id: str) -> None:
+            with session_scope(session_id):
+                http.send(again)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(send, ["s1", "s2"]))
+        assert sorted(each.session_id or "" for each in server.arrived[1:]) == ["s1", "s2"]
+
+    def test_the_slower_one_keeps_its_session(self, http, server: Server):
+        first_is_inside, second_is_done = threading.Event(), threading.Event()
+
+        class Slow(HTTPAdapter):
+            def send(self, request, **options):
+                if threading.current_thread().name == "slow":
+                    first_is_inside.set()
+                    second_is_done.wait(10)
+                return super().send(request, **options)
+
+        http.mount(
+            "http://", GatewayAdapter(Gateway(server.origin, forward=FORWARD), adapter=Slow())
+        )
+        with session_scope("s1"):
+            again = http.get(server.origin).request
+
+        def send() -> None:
+            with session_scope("s1"):
+                http.send(again)
+
+        slow = threading.Thread(target=send, name="slow")
+        slow.start()
+        assert first_is_inside.wait(10)
+        send()
+        second_is_done.set()
+        slow.join()
+        assert [each.session_id for each in server.arrived] == ["s1"] * 3
+
+
+@pytest.mark.parametrize("fixed", [{}, {"Accept": "a/b", "Accept-Encoding": "br"}])
+def test_a_hop_gets_no_defaults_that_the_request_never_had(http, server: Server, fixed):
+    with Server() as stranger:
+        server.respond = lambda request: redirect(302, stranger.at("localhost"))
+        http.mount("http://", HTTPAdapter())
+        gateway = Gateway(server.origin, forward=FORWARD, headers=fixed)
+        for _ in range(2):  # by the plain client, then through the gate
+            answer = http.send(
+                requests.Request("GET", server.origin).prepare(), allow_redirects=False
+            )
+            list(http.resolve_redirects(answer, answer.request))
+            gateway.mount(http)
+        plain, ours = stranger.arrived
+        assert ours.headers == plain.headers
+
+
+@pytest.mark.parametrize("by", ["adapter", "instrument"])
+def test_gateway_headers_do_not_return_at_a_path_that_is_not_the_gateways(http, server, by):
+    gateway = Gateway(f"{server.origin}/openai", forward=FORWARD, headers={"X-Api-Key": "KEY"})
+    http.mount("http://", GatewayAdapter(gateway))
+    with session_scope("s1"):
+        twin = http.get(gateway.endpoint("v1")).request.copy()
+        twin.url = f"{server.origin}/anthropic/v1"
+        if by == "adapter":
+            http.mount("http://", GatewayAdapter())
+            http.send(twin)
+        else:
+            http.mount("http://", HTTPAdapter())
+            with instrument():
+                http.send(twin)
+    assert server.arrived[0].get("X-Api-Key") == "KEY"
+    assert server.arrived[1].get("X-Api-Key") is None
+    assert server.arrived[1].identifiers == {}

@@ -716,3 +716,77 @@ class TestWhatOnlyOneLibraryHas:
         ):
             with session_scope("s1"), pytest.raises(error):
                 get("http://127.0.0.1:9/x")
+
+
+class TestHeadersThatWereSentBefore:
+    """Headers of a request that was not gateway-bound may be used for one that is."""
+
+    def test_urllib3_sends_them_to_the_gateway_in_the_session(self, server: Server):
+        gateway = Gateway(server.origin, forward=FORWARD, require_session=True)
+        with Server() as stranger, instrument(gateway):
+            headers = requests.get(stranger.origin, timeout=10).request.headers
+            with session_scope("s1"):
+                _once(server.origin, headers=headers)
+            with pytest.raises(SessionRequired):
+                _once(server.origin, headers=headers)
+        assert [each.session_id for each in server.arrived] == ["s1"]
+
+    def test_an_adapter_sends_them_to_the_gateway_in_the_session(self, server: Server):
+        class Failover(HTTPAdapter):
+            def send(self, request, **options):
+                super().send(request, **options).close()
+                url = f"{server.origin}/x"
+                raw = self.poolmanager.urlopen("GET", url, headers=request.headers)
+                return self.build_response(request, raw)
+
+        with Server() as stranger, requests.Session() as http:
+            http.mount("http://", Failover())
+            with instrument(Gateway(server.origin, forward=FORWARD)), session_scope("s1"):
+                http.get(stranger.origin)
+        assert [each.session_id for each in server.arrived] == ["s1"]
+
+
+@pytest.mark.parametrize("authority", ["us:pw@127.0.0.1:{port}", "127.0.0.1:0{port}"])
+def test_a_copy_for_a_url_that_no_gateway_owns_is_sent_as_it_is(server: Server, authority: str):
+    gateway = Gateway(server.origin, forward=FORWARD)
+    url = f"http://{authority.format(port=server.port)}/b"
+    assert not gateway.owns(url)
+    with requests.Session() as http, instrument(gateway), session_scope("s1"):
+        twin = http.get(server.origin, timeout=10).request.copy()
+        twin.url = url
+        http.send(twin)
+    assert server.arrived[0].session_id == "s1"
+    assert server.arrived[1].identifiers == {}
+
+
+@pytest.mark.parametrize("several_values", [False, True])
+def test_a_pool_that_is_redirected_after_uninstrument_leaves_the_stamp_behind(
+    server: Server, several_values: bool
+):
+    headers = urllib3.HTTPHeaderDict({"X-A": "1"})
+    if several_values:
+        headers.add("X-A", "2")
+    with Server() as stranger, Proxy() as proxy:
+
+        def respond(request):
+            uninstrument()
+            return redirect(302, stranger.at("localhost"))
+
+        server.respond = respond
+        instrument(Gateway(server.origin, forward=FORWARD, headers={"X-Api-Key": "KEY"}))
+        with urllib3.ProxyManager(proxy.origin) as http, session_scope("s1"):
+            pool = http.connection_from_url(server.origin)
+            pool.urlopen("GET", f"{server.origin}/x", headers=headers, assert_same_host=False)
+        assert server.arrived[0].session_id == "s1"
+        assert stranger.arrived[0].identifiers == {}
+        assert stranger.arrived[0].get("X-Api-Key") is None
+
+
+@pytest.mark.parametrize("gateways", [[], ["http://other.example"]])
+def test_a_path_of_several_slashes_keeps_the_session_of_an_adapter(server: Server, gateways):
+    gateway = Gateway(server.origin, forward=FORWARD, require_session=True)
+    others = [Gateway(url, forward=FORWARD) for url in gateways]
+    with requests.Session() as http, instrument(*others), session_scope("s1"):
+        gateway.mount(http)
+        http.get(f"{server.origin}//v1/models")
+    assert [each.session_id for each in server.arrived] == ["s1"]
