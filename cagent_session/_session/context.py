@@ -283,10 +283,21 @@ class _SessionOfArgument:
         if not isinstance(value, str):
             raise TypeError(
                 f"session ID {self._name!r} must be a str, not {type(value).__name__}, in "
-                f"{self._where()}: pass str(...) of it, or name its attribute: "
-                '@session_from("session.id")'
+                f"{self._where()}: {self._remedy(value)}"
             )
         return _in_scope(session_scope(value), args, kwargs)
+
+    def _remedy(self, value: object) -> str:
+        if value is None:  # str(None) would be one session for everybody
+            return (
+                "pass an ID; if there may be none, leave the decorator out, and call the function "
+                "inside session_scope(...) or no_session()"
+            )
+        if isinstance(value, bytes):
+            return "decode it first"
+        if self._attribute is not None:
+            return "store str(...) of it there"
+        return 'pass str(...) of it, or name its attribute: @session_from("session.id")'
 
     def _argument(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._position < len(args):

@@ -20,6 +20,11 @@ from cagent_session import (
     session_scope,
 )
 
+FOR_NONE = (
+    "pass an ID; if there may be none, leave the decorator out, and call the function inside "
+    "session_scope(...) or no_session()"
+)
+
 
 class TestFunctions:
     def test_every_call_has_a_scope_of_its_own(self):
@@ -289,6 +294,24 @@ class TestSessionFrom:
         ) as error:
             fn(value)
         assert "'sess.id'" in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("name", "value", "remedy"),
+        [
+            ("x", None, FOR_NONE),
+            ("x.id", types.SimpleNamespace(id=None), FOR_NONE),
+            ("x", 3, 'pass str(...) of it, or name its attribute: @session_from("session.id")'),
+            ("x.id", types.SimpleNamespace(id=3), "store str(...) of it there"),
+            ("x", b"s1", "decode it first"),
+        ],
+    )
+    def test_remedy_fits_the_value(self, name, value, remedy):
+        @session_from(name)
+        def fn(x): ...
+
+        with pytest.raises(TypeError) as error:
+            fn(value)
+        assert str(error.value).endswith(f".fn(): {remedy}")
 
     def test_session_from_covers_generators_and_coroutines(self):
         @session_from("session_id")
