@@ -25,8 +25,9 @@ _DEBUG = logging.DEBUG
 _NO_NAMES: list[str] = []
 
 _IN_A_SESSION = (
-    "inside session_scope(...) or a function decorated with session_from(...), and from a thread "
-    "or a pool with bind_session(...)"
+    "inside session_scope(...) or a function decorated with session_from(...), from a thread or a "
+    "pool with bind_session(...), from a library's own pool with carry_session() of "
+    "cagent_session.integrations.threads, and in a web service behind SessionMiddleware"
 )
 
 
@@ -137,10 +138,17 @@ def _add_session(stamped: Headers, plan: Plan, lineage: Lineage, passage: Passag
 def _outside_every_session(url: Any, route: Route, lineage: Lineage) -> None:
     """Refuse a gateway-bound request without a session, or warn of it, as the gateway wants."""
     if route.require_session:
-        raise SessionRequired(
+        message = (
             f"no session is in scope for a request to {urls.redacted(str(url))}, and its gateway "
             f"requires one: send it {_IN_A_SESSION}"
         )
+        if lineage.is_deliberate:
+            message += (
+                ". require_session=True refuses requests inside no_session(), too: send this one "
+                'in a session such as session_scope("health"), or by a client of its own with '
+                "dataclasses.replace(gateway, require_session=False)"
+            )
+        raise SessionRequired(message)
     if not lineage.is_deliberate:
         _warn_once(
             route,

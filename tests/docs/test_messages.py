@@ -116,6 +116,12 @@ TABLE = [
         ("url", "gateway.headers_for(httpx.URL(G))", TypeError, "give str(url)"),
         ("url", "strict.headers_for(G)", cagent_session.SessionRequired, "session_scope(...)"),
         ("url", "strict.headers_for(G)", cagent_session.SessionRequired, "bind_session"),
+        (
+            "url",
+            "no_session()(strict.headers_for)(G)",
+            cagent_session.SessionRequired,
+            "dataclasses.replace(gateway, require_session=False)",
+        ),
     ),
     *rows(
         "Gateway.mount",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from support.transports import Transport
 from support.wire import Server, redirect
@@ -38,8 +40,29 @@ class TestRequireSession:
         assert "hunter2" not in message
         assert "session_scope(...)" in message
         assert "bind_session(...)" in message
+        assert "carry_session()" in message
+        assert "SessionMiddleware" in message
         assert isinstance(caught.value, RuntimeError)
         assert [request.session_id for request in server.arrived] == ["s1"]
+
+    def test_no_session_is_refused_with_remedies_that_work(
+        self, transport: Transport, gateway: Gateway, server: Server
+    ):
+        with transport.open(gateway) as send, no_session():
+            with pytest.raises(SessionRequired) as caught:
+                send("GET", f"{server.origin}/p/x?token=hunter2")
+            message = str(caught.value)
+            assert f"{server.origin}/p/x," in message
+            assert "require_session=True refuses requests inside no_session(), too" in message
+            assert "hunter2" not in message
+            assert 'session_scope("health")' in message
+            with session_scope("health"):
+                send("GET", f"{server.origin}/p/x")
+        assert "dataclasses.replace(gateway, require_session=False)" in message
+        lenient = dataclasses.replace(gateway, require_session=False)
+        with transport.open(lenient) as send, no_session():
+            send("GET", f"{server.origin}/p/x")
+        assert [request.session_id for request in server.arrived] == ["health", None]
 
     @pytest.mark.parametrize(
         ("headers", "is_sent"),

@@ -49,7 +49,10 @@ class TestOutsideEverySession:
                 send("GET", f"{server.origin}/v1?token=hunter2")
         (message,) = warnings()
         assert message.startswith(f"a request to {server.origin}/v1 leaves outside every session")
-        for remedy in ("session_scope(", "bind_session(", "require_session=True", "no_session()"):
+        for remedy in (
+            *("session_scope(", "bind_session(", "cagent_session.integrations.threads"),
+            *("carry_session()", "SessionMiddleware", "require_session=True", "no_session()"),
+        ):
             assert remedy in message
         assert "hunter2" not in message
         assert len(server.arrived) == 3
