@@ -284,8 +284,9 @@ class Router:
         route = _route_of(gateway)
         if self.gateways.get(route.place, gateway) != gateway:
             raise ValueError(
-                f"two different gateways are at {route.origin}{route.path}: use a client "
-                "for each, or one without a gateway and headers=gateway_headers(...) per call"
+                f"two different gateways are at {route.origin}{route.path}: mount each on a client "
+                "of its own, or give no gateway, as in GatewayAdapter() or instrument(), and "
+                "headers=gateway_headers(...) with each call"
             )
         return route
 

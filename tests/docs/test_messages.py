@@ -128,6 +128,7 @@ TABLE = [
         ("session", "gateway.mount(httpx.Client())", TypeError, "GatewayTransport"),
         ("session", "gateway.mount(requests)", TypeError, "requests.Session"),
         ("session", "gateway.mount(http) and other.mount(http)", ValueError, "gateway_headers("),
+        ("session", "gateway.mount(http) and other.mount(http)", ValueError, "client of its own"),
         ("max_retries", "gateway.mount(http, max_retrys=3)", TypeError, "max_retrys"),
     ),
     *rows(
@@ -165,6 +166,7 @@ TABLE = [
         ("gateways", "instrument(G)", TypeError, "Gateway("),
         ("gateways", "instrument([gateway])", TypeError, "instrument(*"),
         ("gateways", "instrument(gateway, other)", ValueError, "gateway_headers("),
+        ("gateways", "instrument(gateway, other)", ValueError, "or instrument()"),
     ),
     *rows(
         "integrations.httpx.GatewayTransport",
