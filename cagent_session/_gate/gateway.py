@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -198,6 +199,9 @@ class Gateway:
                 urls.check(variable, url)
                 return make(url)
         make("http://localhost")  # a mistake shows up on machines without a gateway, too
+        logging.getLogger("cagent_session").debug(
+            "no gateway, as %s are not set, or empty", " and ".join(ENVIRONMENT)
+        )
         return None
 
     def endpoint(self, path: str) -> str:
@@ -328,6 +332,7 @@ class Gateway:
         options = {each.name: getattr(self, each.name) for each in fields(self)[1:]} | {
             "forward": urls.masked(self.forward or ""),
             "headers": sorted(self.headers or ()),
+            "session_header": self.session_header if self._sends_session_header else None,
             "session_headers": sorted(self.session_headers or ()),
         }
         shown = "".join(f", {name}={value!r}" for name, value in options.items() if value)

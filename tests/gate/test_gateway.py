@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import logging
 import pickle
 
 import httpx
@@ -286,6 +287,10 @@ class TestValue:
             "headers=['Authorization'], session_header='X-Cagent-Session-Id')"
         )
 
+    def test_repr_leaves_out_a_session_header_that_is_not_sent(self):
+        gateway = Gateway(GOOD, session_headers={"X-Session": "{session}"})
+        assert repr(gateway) == "Gateway('https://gateway.example', session_headers=['X-Session'])"
+
 
 class TestOwns:
     @pytest.mark.parametrize(
@@ -447,6 +452,16 @@ class TestFromEnv:
     def _clean(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv("DOCKER_AGENT_MODELS_GATEWAY", raising=False)
         monkeypatch.delenv("CAGENT_MODELS_GATEWAY", raising=False)
+
+    def test_none_is_said_in_the_debug_log(self, caplog: pytest.LogCaptureFixture):
+        with caplog.at_level(logging.DEBUG, "cagent_session"):
+            assert Gateway.from_env(forward=FORWARD) is None
+        (record,) = caplog.records
+        assert (record.name, record.levelno) == ("cagent_session", logging.DEBUG)
+        assert record.getMessage() == (
+            "no gateway, as DOCKER_AGENT_MODELS_GATEWAY and CAGENT_MODELS_GATEWAY are not set, or "
+            "empty"
+        )
 
     def test_none_is_none(self, monkeypatch: pytest.MonkeyPatch):
         assert Gateway.from_env(forward=FORWARD) is None
