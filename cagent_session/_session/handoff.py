@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -108,13 +108,19 @@ class received_session:
 
 
 def received_lineage(
-    session_id: str | None, parent: str | None = None, root: str | None = None
+    session_id: str | None,
+    parent: str | None = None,
+    root: str | None = None,
+    names: Sequence[str] = ("session ID", "parent session ID"),
 ) -> Lineage:
-    """Return the lineage of a session that came in from outside; ``OUTSIDE`` for a malformed ID."""
-    session_id = _checked(session_id, "session ID")
+    """Return the lineage of a session that came in from outside; ``OUTSIDE`` for a malformed ID.
+
+    :param names: what warnings call the session ID and its parent.
+    """
+    session_id = _checked(session_id, names[0])
     if session_id is None:
         return OUTSIDE
-    parent = _checked(parent, "parent session ID")
+    parent = _checked(parent, names[1])
     root = _checked(root, "root session ID")
     ancestors = () if parent is None else (parent,)
     return Lineage(session_id, parent, root or parent or session_id, ancestors)

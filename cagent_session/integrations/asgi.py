@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any, TypeAlias
 
-from .._gate.validation import check_parent_header, check_session_header
-from .._session.handoff import received_lineage
-from .._session.scopes import OUTSIDE, Lineage, ResumableScopes, exchange_frames
+from .._session.scopes import ResumableScopes, exchange_frames
 from .._session.wrapping import wrap_body
 from ..headers import SESSION_ID
+from ._received import ReceivedSession
 
 _Scope: TypeAlias = MutableMapping[str, Any]
 _App: TypeAlias = Callable[[_Scope, Any, Any], Awaitable[None]]
@@ -52,22 +51,13 @@ class SessionMiddleware:
     ) -> None:
         if not callable(app):
             raise TypeError(f"app must be an ASGI application, not {type(app).__name__}")
-        if trusted is not None and not callable(trusted):
-            raise TypeError(
-                f"trusted must be a function of the scope, not {type(trusted).__name__}: "
-                'trusted=lambda scope: (b"x-service-key", KEY) in scope["headers"]'
-            )
-        check_session_header(session_header)
-        if parent_header is not None:
-            check_parent_header(parent_header, [session_header.lower()])
         self.app = app
-        self._session_name = session_header.lower().encode()
-        self._parent_name = None if parent_header is None else parent_header.lower().encode()
-        self._trusted = trusted
+        example = 'lambda scope: (b"x-service-key", KEY) in scope["headers"]'
+        self._received = ReceivedSession(_reader, session_header, parent_header, trusted, example)
         # The plain code would be a with around the await. It would leave the session to a server
         # that drives the coroutine by hand, and is in a session of its own.
         self._serve_in_session = wrap_body(
-            self._serve, lambda args, kwargs: _ScopesOfRequest(self._lineage_of(args[0]))
+            self._serve, lambda args, kwargs: _ScopesOfRequest(self._received.lineage(args[0]))
         )
 
     async def __call__(self, scope: _Scope, receive: Any, send: Any) -> None:
@@ -82,14 +72,6 @@ class SessionMiddleware:
 
     async def _serve(self, scope: _Scope, receive: Any, send: Any) -> None:
         await self.app(scope, receive, send)
-
-    def _lineage_of(self, scope: _Scope) -> Lineage:
-        headers = scope.get("headers", ())
-        session_id = _value(headers, self._session_name)
-        if session_id is None or (self._trusted is not None and not self._trusted(scope)):
-            return OUTSIDE
-        parent = None if self._parent_name is None else _value(headers, self._parent_name)
-        return received_lineage(session_id, parent)
 
 
 class _ScopesOfRequest(ResumableScopes):
@@ -110,7 +92,12 @@ class _ScopesOfRequest(ResumableScopes):
         del self._frame_of_server
 
 
-def _value(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
-    values = [value for key, value in headers if key.lower() == name]
-    # No ID has a space, so several values are joined into a malformed one.
-    return b" ".join(values).decode("latin-1") if values else None
+def _reader(header: str) -> Callable[[_Scope], str | None]:
+    name = header.lower().encode()
+
+    def read(scope: _Scope) -> str | None:
+        values = [value for key, value in scope.get("headers", ()) if key.lower() == name]
+        # No ID has a space, so several values are joined into a malformed one.
+        return b" ".join(values).decode("latin-1") if values else None
+
+    return read

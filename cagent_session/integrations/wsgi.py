@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from .._gate.validation import check_parent_header, check_session_header
-from .._session.handoff import received_lineage
 from .._session.scopes import ResumableScopes
 from ..headers import SESSION_ID
+from ._received import ReceivedSession
 
 
 class SessionMiddleware:
@@ -46,30 +45,15 @@ class SessionMiddleware:
     ) -> None:
         if not callable(app):
             raise TypeError(f"app must be a WSGI application, not {type(app).__name__}")
-        if trusted is not None and not callable(trusted):
-            raise TypeError(
-                f"trusted must be a function of the environ, not {type(trusted).__name__}: "
-                'trusted=lambda environ: environ.get("HTTP_X_SERVICE_KEY") == KEY'
-            )
-        check_session_header(session_header)
-        if parent_header is not None:
-            check_parent_header(parent_header, [session_header.lower()])
         self.app = app
-        self._session_key = _environ_key(session_header)
-        self._parent_key = None if parent_header is None else _environ_key(parent_header)
-        self._trusted = trusted
+        example = 'lambda environ: environ.get("HTTP_X_SERVICE_KEY") == KEY'
+        self._received = ReceivedSession(_reader, session_header, parent_header, trusted, example)
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         """Serve one request."""
-        session_id = _value(environ, self._session_key)
-        if session_id is not None and self._trusted is not None and not self._trusted(environ):
-            session_id = None
-        parent = None
-        if session_id is not None and self._parent_key is not None:
-            parent = _value(environ, self._parent_key)
-        scopes = ResumableScopes(received_lineage(session_id, parent))
+        scopes = ResumableScopes(self._received.lineage(environ))
         with scopes:
             chunks = self.app(environ, start_response)
         # Wrapped in _Body, these would lose what servers do for them: a file goes out with
@@ -83,15 +67,16 @@ class SessionMiddleware:
         return _Body(chunks, scopes)
 
 
-def _environ_key(header: str) -> str:
-    return "HTTP_" + header.upper().replace("-", "_")
+def _reader(header: str) -> Callable[[dict[str, Any]], str | None]:
+    key = "HTTP_" + header.upper().replace("-", "_")
 
+    def read(environ: dict[str, Any]) -> str | None:
+        value: str | None = environ.get(key)
+        # The server joins several headers of one name with "," or ", ". No ID has a space, so the
+        # joined value is malformed, and is not taken for an ID of its own.
+        return None if value is None else value.replace(",", ", ")
 
-def _value(environ: dict[str, Any], key: str) -> str | None:
-    value: str | None = environ.get(key)
-    # The server joins several headers of one name with "," or ", ". No ID has a space, so the
-    # joined value is malformed, and is not taken for an ID of its own.
-    return None if value is None else value.replace(",", ", ")
+    return read
 
 
 class _Body:

@@ -93,6 +93,7 @@ class TestSessionMiddleware:
         (record,) = caplog.records
         assert record.name == "cagent_session"
         assert record.getMessage().isprintable()
+        assert "X-Cagent-Session-Id came more than once, or " in record.getMessage()
 
     def test_configured_names_are_read_in_place_of_the_defaults(self):
         app = SessionMiddleware(
@@ -120,6 +121,7 @@ class TestSessionMiddleware:
             found = call_wsgi(app, HTTP_X_CAGENT_SESSION_ID="s1", HTTP_X_PARENT=value)
         assert found == ["s1", None, "s1"]
         assert [record.name for record in caplog.records] == ["cagent_session"]
+        assert "X-Parent came more than once, or " in caplog.messages[0]
 
     @pytest.mark.parametrize(
         "names",
@@ -142,9 +144,12 @@ class TestSessionMiddleware:
 
     def test_an_untrusted_client_names_no_session(self, caplog):
         app = SessionMiddleware(see_family, parent_header="X-Parent", trusted=lambda environ: False)
-        with caplog.at_level(logging.WARNING):
+        with caplog.at_level(logging.DEBUG):
             assert call_wsgi(app, HTTP_X_CAGENT_SESSION_ID="s1", HTTP_X_PARENT="") == [None] * 3
-        assert not caplog.records
+            assert call_wsgi(app) == [None] * 3
+        (record,) = caplog.records
+        assert (record.name, record.levelno) == ("cagent_session", logging.DEBUG)
+        assert record.getMessage() == "ignored X-Cagent-Session-Id, as trusted= refused the request"
 
     def test_trusted_is_asked_about_the_environ(self):
         def trusted(environ):
