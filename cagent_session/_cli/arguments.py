@@ -75,8 +75,9 @@ def _add_gateway(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     command = commands.add_parser(
         "gateway",
         help="run a local models gateway, with a page for the browser",
-        description="Run a local models gateway that answers as a provider does, bills and limits "
-        "each session, prints a line per call, and shows the sessions on a page.",
+        description="Run a local models gateway that answers chat completions and messages as "
+        "providers do, and everything else with an echo, bills and limits each session, prints a "
+        "line per call, and shows the sessions on a page.",
     )
     command.add_argument(
         "--port", type=_port, default=0, metavar="N", help="where to listen (default: a free port)"

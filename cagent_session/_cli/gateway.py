@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import MutableSequence
+from datetime import datetime, timezone
 from typing import Any
 
 from ..testing import RecordedRequest, RecordingGateway
@@ -39,6 +40,10 @@ class ForegroundGateway(RecordingGateway):
     ) -> tuple[MutableSequence[RecordedRequest], MutableSequence[dict[str, Any]]]:
         return deque(maxlen=0), deque(maxlen=0)
 
+    def _note_refusal(self, request: str, status: int, reason: str) -> None:
+        now = datetime.now(timezone.utc).isoformat()
+        _print(f"{now:.19}  {status}  {_shown(request)}  {_shown(reason)}")
+
 
 def main(recording: ForegroundGateway, port: int) -> int:
     """Serve until Ctrl-C; return the exit status."""
@@ -48,7 +53,10 @@ def main(recording: ForegroundGateway, port: int) -> int:
             _print(f"sessions at  {recording.url}/_sessions")
             threading.Event().wait()
     except OSError as error:
-        return fail(f"cannot listen on port {port}: {error.strerror}")
+        return fail(
+            f"cannot listen on port {port}: {error.strerror}; choose another with --port N, or "
+            "leave --port out"
+        )
     return 0
 
 

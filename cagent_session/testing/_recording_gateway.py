@@ -117,7 +117,9 @@ class RecordingGateway:
         # Imported here, as http.server imports ssl: gevent has to patch that before it is loaded.
         from ._server import Server
 
-        self._server = Server(self._port, self._answer, *self._headers, self._page)
+        self._server = Server(
+            self._port, self._answer, self._note_refusal, *self._headers, self._page
+        )
         self._port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
@@ -193,6 +195,9 @@ class RecordingGateway:
             self._limit.clear()
             if self._page is not None:
                 self._page.clear()
+
+    def _note_refusal(self, request: str, status: int, reason: str) -> None:
+        """Take note of a request that is answered with an error, and not recorded."""
 
     def _answer(self, request: RecordedRequest) -> Answer:
         with self._lock:

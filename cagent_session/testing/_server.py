@@ -64,6 +64,8 @@ class _Head:
 class Server(ThreadingHTTPServer):
     """Read requests on 127.0.0.1, and send what ``answer`` returns for each.
 
+    :param note_refusal: called with the method and path, the status and the reason for each
+        request that is refused before ``answer`` is called.
     :param session_header: the name of the header that the session is read from.
     :param parent_header: the name of the header that its parent is read from, if any.
     :param page: what answers at and below ``/_sessions``, if anything does.
@@ -76,11 +78,13 @@ class Server(ThreadingHTTPServer):
         self,
         port: int,
         answer: _Answering,
+        note_refusal: Callable[[str, int, str], None],
         session_header: str,
         parent_header: str | None,
         page: Page | None,
     ) -> None:
         self.answer = answer
+        self.note_refusal = note_refusal
         self.session_header = session_header
         self.parent_header = parent_header
         self.page = page
@@ -181,7 +185,13 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(400, "HTTP/0.9 is not served")
         if self.server.page is not None and self._is_for_the_page():
             return self._answer_of(self.server.page)
-        return self.server.answer(self._read())
+        try:
+            request = self._read()
+        except _Refused as refused:
+            path = self.path.partition("?")[0]
+            self.server.note_refusal(f"{self.command} {path}", refused.status, str(refused))
+            raise
+        return self.server.answer(request)
 
     def _is_for_the_page(self) -> bool:
         path, _, _ = self.path.partition("?")

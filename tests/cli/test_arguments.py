@@ -174,3 +174,9 @@ def test_help_fits_80_columns_and_names_no_file(capsys, monkeypatch, command):
     text = help_of(capsys, *command)
     assert max(map(len, text.splitlines())) <= 80
     assert ".md" not in text
+
+
+def test_help_of_gateway_says_what_is_answered(capsys):
+    text = " ".join(help_of(capsys, "gateway").split())
+    assert "answers chat completions and messages as providers do" in text
+    assert "everything else with an echo" in text

@@ -57,6 +57,23 @@ class TestLines:
         assert "  429  session=s1  GET /x" in second
         assert (process.returncode, err) == (0, "")
 
+    def test_refused_call_has_a_line_with_the_reason(self):
+        with running() as (process, url):
+            headers = {"X-Cagent-Session-Id": "two words"}
+            assert (
+                requests.get(f"{url}/x?key=hunter2", headers=headers, timeout=5).status_code == 400
+            )
+            with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as twice:
+                twice.sendall(b"GET /y HTTP/1.1\r\n" + b"X-Cagent-Session-Id: s1\r\n" * 2 + b"\r\n")
+                assert b" 400 " in twice.recv(65536)
+            assert requests.post(f"{url}/_sessions", timeout=5).status_code == 405
+            out, _ = interrupt(process)
+        first, second = out.splitlines()
+        assert re.match(
+            r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d  400  GET /x  X-Cagent-Session-Id has ' '", first
+        )
+        assert second.endswith("  400  GET /y  X-Cagent-Session-Id came more than once")
+
     def test_session_and_parent_are_read_from_the_named_headers(self):
         names = ("--session-header", "X-Session-Id", "--parent-header", "X-Parent")
         with running(*names) as (process, url):
@@ -76,7 +93,10 @@ class TestLines:
             port = recording.url.rpartition(":")[2]
             assert main(["gateway", "--port", port]) == 1
         err = capsys.readouterr().err
-        assert err == f"cagent-session: cannot listen on port {port}: Address already in use\n"
+        assert err == (
+            f"cagent-session: cannot listen on port {port}: Address already in use; choose another "
+            "with --port N, or leave --port out\n"
+        )
 
     def test_parent_comes_last_and_control_characters_are_replaced(self, capsys):
         with RecordingGateway(on_call=gateway_command._print_call) as recording:
