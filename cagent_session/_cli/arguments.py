@@ -58,7 +58,9 @@ def parse(arguments: list[str] | None) -> Callable[[], int]:
     try:
         run: Callable[[], int] = options.prepare(options)
     except ValueError as error:
-        options.parser.error(str(error))
+        # The error of Gateway(...) names what code would write.
+        remedy = "--header-env Authorization=VARIABLE"
+        options.parser.error(str(error).replace("Gateway(headers=...)", remedy))
     return run
 
 
@@ -217,7 +219,10 @@ def _header_from_environment(text: str) -> tuple[str, str]:
     # Whoever wrote the key itself in place of a variable's name must not find it in the error.
     value = os.environ.get(variable, "").strip()
     if not value:
-        raise argparse.ArgumentTypeError(f"the environment variable for {name!a} is not set")
+        raise argparse.ArgumentTypeError(
+            f"the environment variable for {name!a} is not set: after = stands its name, without "
+            "$, and it has to be exported"
+        )
     if not _is_value(value):
         raise argparse.ArgumentTypeError(
             f"the environment variable for {name!a} has characters that no header can have"

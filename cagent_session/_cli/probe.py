@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import uuid
@@ -12,7 +13,7 @@ import requests
 from urllib3.exceptions import IncompleteRead
 
 from .. import Gateway, session_scope
-from .._gate.urls import masked, redacted
+from .._gate.urls import masked, origin_of, redacted
 from ..headers import FORWARD
 from .console import fail, printable, show
 from .masking import Secrets, spellings, values_in_queries
@@ -21,9 +22,13 @@ TIMEOUT = 30  # seconds, for all of it
 SHOWN_BODY = 8192  # bytes
 
 _HOW_TO_PASS_A_KEY = (
-    "pass a key with --header-env Authorization=VARIABLE, an environment variable that holds the "
-    "header's whole value, such as 'Bearer ...'"
+    "with --header-env Authorization=VARIABLE, an environment variable that holds the header's "
+    "whole value, such as 'Bearer ...'"
 )
+# What OpenSSL, older and newer, calls an answer without TLS.
+_WITHOUT_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+
+_UNSEEN = logging.NullHandler()
 
 _has_secret_value = re.compile(r"auth|cookie|key|secret|token", re.IGNORECASE).search
 _HAVE_URLS = {"location", "content-location", "link", "refresh", FORWARD.lower()}
@@ -37,6 +42,8 @@ def main(
     headers: dict[str, str],
 ) -> int:
     """Send the request, print what was sent and what came back; return the exit status."""
+    # The report has what the log says. Without a handler, logging would print warnings to stderr.
+    logging.getLogger("cagent_session").addHandler(_UNSEEN)
     exchange = _Exchange(gateway, session_id or str(uuid.uuid4()), parent_id, headers)
     exchange.wait()
     response, problem = exchange.response, exchange.problem
@@ -47,7 +54,10 @@ def main(
     if could_not_write:
         return could_not_write
     if response.status_code in (401, 403):
-        return fail(f"the gateway answered {report.status}; {_HOW_TO_PASS_A_KEY}")
+        advice = "pass a key"
+        if "Authorization" in response.request.headers:
+            advice = "it refused the Authorization that was given: pass another"
+        return fail(f"the gateway answered {report.status}; {advice} {_HOW_TO_PASS_A_KEY}")
     if not response.ok:
         return fail(f"the gateway answered {report.status}")
     return fail(f"the answer is not complete: {problem}") if problem else 0
@@ -163,6 +173,7 @@ class _Report:
             yield f"< {self._header(name, value, was_given=False)}"
         yield "<"
         yield self._shown_body(self._exchange.body)
+        yield from self._notes()
         yield f"{self._stamping()}; {self._answering()}"
 
     def _secret_value(self, name: str) -> str | None:
@@ -188,6 +199,19 @@ class _Report:
         shown = "\n".join(map(self._shown, re.split("\r?\n", text)))[:SHOWN_BODY]
         return f"{shown}\n(cut off after {SHOWN_BODY} bytes)" if is_cut else shown
 
+    def _notes(self) -> Iterator[str]:
+        """Yield a line for each header of the session that was not sent as given."""
+        gateway = self._exchange.gateway
+        options = {gateway.session_header: "--session-id", gateway.parent_header: "--parent-id"}
+        for name, option in options.items():
+            if name is None or not self._is_stamped:
+                continue
+            sent = self._response.request.headers.get(name)
+            if self._given.get(name.lower(), sent) != sent:
+                yield f"(the {name} that was given was not sent: {option} sets it)"
+            elif sent is None:
+                yield f"(no {name} was sent: {option} sets it)"
+
     def _stamping(self) -> str:
         if self._is_stamped:
             return f"stamped with session {self._exchange.session_id}"
@@ -199,10 +223,15 @@ class _Report:
         said = f"answered {self.status}"
         location = self._response.headers.get("Location")
         if location is not None and 300 <= self._response.status_code < 400:
-            said += f", which leads to {self._shown(_target(self._response.url, location))}"
-            said += " and was not followed"
+            target = _target(self._response.url, location)
+            said += f", which leads to {self._shown(target)} and was not followed"
+            there = origin_of(target)
+            if there is not None and there != origin_of(self._response.url):
+                said += ": if the gateway listens there, write that URL"
         if self._exchange.problem:
             said += f", but not completely: {self._exchange.problem}"
+        elif self._is_stamped and self._response.status_code < 300:
+            said += "; the gateway's log has to show the session"
         return said
 
 
@@ -233,5 +262,6 @@ def _reason(failure: BaseException) -> str:
         return where + printable(str(cause))  # from requests: a missing certificate file
     strerror = getattr(cause, "strerror", None)
     if strerror:
-        return f"{where}{strerror}"
+        is_plain = getattr(cause, "reason", None) in _WITHOUT_TLS
+        return f"{where}{strerror}{'; does it speak http:// ?' if is_plain else ''}"
     return ", ".join(dict.fromkeys([type(failure).__name__, type(cause).__name__]))

@@ -72,6 +72,11 @@ class TestBadArguments:
                     ("Authorization=EMPTY_FOR_TEST", "the environment variable for 'Author"),
                     ("Authorization=BROKEN_FOR_TEST", "the environment variable for 'Auth"),
                     ("X=A\0B", "the environment variable for 'X' is not set"),
+                    (
+                        "Authorization=$GATEWAY_KEY",
+                        "the environment variable for 'Authorization' is not set: after = stands "
+                        "its name, without $, and it has to be exported",
+                    ),
                 )
             ),
             (["gateway", "--session-header", "Host"], "session_header"),
@@ -85,7 +90,7 @@ class TestBadArguments:
             (["probe", "https://g.example", "--forward", "x"], "forward URL is not absolute"),
             (
                 ["probe", "https://u:hunter2@g.example", "--forward", FORWARD],
-                "contains credentials",
+                "contains credentials (send them in a header: --header-env Authorization=VARIABLE)",
             ),
             (
                 ["probe", "https://g.example", "--forward", FORWARD, "--session-id", "a b"],

@@ -10,12 +10,15 @@ import sys
 import time
 
 import pytest
+from support.commands import command
 from support.wire import Server, redirect, response
 
 from cagent_session.__main__ import main
 from cagent_session.testing import RecordingGateway
 
 FORWARD = "https://api.openai.com/v1"
+MOVED = ": if the gateway listens there, write that URL"
+SERVED = "answered 200 OK; the gateway's log has to show the session"
 
 
 def probe(*arguments: str) -> int:
@@ -82,6 +85,13 @@ class TestProbe:
         assert "certificate verify failed" in err
         assert err.count("\n") == 1
 
+    def test_port_without_tls_is_named(self, capsys, recording_gateway):
+        url = recording_gateway.url.replace("http://", "https://")
+        assert probe(url, "--forward", FORWARD) == 1
+        err = capsys.readouterr().err
+        assert err.endswith("; does it speak http:// ?\n")
+        assert err.count("\n") == 1
+
 
 class TestGatewaysOfOtherMakes:
     def test_session_header_alone_sends_no_identifier_of_docker_agent(self, capsys):
@@ -91,7 +101,7 @@ class TestGatewaysOfOtherMakes:
         out, err = capsys.readouterr()
         assert err == ""
         assert "> X-Session-Id: s1\n" in out
-        assert out.endswith("stamped with session s1; answered 200 OK\n")
+        assert out.endswith(f"stamped with session s1; {SERVED}\n")
         assert recording.requests[0].session_id == "s1"
         names = [name.lower() for name in recording.requests[0].headers]
         assert not [name for name in names if name.startswith("x-cagent-")]
@@ -110,13 +120,15 @@ class TestGatewaysOfOtherMakes:
         arguments = ["--forward", FORWARD, "--parent-header", "X-Cagent-Parent-Session-Id"]
         assert probe(recording_gateway.url, *arguments) == 0
         assert recording_gateway.requests[0].parent_session_id is None
+        out = capsys.readouterr().out
+        assert "\n(no X-Cagent-Parent-Session-Id was sent: --parent-id sets it)\nstamped" in out
 
     def test_forward_and_session_header_go_together(self, capsys):
         with RecordingGateway(session_header="X-Session-Id") as recording:
             arguments = ["--forward", FORWARD, "--session-header", "X-Session-Id"]
             assert probe(recording.url, *arguments, "--session-id", "s1") == 0
         assert recording.requests[0].forward == FORWARD
-        assert last_line(capsys) == "stamped with session s1; answered 200 OK"
+        assert last_line(capsys) == f"stamped with session s1; {SERVED}"
 
     def test_session_header_whose_name_sounds_like_a_secret_is_shown(self, capsys):
         with RecordingGateway(session_header="X-Auth-Session") as recording:
@@ -140,15 +152,25 @@ class TestKeys:
         assert "> Authorization: ***\n" in out
         assert "hunter2" not in out
 
-    @pytest.mark.parametrize("more", [[], ["--header", "Authorization: Bearer hunter2"]])
+    @pytest.mark.parametrize(
+        ("more", "advice"),
+        [
+            ([], "pass a key with"),
+            (["--header", "X-Other: hunter2"], "pass a key with"),
+            (
+                ["--header", "authorization: Bearer hunter2"],
+                "it refused the Authorization that was given: pass another with",
+            ),
+        ],
+    )
     @pytest.mark.parametrize(("status", "has_hint"), [(401, True), (403, True), (404, False)])
-    def test_401_and_403_say_how_to_pass_a_key(self, capsys, status, has_hint, more):
+    def test_401_and_403_say_how_to_pass_a_key(self, capsys, status, has_hint, more, advice):
         with Server(lambda request: response(status)) as server:
             assert probe(server.origin, "--forward", FORWARD, *more) == 1
         err = capsys.readouterr().err
         assert err.startswith(f"cagent-session: the gateway answered {status} Status")
         assert err.count("\n") == 1
-        assert ("--header-env Authorization=VARIABLE" in err) == has_hint
+        assert (f"; {advice} --header-env Authorization=VARIABLE" in err) == has_hint
 
 
 class TestLongHeaders:
@@ -186,7 +208,7 @@ class TestLastLine:
     def test_last_line_says_stamped_and_answered(self, capsys, recording_gateway):
         arguments = ["--forward", FORWARD, "--session-id", "s1"]
         assert probe(recording_gateway.url, *arguments) == 0
-        assert last_line(capsys) == "stamped with session s1; answered 200 OK"
+        assert last_line(capsys) == f"stamped with session s1; {SERVED}"
 
     def test_last_line_if_a_given_session_header_is_replaced(self, capsys, recording_gateway):
         arguments = ["--forward", FORWARD, "--session-id", "s1"]
@@ -194,15 +216,18 @@ class TestLastLine:
         assert probe(recording_gateway.url, *arguments, "--header", header) == 0
         out = capsys.readouterr().out
         assert re.search("^> x-cagent-session-id: s1$", out, re.MULTILINE | re.IGNORECASE)
-        assert out.splitlines()[-1] == "stamped with session s1; answered 200 OK"
+        assert (
+            "\n(the X-Cagent-Session-Id that was given was not sent: --session-id sets it)\n" in out
+        )
+        assert out.splitlines()[-1] == f"stamped with session s1; {SERVED}"
 
     def test_session_given_as_a_header_too_is_not_masked(self, capsys, recording_gateway):
         arguments = ["--forward", FORWARD, "--session-id", "session-1"]
         header = "X-Cagent-Session-Id: session-1"
         assert probe(recording_gateway.url, *arguments, "--header", header) == 0
-        *_, body, last = capsys.readouterr().out.splitlines()
+        *_, body, last = capsys.readouterr().out.splitlines()  # no line between the two
         assert '"session_id": "session-1"' in body
-        assert last == "stamped with session session-1; answered 200 OK"
+        assert last == f"stamped with session session-1; {SERVED}"
 
     @pytest.mark.parametrize("more", [[], ["--header", "X-Cagent-Session-Id: s1"]])
     def test_last_line_if_the_request_opted_out(self, capsys, recording_gateway, more):
@@ -215,15 +240,15 @@ class TestLastLine:
         )
 
     @pytest.mark.parametrize(
-        ("location", "target"),
+        ("location", "target", "advice"),
         [
-            ("https://login.example/in?code=hunter2#hunter3", "https://login.example/in"),
-            ("https://u:hunter2@login.example/in", "https://login.example/in"),
-            ("../in?code=1", "{origin}/in"),
-            ("http://[", "a URL that is not clear"),
+            ("https://login.example/in?code=hunter2#hunter3", "https://login.example/in", MOVED),
+            ("https://u:hunter2@login.example/in", "https://login.example/in", MOVED),
+            ("../in?code=1", "{origin}/in", ""),
+            ("http://[", "a URL that is not clear", ""),
         ],
     )
-    def test_redirect_is_reported_and_not_followed(self, capsys, location, target):
+    def test_redirect_is_reported_and_not_followed(self, capsys, location, target, advice):
         with Server(lambda request: redirect(302, location)) as server:
             arguments = ["--forward", FORWARD, "--session-id", "s1"]
             assert probe(f"{server.origin}/a/b", *arguments) == 0
@@ -231,10 +256,18 @@ class TestLastLine:
         target = target.format(origin=server.origin)
         assert out.splitlines()[-1] == (
             f"stamped with session s1; answered 302 Status, which leads to {target} "
-            "and was not followed"
+            f"and was not followed{advice}"
         )
         assert "hunter" not in out
         assert len(server.arrived) == 1
+
+    def test_redirect_to_tls_is_reported_once(self):
+        with Server() as server:
+            server.respond = lambda request: redirect(308, server.origin.replace("http:", "https:"))
+            with command("probe", server.origin, "--forward", FORWARD) as process:
+                out, err = process.communicate(timeout=20)
+        assert (process.returncode, err) == (0, b"")
+        assert out.decode().endswith(f"{MOVED}\n")
 
     @pytest.mark.parametrize(
         ("status", "leads"), [(201, False), (300, True), (399, True), (400, False)]
