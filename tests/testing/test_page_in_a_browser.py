@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import datetime, timedelta, timezone
 
 import pytest
 import requests
 from support.browser import Browser, Page, browser
 from support.calls import audit_entry, call
 
+from cagent_session import uninstrument
 from cagent_session.testing import RecordingGateway
 
 HOSTILE = [
@@ -225,6 +227,23 @@ def test_nothing_is_cut_off_at_any_width(chromium, recording, width):
     )
 
 
+@pytest.mark.parametrize("width", [700, 1280])
+def test_last_call_stands_apart_from_the_tokens(chromium, recording, width):
+    time = (datetime.now(timezone.utc) - timedelta(minutes=44)).isoformat()
+    recording._page.add(audit_entry(time=time, completion_tokens=123_456_789))
+    page = opened(chromium, recording, width=width)
+    wait_for_sessions(page, 1)
+    tokens, last = page.evaluate("""
+        ["#tree .number:nth-child(4)", "#tree .last"].map(selector => {
+            const text = document.createRange();
+            text.selectNodeContents(document.querySelector(selector));
+            return text.getBoundingClientRect().toJSON();
+        })
+    """)
+    assert text(page, "#tree .last") == "44 min ago"
+    assert last["left"] - tokens["right"] >= 16
+
+
 def test_dark_and_light_follow_the_system_and_are_legible(chromium, recording):
     page = opened(chromium, recording, dark=True)
     fill(recording)
@@ -310,12 +329,23 @@ def test_page_says_when_the_gateway_has_ended_and_comes_back(chromium):
         assert tree(page) == [("second", 0)]
 
 
-def test_example_names_the_session_header_of_the_gateway(chromium):
-    with RecordingGateway(page=True, session_header="X-Session-Id") as recording:
-        page = opened(chromium, recording)
+@pytest.mark.parametrize("header", ["X-Cagent-Session-Id", "X-LiteLLM-Session-Id"])
+def test_example_runs_when_pasted_and_fits_a_phone(chromium, header):
+    with RecordingGateway(page=True, session_header=header) as recording:
+        page = opened(chromium, recording, width=390)
         page.wait_for("document.getElementById('example').textContent")
-        example = text(page, "#example")
-    assert f'Gateway("{recording.url}", session_header="X-Session-Id")' in example
+        assert page.evaluate("""
+            (example => example.scrollWidth <= example.clientWidth)(
+                document.getElementById("example"))
+        """)
+        try:
+            exec(text(page, "#example"), {})
+        finally:
+            uninstrument()
+        (request,) = recording.requests
+        assert (request.session_id, request.path) == ("session-1", "/v1/chat/completions")
+        assert recording.sessions["session-1"].prompt_tokens == 1
+        wait_for_sessions(page, 1)
 
 
 def test_clear_empties_the_page(page, recording):
