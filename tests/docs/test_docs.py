@@ -44,6 +44,7 @@ def test_snippets_of_page_run(page: Path, monkeypatch, request):
     """In order, in one module, with the gateway's address in place of the one on paper."""
     with RecordingGateway() as gateway:
         monkeypatch.setenv("DOCKER_AGENT_MODELS_GATEWAY", gateway.url)
+        monkeypatch.setenv("STAGE", "staging")
         run_snippets(page, gateway.url, request)
         gc.collect()
     for arrived in gateway.requests:
