@@ -55,7 +55,9 @@ def gateway_headers(
     """Return the headers that make a single request gateway-bound.
 
     For callers with several providers or models over one client, who pass them with each call. The
-    session is not among them: the transport adds it.
+    session is not among them: the transport adds it. On a client that has a :class:`Gateway`, they
+    win over its headers for this call; its ``provider``, ``model`` and ``model_name`` are still
+    sent where these headers have none.
 
     :param forward: the provider's base URL, to which the gateway relays the request.
     :param provider: the provider's name. An empty one is left out of the headers, as are an empty
@@ -67,7 +69,8 @@ def gateway_headers(
 
     ::
 
-        http.mount("https://", GatewayAdapter())
+        http.mount("https://gateway.example", GatewayAdapter())
+        url = "https://gateway.example/v1/chat/completions"
         http.post(url, json=prompt, headers=gateway_headers("https://api.openai.com/v1"))
     """
     urls.check("forward URL", forward)

@@ -65,12 +65,14 @@ def instrument(*gateways: Gateway) -> AbstractContextManager[object]:
 
     :param gateways: the gateways to route to; the one with the longest path wins. They replace
         those of an earlier call. With none, only requests that already carry the header
-        ``X-Cagent-Forward`` are gateway-bound.
+        ``X-Cagent-Forward`` are gateway-bound. ``None``, as :meth:`Gateway.from_env` returns where
+        the environment names no gateway, counts as none.
     :returns: a context manager that restores at its end what was in force before the call:
         ``with instrument(gateway): ...``. Ignore it to keep the gateways for the whole process.
     :raises ValueError: for two different gateways with one origin and path. Nothing is changed
-        then.
-    :raises TypeError: for anything but gateways.
+        then. For several providers at one address, call ``instrument()`` without gateways, and
+        give each call ``headers=gateway_headers(...)``.
+    :raises TypeError: for anything but gateways and ``None``.
 
     ::
 

@@ -26,6 +26,7 @@ FORWARDS = {
         OPENAI,
         f"{MISTRAL}/v1",
         ANTHROPIC,
+        f"{MISTRAL}/v1",
         ANTHROPIC,
     ],
     "What a call is for": [OPENAI, OPENAI],
