@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from cagent_session import Gateway, instrument, session_scope
+from cagent_session import (
+    Gateway,
+    GatewayAdapter,
+    gateway_headers,
+    instrument,
+    session_scope,
+)
 from cagent_session.testing import RecordingGateway
 
 
@@ -30,6 +39,44 @@ def http(recording: RecordingGateway) -> Iterator[requests.Session]:
 
 def at(recording: RecordingGateway, authority: str) -> str:
     return recording.url.replace("127.0.0.1", authority) + "/v1/models"
+
+
+def test_record_is_the_one_that_the_page_shows(http, recording, caplog):
+    page = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+    shown = re.findall(
+        "^DEBUG:cagent_session:(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    with session_scope("session-1"):
+        http.get(at(recording, "127.0.0.1"))
+    assert [
+        each.replace("https://gateway.example", recording.url) for each in shown
+    ] == caplog.messages
+
+
+def test_bare_adapter_at_https_is_not_asked_for_a_gateway_at_http(recording, caplog):
+    marked = gateway_headers("https://api.openai.com/v1")
+    with requests.Session() as http, session_scope("session-1"):
+        http.mount("https://", GatewayAdapter())
+        http.get(at(recording, "127.0.0.1"), headers=marked)
+        assert caplog.messages == []
+        http.mount(recording.url, GatewayAdapter())
+        http.get(at(recording, "127.0.0.1"), headers=marked)
+    assert [request.session_id for request in recording.requests] == [None, "session-1"]
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_httpx_shows_the_request_without_its_session(recording, library):
+    module = pytest.importorskip(library)
+    transport = importlib.import_module(f"cagent_session.integrations.{library}").GatewayTransport
+    gateway = Gateway(recording.url, forward="https://api.openai.com/v1")
+    seen = []
+    hooks = {"request": [seen.append]}
+    client = module.Client(transport=transport(gateway), event_hooks=hooks)
+    with client, session_scope("session-1"):
+        answer = client.get(at(recording, "127.0.0.1"))
+    for request in (answer.request, *seen):
+        assert "X-Cagent-Session-Id" not in request.headers
+    assert recording.requests[0].session_id == "session-1"
 
 
 @pytest.mark.parametrize("authority", ["localhost", "user:password@127.0.0.1"])
