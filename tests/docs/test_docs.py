@@ -7,6 +7,7 @@ import doctest
 import gc
 import importlib
 import inspect
+import itertools
 import logging
 import pkgutil
 import re
@@ -131,6 +132,27 @@ def test_links_of_page_lead_to_files_and_are_named_by_titles(page: Path):
         if "://" not in target and not target.startswith("#"):
             assert (page.parent / target.partition("#")[0]).exists(), target
             assert not re.search(r"[a-z]\.md\b", text) or "/" in text, text
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings by GitHub's rule, which is MyST's, too."""
+    text = page.read_text(encoding="utf-8")
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    found: set[str] = set()
+    for heading in re.findall(r"^#{1,3} (.*)$", prose, re.MULTILINE):  # as deep as conf.py says
+        title = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower().replace(" ", "-")
+        slug = re.sub(r"[^\w-]", "", title)
+        repeated = (f"{slug}-{number}" for number in itertools.count(1))
+        found.add(next(each for each in itertools.chain([slug], repeated) if each not in found))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_page_lead_to_headings(page: Path):
+    for target in re.findall(r"\]\(([^)\s]*#[^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            assert anchor in anchors(page.parent / path if path else page), target
 
 
 def test_test_files_that_pages_name_are_there():
