@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import http.client
+import re
 import sys
 import types
 import uuid
@@ -52,7 +54,7 @@ def yours(call_out):
 
 def run(namespace: dict, heading: str, url: str = "http://127.0.0.1") -> dict:
     for number, snippet in enumerate(pages.snippets("services.md", heading), 1):
-        code = snippet.replace("https://gateway.example", url)
+        code = re.sub(r"https://(gateway|service)\.example", url, snippet)
         # Without this module's "from __future__", as in a module of the reader's.
         compiled = compile(code, f"{heading}, snippet {number}", "exec", dont_inherit=True)
         exec(compiled, namespace)
@@ -113,6 +115,16 @@ class TestTheServiceOfThePage:
         assert "has ' ' at position 1" in get("/chats/c%201?prompt=x", "order-4711", "POST")
         assert not recording_gateway.requests
 
+    def test_answers_400_where_a_gateway_requires_a_session(self, page, get):
+        gateway = dataclasses.replace(page["gateway"], require_session=True)
+
+        @page["api"].get("/strict")
+        def strict():
+            gateway.headers_for(gateway.endpoint("v1/models"))
+
+        assert get("/strict", "order-4711") == "null"
+        assert "this service needs a session" in get("/strict")
+
     def test_begins_a_session_where_the_request_names_none(self, get):
         assert get("/questions?prompt=x", "order-4711", "POST") == "order-4711"
         fresh = {get("/questions?prompt=x", None, "POST") for _ in range(2)}
@@ -152,10 +164,9 @@ class TestTheServiceOfThePage:
         heading = "Choose the header, and whom to trust"
         with services.uvicorn(run(page, heading)["app"]) as port:
             url = f"http://127.0.0.1:{port}"
-            with run(page, heading, url)["http"] as client, session_scope("main"):
-                key = {"X-Service-Key": "secret"}
-                with session_scope("sub"):
-                    answer = client.get(f"{url}/family", headers=key, timeout=10)
+            client = run(page, heading, url)["http"]
+            with client, session_scope("main"), session_scope("sub"):
+                answer = client.get(f"{url}/family", timeout=10)
         assert answer.json() == "sub of main"
 
     def test_the_address_of_a_client_is_what_a_trusted_proxy_says(self):
