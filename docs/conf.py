@@ -15,8 +15,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
 myst_enable_extensions = ["tasklist"]
 myst_heading_anchors = 3
 myst_html_meta = {
-    "description": "Every LLM call of a Python agent tells the models gateway, and only it, which"
-    " agent session made it: for requests, urllib3, httpx, aiohttp and the SDKs on top of them.",
+    "description": "Every LLM call of a Python agent tells the models gateway which agent session"
+    " made it, and tells no other host: for requests, urllib3, httpx, aiohttp and the SDKs on top of them.",
 }
 
 # Pygments stumbles over braces in a string of nginx' configuration, and highlights the rest.

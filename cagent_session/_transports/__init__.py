@@ -3,10 +3,11 @@
 A transport does this for each request:
 
 1. Find the ``Route`` of its URL, ``BARE`` for a URL of no gateway.
-2. Collect its headers by their lower-case names, at least those in ``route.names``.
-3. Send it unchanged if a ``Passage`` in its headers covers it: another gate has stamped it.
-4. Make a new ``Passage``, and call ``gate()`` with all of that and the ``Library``. If that returns
-   ``None``, send the request unchanged.
+2. Send it unchanged if a ``Passage`` in its headers covers it: another gate has stamped it.
+3. Get the ``Plan`` for the names of its headers from the route, by ``route.plan(library, names)``,
+   and find the headers that the plan reads.
+4. Make a new ``Passage``, and call ``gate()`` with all of that. If that returns ``None``, send the
+   request unchanged.
 5. Copy it, put the stamp on the copy's headers and ``route.with_query(url)`` in place of its URL,
    and send the copy by the library's own means. The caller's request stays as it is.
 6. Set ``passage.is_open`` to false after sending, even if that failed.

@@ -55,7 +55,7 @@ class _Instrumentation:
         _activate(self._before)
 
 
-def instrument(*gateways: Gateway) -> AbstractContextManager[object]:
+def instrument(*gateways: Gateway | None) -> AbstractContextManager[object]:
     """Put the gate under every HTTP client of this process, made before or after the call.
 
     It covers requests, urllib3, httpx, httpx2 and aiohttp, including clients that an SDK or a
