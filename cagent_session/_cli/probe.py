@@ -230,8 +230,6 @@ class _Report:
                 said += ": if the gateway listens there, write that URL"
         if self._exchange.problem:
             said += f", but not completely: {self._exchange.problem}"
-        elif self._is_stamped and self._response.status_code < 300:
-            said += "; the gateway's log has to show the session"
         return said
 
 

@@ -138,6 +138,7 @@ def _add_session(stamped: Headers, plan: Plan, lineage: Lineage, passage: Passag
 def _outside_every_session(url: Any, route: Route, lineage: Lineage) -> None:
     """Refuse a gateway-bound request without a session, or warn of it, as the gateway wants."""
     if route.require_session:
+        _log.debug("refused, as its gateway requires a session: %s", urls.redacted(str(url)))
         message = (
             f"no session is in scope for a request to {urls.redacted(str(url))}, and its gateway "
             f"requires one: send it {_IN_A_SESSION}"

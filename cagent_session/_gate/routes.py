@@ -284,9 +284,10 @@ class Router:
         route = _route_of(gateway)
         if self.gateways.get(route.place, gateway) != gateway:
             raise ValueError(
-                f"two different gateways are at {route.origin}{route.path}: mount each on a client "
+                f"two different gateways are at {route.origin}{route.path}: give each to a client "
                 "of its own, or give no gateway, as in GatewayAdapter() or instrument(), and "
-                "headers=gateway_headers(...) with each call"
+                "headers=gateway_headers(...) with each call, which an SDK's client takes as "
+                "default_headers="
             )
         return route
 

@@ -56,7 +56,8 @@ class InFlightHeaders(CIMultiDict[str]):
 class Hops:
     """The gate for one call of a client, which may be redirected: a client middleware."""
 
-    _home: str | None = None  # the URL of the first hop that was gateway-bound
+    # the URL of the first gateway-bound hop on which the caller had set identifiers
+    _home: str | None = None
     _identifiers: frozenset[str] = frozenset()
     #: redirects of this call that the client still keeps; GatewayMiddleware counts them
     responses = 0
@@ -71,8 +72,8 @@ class Hops:
         self._library = _over_aiohttp(httpx)
 
     @property
-    def was_bound(self) -> bool:
-        """Whether a hop was gateway-bound, so that later ones have to be watched."""
+    def is_watched(self) -> bool:
+        """Whether the caller's identifiers have to come off later hops to other origins."""
         return self._home is not None
 
     async def __call__(self, request: ClientRequest, handler: Handler) -> ClientResponse:
@@ -90,7 +91,8 @@ class Hops:
         stamp = gate(url, plan, plan.find_by_name(headers), passage)
         if stamp is None:
             return await handler(_with_headers(request, headers))
-        self._home = self._home or url
+        if plan.identifiers:
+            self._home = self._home or url
         self._identifiers |= route.identifiers
         sent = _stamped(headers, plan, stamp, passage, self._identifiers)
         outgoing = _with_headers(request, sent)

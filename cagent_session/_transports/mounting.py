@@ -75,19 +75,13 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     route = gateway._route
     origins = _prefixes(route.origin)
     mounts = _mounts_at(session, origins)
-    # The target of a redirect may have no path at all: requests gives one to prepared URLs alone.
-    # The names of other hosts may begin with that text. Their requests are not the gateway's, and
-    # the adapter behind sends them.
-    without_path = [] if route.path else [origin.rstrip("/") for origin in origins]
-    prefixes = [*origins, *without_path]
+    # The target of a redirect may have no path: requests gives one to prepared URLs alone. (The
+    # origin and nothing else cannot be a prefix, as the names of other hosts begin with it, too.)
+    without_path = [origin.rstrip("/") + mark for origin in origins for mark in "?#"]
+    prefixes = origins if route.path else [*origins, *without_path]
     # requests ignores the case of prefixes, and of two equal ones the first counts. So ours replace
     # all adapters at or below the origin, under the very prefixes that these have.
-    own = tuple(origins)
-    below = [
-        prefix
-        for prefix in session.adapters
-        if prefix.lower().startswith(own) or prefix.lower() in without_path
-    ]
+    below = [prefix for prefix in session.adapters if prefix.lower().startswith(tuple(prefixes))]
     known = _made_by_hand(session, route.origin)
     # Check all before adding any: an error leaves the requests.Session as it was. Router() compares
     # these gateways with each other, and check() with those that are mounted.

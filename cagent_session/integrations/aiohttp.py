@@ -49,9 +49,9 @@ class GatewayMiddleware:
         timer = getattr(request, "_timer", None)
         hops = self._redirected.get(id(timer)) or self._sent.get(request) or Hops(self._router)
         response = await hops(request, handler)
-        if hops.was_bound:
+        if hops.is_watched:
             self._sent[request] = hops
-        if hops.was_bound and response.status // 100 == 3 and timer is not None:
+        if hops.is_watched and response.status // 100 == 3 and timer is not None:
             # The client keeps this response, and with it the timer, until the call is over. Until
             # then no other timer can have this id().
             self._redirected[id(timer)] = hops

@@ -175,7 +175,8 @@ class RecordingGateway:
         """Return what a session has used together with all its descendants.
 
         Descendants are known from the calls that have arrived; of a session's calls, the last one
-        with a parent counts. A session that never called has used nothing.
+        with a parent counts. A session that never called has used nothing. Parents arrive only from
+        a ``Gateway`` with a ``parent_header``.
 
         :param session_id: the session at the top of the family.
         """
