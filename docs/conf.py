@@ -16,7 +16,7 @@ myst_enable_extensions = ["tasklist"]
 myst_heading_anchors = 3
 myst_html_meta = {
     "description": "Every LLM call of a Python agent tells the models gateway which agent session"
-    " made it, and tells no other host: for requests, urllib3, httpx, aiohttp and the SDKs on top of them.",
+    " made it, and tells no other host: for requests, urllib3, httpx, aiohttp and SDKs on them.",
 }
 
 # Pygments stumbles over braces in a string of nginx' configuration, and highlights the rest.

@@ -14,15 +14,14 @@ from urllib.parse import urljoin
 from .._session.scopes import Lineage, current_lineage
 from . import urls
 from .passage import Passage, Stamped, StampedBytes, attach
-from .routes import BARE, DEFAULT_NAMES, Header, Headers, Plan, Route, Router
+from .routes import BARE, DEFAULT_KEYS, FORWARD_KEY, Header, Headers, Plan, Route, Router
 
 #: (the headers to set, the lower-case names of headers to remove). Remove first, then set: a name
 #: can be in both.
-Stamp: TypeAlias = "tuple[Headers, list[str]]"
+Stamp: TypeAlias = "tuple[Headers, tuple[str, ...]]"
 
 _log = logging.getLogger("cagent_session")
-_DEBUG = logging.DEBUG
-_NO_NAMES: list[str] = []
+_DEBUG = logging.DEBUG  # read twice for each request; the attribute of a module takes longer
 
 _IN_A_SESSION = (
     "inside session_scope(...) or a function decorated with session_from(...), from a thread or a "
@@ -67,20 +66,21 @@ def gate(
     :raises SessionRequired: if there is no session, and the gateway requires one.
     """
     route = plan.route
-    forward = headers["x-cagent-forward"][-1] if plan.has_forward else None
+    forward = headers[FORWARD_KEY][-1] if plan.has_forward else None
     if not is_bound(forward, route):
         note_unbound(url, forward)
         return None
     stamped = _gateway_headers(plan, headers)
-    removed = _NO_NAMES
+    removed: tuple[str, ...] = ()
     lineage = current_lineage()
     if lineage.session is not None:
-        removed = plan.removed
-        _add_session(stamped, plan, lineage, passage)
+        removed = plan.callers_session_keys
+        if not _add_session(stamped, plan, lineage, passage):
+            attach(passage, stamped)
     else:
-        attach(passage, stamped)  # inside a session, the values of its headers hold the passage
+        attach(passage, stamped)
         # The caller may have set the session's headers, without a scope.
-        if not any(headers[key][-1] for key in plan.session_names):
+        if not any(headers[key][-1] for key in plan.choosing_keys):
             _outside_every_session(url, route, lineage)
     if _log.isEnabledFor(_DEBUG):
         why = "it has X-Cagent-Forward" if route is BARE else f"{urls.redacted(route.url)} owns it"
@@ -104,7 +104,7 @@ def _gateway_headers(plan: Plan, headers: Mapping[str, Header]) -> Headers:
     stamped = plan.gateway_headers.copy()
     if plan.may_be_signed and _is_signed(headers):
         # The signature may cover the library's default headers, and the absence of one.
-        for key in DEFAULT_NAMES:
+        for key in DEFAULT_KEYS:
             stamped.pop(key, None)
         return stamped
     # The plan counts all headers as set by the caller. Ours replaces a default of the library's.
@@ -125,14 +125,16 @@ def _is_signed(headers: Mapping[str, Header]) -> bool:
     return isinstance(value, bytes) and value.find(b"SignedHeaders=") >= 0
 
 
-def _add_session(stamped: Headers, plan: Plan, lineage: Lineage, passage: Passage | None) -> None:
-    """Add the session headers to ``stamped``."""
+def _add_session(stamped: Headers, plan: Plan, lineage: Lineage, passage: Passage | None) -> bool:
+    """Add the session headers to ``stamped``; return whether there is one, to hold the passage."""
+    before = len(stamped)
     for key, names, make in plan.session_headers:
         value = make(lineage)
         if value is not None:
             made = StampedBytes(value.encode()) if plan.library.in_bytes else Stamped(value)
             made.passage = passage
             stamped[key] = (*names, made)
+    return len(stamped) > before
 
 
 def _outside_every_session(url: Any, route: Route, lineage: Lineage) -> None:
@@ -178,7 +180,7 @@ def note_redirect(router: Router, route: Route, url: str, location: str, in_sess
     if here is not None and here == there:
         return
     is_same_host = here is not None and there is not None and here.host == there.host
-    if is_same_host and in_session and not router.is_known(target):
+    if is_same_host and in_session and not router.owns(target):
         _warn_once(
             route,
             "redirect",

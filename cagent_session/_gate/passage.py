@@ -51,9 +51,9 @@ class Passage:
 class Stamped(str):
     """The value of a header that the gate set. Copies of the headers keep it, as they share values.
 
-    Values of gateway headers are made once per gateway, and shared by all requests. Values of
-    session headers are made for each request, and hold its passage. Outside every session there are
-    no session headers, so :func:`attach` lets a copy of another value hold the passage.
+    Values of gateway headers are made once per plan, and shared by all its requests. Values of
+    session headers are made for each request, and hold its passage. Where there are none,
+    :func:`attach` lets a copy of another value hold the passage.
     """
 
     passage: Passage | None = None
@@ -92,30 +92,30 @@ def are_plain_text(values: Iterable[Any]) -> bool:
 
 def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None:
     """Let one of the values that the gate set, the last one, hold the passage."""
-    for key in reversed(stamped):  # one round, or none if the gate set no header
+    for key in reversed(stamped):  # only the last one, if there is one
         *names, value = stamped[key]
-        made = type(value)(value)  # a copy, because all requests to the gateway share the value
+        made = type(value)(value)  # a copy, because other requests share the value
         made.__dict__.update(value.__dict__)
         made.passage = passage
         stamped[key] = (*names, made)
         return
 
 
-def passage_of(headers: Any, items: Iterable[tuple[Any, ...]], place: int = 1) -> Passage | None:
+def passage_of(headers: Any, items: Iterable[tuple[Any, ...]], index: int = 1) -> Passage | None:
     """Return the passage that a request's headers hold, or that one of their values holds."""
     passage: Passage | None = getattr(headers, "passage", None)
-    return passage_in(items, place) if passage is None else passage
+    return passage_in(items, index) if passage is None else passage
 
 
-def passage_in(items: Iterable[tuple[Any, ...]], place: int = 1) -> Passage | None:
+def passage_in(items: Iterable[tuple[Any, ...]], index: int = 1) -> Passage | None:
     """Return the passage that the value of one of some headers holds.
 
-    :param place: where the value is in each header.
+    :param index: where the value is in each header.
     """
     for item in items:
-        # The plain code would be is_stamped(item[-1]). Hardly any value is stamped, and this says
-        # so in half the time.
-        kind = item[place].__class__
-        if (kind is Stamped or kind is StampedBytes) and item[place].passage:
-            return item[place].passage  # type: ignore[no-any-return]
+        # The plain code would be is_stamped(value) and value.passage. Hardly any value is stamped,
+        # and this says so in half the time.
+        kind = item[index].__class__
+        if (kind is Stamped or kind is StampedBytes) and item[index].passage:
+            return item[index].passage  # type: ignore[no-any-return]
     return None

@@ -33,9 +33,11 @@ _host = re.compile(r"https?://(?:\[([^\]]*)\]|([^/?#:@\[\]\\\s]*))", re.IGNORECA
 # no backslash.
 _is_plain = re.compile(r"(?:[/?#][!-$&-\[\]-~]*)?").fullmatch
 
-#: The headers that HTTP libraries add by themselves, by their names in lower case. All keys of
-#: ``Library(replacements=)`` have to be among them: transports read no others.
-DEFAULT_NAMES = ("user-agent", "accept", "accept-encoding")
+FORWARD_KEY = FORWARD.lower()
+#: The headers that HTTP libraries add by themselves, by their names in lower case. The gate leaves
+#: them alone on a request whose headers are signed.
+DEFAULT_KEYS = ("user-agent", "accept", "accept-encoding")
+_SIGNATURE_KEYS = frozenset({"authorization", "signature-input"})  # what holds such a signature
 
 
 class Library:
@@ -47,9 +49,9 @@ class Library:
     :param replacements: headers of this package that replace such values, if the gateway has no
         header of that name.
     :param in_bytes: whether it keeps headers in bytes, as httpx does.
-    :param name: makes a name that the library can set quickly.
-    :param adds_twice: whether it adds a header also beside one of the caller's of that name, in
-        another spelling.
+    :param make_name: makes a name that the library can set quickly, from its text.
+    :param adds_twice: whether the library adds a header beside one of the caller's whose name is
+        spelt otherwise.
     """
 
     def __init__(
@@ -58,11 +60,11 @@ class Library:
         *,
         replacements: Mapping[str, str] = {},
         in_bytes: bool = False,
-        name: Callable[[str], str] = str,
+        make_name: Callable[[str], str] = str,
         adds_twice: bool = False,
     ) -> None:
         self.in_bytes = in_bytes
-        self.name = name
+        self.make_name = make_name
         self.adds_twice = adds_twice
         self.defaults = {
             key: tuple(value if value is None else self.text(value) for value in values)
@@ -81,7 +83,7 @@ class Library:
         """Return a header that the gate sets, as the library keeps it."""
         if self.in_bytes:
             return name.encode(), name.lower().encode(), StampedBytes(value.encode())
-        return self.name(name), Stamped(value)
+        return self.make_name(name), Stamped(value)
 
 
 class Plan:
@@ -97,17 +99,19 @@ class Plan:
 
     def __init__(self, route: Route, library: Library, names: tuple[str | bytes, ...]) -> None:
         keys = [lower(name) for name in names]
-        self.spelt = names
-        self.names = frozenset(keys)  #: in lower case
         self.route = route
         self.library = library
+        self.names = names
+        self.keys = frozenset(keys)  #: the names in lower case
         #: whether each name is there once, and as the library keeps names: as text or as bytes
-        self.is_simple = len(self.names) == len(keys) and not any(
+        self.is_simple = len(self.keys) == len(keys) and not any(
             isinstance(name, bytes) != library.in_bytes for name in names
         )
-        self.has_forward = _FORWARD in keys
-        #: the names of identifiers that the caller has set, as they are spelt
-        self.identifiers = identifiers_among(names, route.identifiers)
+        self.has_forward = FORWARD_KEY in keys
+        #: those of the names that are identifiers, which the caller has set
+        self.callers_identifiers = identifiers_among(names, route.session_keys)
+        if route is BARE and not self.has_forward:
+            return  # the requests cannot be gateway-bound, and nobody asks for more
         #: Gateway headers, less those that the caller has set. They are shared by all requests.
         self.gateway_headers: Headers = {
             key: library.header(name, value)
@@ -117,61 +121,60 @@ class Plan:
         #: The headers that the library may have added by itself: the name in lower case, the
         #: library's values, and the header that replaces them.
         self.stand_ins: list[tuple[str, tuple[Any, ...], Header]] = []
-        for key, header in (library.replacements | route.gateway_headers).items():
+        for key, (name, value) in (library.replacements | route.gateway_headers).items():
             defaults = library.defaults.get(key, ())
+            header = library.header(name, value)
             if key in keys and defaults:
-                stand_in = library.header(*header)
-                stand_in[-1].replaces = names[keys.index(key)], defaults[0]
-                self.stand_ins.append((key, defaults, stand_in))
+                header[-1].replaces = key.title(), defaults[0]
+                self.stand_ins.append((key, defaults, header))
             elif None in defaults:  # the library adds the header later
-                self.gateway_headers[key] = library.header(*header)
-        self.may_be_signed = not _SIGNATURES.isdisjoint(keys)
+                self.gateway_headers[key] = header
+        self.may_be_signed = not _SIGNATURE_KEYS.isdisjoint(keys)
         #: the name in lower case, the header less its value, and the function that makes the value
         self.session_headers = [
             (each.key, library.header(each.name, "")[:-1], each.make)
             for each in route.session_headers
         ]
-        #: What comes off in a session, by names in lower case: session headers that the caller set.
-        #: They may name another session, also where this one has no value for them. And a header
-        #: that is set alone would keep its place among the others.
-        self.removed = [key for key in keys if key in route.identifiers]
-        #: The names by which the caller may have chosen a session, without a scope.
-        self.session_names = [key for key in keys if key in route.session_names]
-        read = {_FORWARD, *_SIGNATURES, *self.session_names, *(key for key, *_ in self.stand_ins)}
-        #: The headers whose values the gate reads: their positions, and their names in lower case.
-        self.read = [(place, key) for place, key in enumerate(keys) if key in read]
-        #: the same, with the names as they are spelt in place of positions
-        self.read_by_name = [(names[place], key) for place, key in self.read]
-        replaced = {*self.removed, *(key for key, *_ in self.stand_ins)}
-        #: the positions of headers that the gate may remove or replace, and their lower-case names
-        self.replaced = [(place, key) for place, key in enumerate(keys) if key in replaced]
-
-    def find_by_name(self, headers: Mapping[Any, Any]) -> Headers:
-        """Do what :meth:`find` does, for a mapping."""
-        if self.is_simple:  # saves making a list of all headers
-            return {key: (name, headers[name]) for name, key in self.read_by_name}
-        return self.find(list(headers.items()))
+        #: The session headers that the caller has set. In a session they come off: they may name
+        #: another one, which this session may have no value to replace. And all session headers are
+        #: sent in the gateway's order, so none may stay where the caller's was.
+        self.callers_session_keys = tuple(key for key in keys if key in route.session_keys)
+        #: those by which the caller may have chosen a session, without a scope
+        self.choosing_keys = [key for key in keys if key in route.choosing_keys]
+        replaceable = {key for key, *_ in self.stand_ins}
+        read = {FORWARD_KEY, *_SIGNATURE_KEYS, *self.choosing_keys, *replaceable}
+        droppable = {*self.callers_session_keys, *replaceable}
+        #: the headers whose values the gate reads: their positions, and their names in lower case
+        self.read = [(index, key) for index, key in enumerate(keys) if key in read]
+        #: the same headers: their names, and their names in lower case
+        self.read_by_name = [(names[index], key) for index, key in self.read]
+        #: The headers that a stamp may replace or remove: their positions, and their names in lower
+        #: case. It does if it has the key.
+        self.droppable = [(index, key) for index, key in enumerate(keys) if key in droppable]
 
     def find(self, items: Sequence[Header]) -> Headers:
         """Return the headers whose values the gate reads, by names in lower case.
 
-        Of several with one name, the first counts whose value is not empty.
+        Of several with one name, the first counts whose value is not empty. If the library adds
+        headers twice, its own default gives way to a later one.
 
         :param items: all headers of a request.
         """
         if self.is_simple:  # the plain code is what follows
-            return {key: items[place] for place, key in self.read}
+            return {key: items[index] for index, key in self.read}
         found: Headers = {}
-        for place, key in self.read:
+        for index, key in self.read:
             before = found[key][-1] if key in found else None
             is_added = self.library.adds_twice and before in self.library.defaults.get(key, ())
             if not before or is_added:
-                found[key] = items[place]
+                found[key] = items[index]
         return found
 
-
-_FORWARD = FORWARD.lower()
-_SIGNATURES = frozenset({"authorization", "signature-input"})  # what a signature of headers is in
+    def find_by_name(self, headers: Mapping[Any, Any]) -> Headers:
+        """Return the headers whose values the gate reads, from a mapping of all headers."""
+        if self.is_simple:  # the plain code is what follows
+            return {key: (name, headers[name]) for name, key in self.read_by_name}
+        return self.find(list(headers.items()))
 
 
 class Route:
@@ -202,12 +205,11 @@ class Route:
             name.lower(): (name, value) for name, value in (gateway_headers or {}).items()
         }
         self.session_headers = tuple(_session_headers(gateway))
-        #: The names of the session headers in lower case. These are identifiers, as are all
-        #: X-Cagent-*.
-        self.identifiers = frozenset(each.key for each in self.session_headers)
-        parent = None if gateway is None else gateway.parent_header
-        #: The identifiers less the parent's header. A caller who sets one has chosen a session.
-        self.session_names = self.identifiers - {(parent or "").lower()}
+        #: the names of the session headers in lower case
+        self.session_keys = frozenset(each.key for each in self.session_headers)
+        parent = "" if gateway is None else gateway.parent_header or ""
+        #: all of them but the parent's: a caller who sets one has chosen a session
+        self.choosing_keys = self.session_keys - {parent.lower()}
         self.warned: dict[str, object] = {}  #: the warnings that have been said, each once
         #: plan(library, names) returns the :class:`Plan` for requests that have such headers.
         self.plan = functools.lru_cache(maxsize=256)(functools.partial(Plan, self))
@@ -232,6 +234,8 @@ class Route:
 
     def with_query(self, url: str) -> str:
         """Return ``url`` with the gateway's query parameters that it does not have yet."""
+        if not self.query:
+            return url
         base, hash_mark, fragment = url.partition("#")
         base, _, query = base.partition("?")
         pairs = query.split("&") if query else []
@@ -268,11 +272,12 @@ class Router:
 
     def __init__(self, *gateways: Gateway | None) -> None:
         self.gateways: dict[Place, Gateway] = {}
-        #: The routes by host, those with the longest path first. Each host is there as str, and as
-        #: bytes for httpx; an IPv6 address has no brackets. Empty if there is no gateway.
-        self.hosts: dict[str | bytes, list[Route]] = {}
+        #: The routes by host, those with the longest path first. An IPv6 address has no brackets.
+        #: Empty if there is no gateway.
+        self.hosts: dict[str, list[Route]] = {}
+        self.hosts_in_bytes: set[bytes] = set()  #: the same hosts, as httpx keeps them
         #: the names of the session headers of all routes, in lower case
-        self.identifiers = BARE.identifiers
+        self.session_keys = BARE.session_keys
         #: the route, if there is just one, which saves looking for the host
         self._only: Route | None = None
         for gateway in gateways:
@@ -299,9 +304,9 @@ class Router:
         self.gateways[route.place] = gateway
         host = route.origin.host.strip("[]")
         routes = self.hosts.setdefault(host, [])
-        self.hosts[host.encode()] = routes
+        self.hosts_in_bytes.add(host.encode())
         bisect.insort(routes, route, key=lambda each: -len(each.path))
-        self.identifiers |= route.identifiers
+        self.session_keys |= route.session_keys
         self._only = route if len(self.gateways) == 1 else None
 
     def route(self, url: str) -> Route:
@@ -315,7 +320,7 @@ class Router:
                     return route
         return BARE
 
-    def is_known(self, url: str) -> bool:
+    def owns(self, url: str) -> bool:
         """Return whether a gateway of the same client owns ``url``."""
         return self.route(url) is not BARE
 
@@ -352,12 +357,12 @@ def is_identifier(key: str, names: frozenset[str]) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def identifiers_among(names: tuple[Any, ...], identifiers: frozenset[str]) -> tuple[Any, ...]:
+def identifiers_among(names: tuple[Any, ...], session_keys: frozenset[str]) -> tuple[Any, ...]:
     """Return those of the names of some headers that are names of identifiers.
 
-    :param identifiers: the names of session headers, in lower case.
+    :param session_keys: the names of session headers, in lower case.
     """
-    return tuple(name for name in names if is_identifier(lower(name), identifiers))
+    return tuple(name for name in names if is_identifier(lower(name), session_keys))
 
 
 def lower(name: str | bytes) -> str:

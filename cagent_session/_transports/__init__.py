@@ -11,8 +11,9 @@ A transport does this for each request:
 5. Copy it, put the stamp on the copy's headers and ``route.with_query(url)`` in place of its URL,
    and send the copy by the library's own means. The caller's request stays as it is.
 6. Set ``passage.is_open`` to false after sending, even if that failed.
-7. Keep identifiers from other origins, those in the ``route.identifiers`` of earlier hops included.
-   The library makes the next hop of a redirect from the last one in a way of its own, so each
-   module of this folder begins by saying how.
+7. Keep identifiers from other origins: ``is_identifier()`` says which headers these are, by the
+   ``route.session_keys`` of this hop and earlier ones, and ``may_get_identifiers()`` where they may
+   go. Each library makes the next hop of a redirect from the last one in a way of its own; the
+   module for the library begins by saying how.
 8. Report redirects of gateway-bound requests to ``note_redirect()``.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urljoin
 
 import aiohttp
@@ -21,7 +21,9 @@ from yarl import URL
 from .._gate.gate import Stamp, gate, note_redirect, note_unbound
 from .._gate.passage import Passage, are_plain_text, is_stamped, passage_of
 from .._gate.routes import BARE, Library, Plan, Route, Router, is_identifier, may_get_identifiers
-from .httpx import Httpx
+
+if TYPE_CHECKING:
+    from .httpx import Httpx
 
 Handler: TypeAlias = Callable[[ClientRequest], Awaitable[ClientResponse]]
 
@@ -35,21 +37,21 @@ _DEFAULTS = {
     "accept-encoding": (_own["Accept-Encoding"],),
     "content-type": ("application/octet-stream",),  # of a body of bytes
 }
-_AIOHTTP = Library(_DEFAULTS, name=istr)
+_AIOHTTP = Library(_DEFAULTS, make_name=istr)
 
 
 @functools.cache
 def _over_aiohttp(httpx: Httpx) -> Library:
     """Return the library for requests of httpx that go over aiohttp: either adds its defaults."""
     both = {key: (*values, *httpx.defaults.get(key, ())) for key, values in _DEFAULTS.items()}
-    return Library(both, name=istr)
+    return Library(both, make_name=istr)
 
 
 class InFlightHeaders(CIMultiDict[str]):
     """The headers of a gateway-bound request, while it is being sent."""
 
     passage: Passage
-    identifiers: frozenset[str]  #: the names of session headers, in lower case
+    session_keys: frozenset[str]  #: the names of session headers, in lower case
     callers: CIMultiDict[str]  #: the headers without the stamp
 
 
@@ -58,7 +60,7 @@ class Hops:
 
     # the URL of the first gateway-bound hop on which the caller had set identifiers
     _home: str | None = None
-    _identifiers: frozenset[str] = frozenset()
+    _session_keys: frozenset[str] = frozenset()
     #: redirects of this call that the client still keeps; GatewayMiddleware counts them
     responses = 0
 
@@ -67,8 +69,8 @@ class Hops:
     def __init__(self, router: Router) -> None:
         self._router = router
 
-    def is_from(self, httpx: Httpx) -> None:
-        """Note that httpx makes this call, over aiohttp."""
+    def use_defaults_of(self, httpx: Httpx) -> None:
+        """Count the defaults of httpx, which makes this call over aiohttp, as defaults."""
         self._library = _over_aiohttp(httpx)
 
     @property
@@ -87,14 +89,14 @@ class Hops:
             if not has_passed:
                 note_unbound(url)
             return await handler(_with_headers(request, headers))
-        passage = Passage(request.method, route.with_query(url) if route.query else url)
+        passage = Passage(request.method, route.with_query(url))
         stamp = gate(url, plan, plan.find_by_name(headers), passage)
         if stamp is None:
             return await handler(_with_headers(request, headers))
-        if plan.identifiers:
+        if plan.callers_identifiers:
             self._home = self._home or url
-        self._identifiers |= route.identifiers
-        sent = _stamped(headers, plan, stamp, passage, self._identifiers)
+        self._session_keys |= route.session_keys
+        sent = _stamped(headers, plan, stamp, passage, self._session_keys)
         outgoing = _with_headers(request, sent)
         if route.query:
             outgoing.url = URL(passage.url, encoded=True).with_scheme(request.url.scheme)
@@ -120,41 +122,44 @@ class Hops:
         headers = request.headers
         # Looking for a passage in headers of plain text would find none.
         if headers.__class__ is CIMultiDict and are_plain_text(headers.values()):
-            return self._without_identifiers(headers, url), False
+            return self._for_origin_of(headers, url), False
         earlier = passage_of(headers, headers.items())
         if earlier is not None and earlier.covers(request.method, url):
-            return self._without_identifiers(headers, url), True
+            return self._for_origin_of(headers, url), True
         if earlier is None:
-            return self._without_identifiers(headers, url), False
+            return self._for_origin_of(headers, url), False
         # A middleware of ours, further up, has stamped the request for another URL or method. One
         # in between has changed that, and the stamp has to come off.
-        identifiers = self._identifiers
+        session_keys = self._session_keys
         if isinstance(headers, InFlightHeaders):
-            identifiers |= headers.identifiers
+            session_keys |= headers.session_keys
             headers = headers.callers
         headers = CIMultiDict(item for item in headers.items() if not is_stamped(item[1]))
         if not may_get_identifiers(earlier.url, url):
-            headers = _less(headers, identifiers)
+            headers = _less(headers, session_keys)
         return headers, False
 
-    def _without_identifiers(self, headers: CIMultiDict[str], url: str) -> CIMultiDict[str]:
-        """Return ``headers`` without the caller's identifiers, if they are not for ``url``."""
+    def _for_origin_of(self, headers: CIMultiDict[str], url: str) -> CIMultiDict[str]:
+        """Return ``headers``, without the caller's identifiers if these are for another origin."""
         # Comparing the URLs first saves parsing them for a request that is sent again.
         if self._home in (None, url) or may_get_identifiers(self._home, url):
             return headers
-        return _less(headers, self._identifiers)
+        return _less(headers, self._session_keys)
 
     def take_off(self, headers: Any, response: ClientResponse) -> None:
         """Take the caller's identifiers off the headers of httpx, if it will follow a redirect.
 
         httpx over aiohttp makes each hop a call of its own, with the headers of the last one.
         """
-        location = response.headers.get("Location", "")
         if self._home is None or response.status not in _REDIRECTS:
             return
-        if not may_get_identifiers(self._home, urljoin(self._home, location)):
+        try:
+            target = urljoin(self._home, response.headers.get("Location", ""))
+        except ValueError:
+            target = ""  # the client refuses it, too
+        if not may_get_identifiers(self._home, target):
             for name in list(headers):
-                if is_identifier(name.lower(), self._identifiers):
+                if is_identifier(name.lower(), self._session_keys):
                     headers.pop(name, None)
 
     def _note_redirect(
@@ -162,7 +167,7 @@ class Hops:
     ) -> None:
         location = response.headers.get("Location") or response.headers.get("URI")
         if location:
-            in_session = any(sent.get(name) for name in route.session_names)
+            in_session = any(sent.get(name) for name in route.choosing_keys)
             note_redirect(self._router, route, url, location, in_session)
 
 
@@ -180,15 +185,15 @@ def _with_headers(request: ClientRequest, headers: CIMultiDict[str]) -> ClientRe
     return copied
 
 
-def _less(headers: CIMultiDict[str], identifiers: frozenset[str]) -> CIMultiDict[str]:
+def _less(headers: CIMultiDict[str], session_keys: frozenset[str]) -> CIMultiDict[str]:
     """Return a copy of ``headers`` without the caller's identifiers; what the gate set stays."""
     made = type(headers)(
         item
         for item in headers.items()
-        if is_stamped(item[1]) or not is_identifier(item[0].lower(), identifiers)
+        if is_stamped(item[1]) or not is_identifier(item[0].lower(), session_keys)
     )
     if isinstance(headers, InFlightHeaders) and isinstance(made, InFlightHeaders):
-        made.passage, made.identifiers = headers.passage, headers.identifiers
+        made.passage, made.session_keys = headers.passage, headers.session_keys
         made.callers = headers.callers
     return made
 
@@ -203,14 +208,14 @@ def _stamped(
     plan: Plan,
     stamp: Stamp,
     passage: Passage,
-    identifiers: frozenset[str],
+    session_keys: frozenset[str],
 ) -> InFlightHeaders:
     """Return a copy of ``headers`` with the stamp."""
     stamped, removed = stamp
     sent = InFlightHeaders(headers)
-    for _, key in plan.replaced:
+    for _, key in plan.droppable:
         if key in stamped or key in removed:
             sent.popall(key, None)
     sent.extend(list(stamped.values()))
-    sent.passage, sent.identifiers, sent.callers = passage, identifiers, headers
+    sent.passage, sent.session_keys, sent.callers = passage, session_keys, headers
     return sent

@@ -42,7 +42,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     """
 
     url: str  #: the identifiers may be sent to its origin
-    identifiers: frozenset[str]  #: names of session headers, at this hop and earlier ones
+    session_keys: frozenset[str]  #: names of session headers, at this hop and earlier ones
     passage: Passage | None
     route: Route = BARE  #: to the gateway whose headers these are
     left: tuple[Item, ...] | None = None
@@ -74,9 +74,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
             key = lower(item[0])
             if self._is_gateway_header(key, item):
                 left.append(item)
-                replaces = getattr(item[1], "replaces", None)
-                kept += [] if replaces is None else [replaces]
-            elif is_identifier(key, self.identifiers):
+                kept += _replaced_by(item)
+            elif is_identifier(key, self.session_keys):
                 left.append(item)
             else:
                 kept.append(item)
@@ -137,11 +136,15 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
 
     def _without_gateway_headers(self) -> list[Item]:
         """Return the headers less the gateway headers. Session headers stay, stamped or not."""
-        return [item for item in self.items() if not self._is_gateway_header(lower(item[0]), item)]
+        kept: list[Item] = []
+        for item in self.items():
+            is_ours = self._is_gateway_header(lower(item[0]), item)
+            kept += _replaced_by(item) if is_ours else [item]
+        return kept
 
     def _is_gateway_header(self, key: str, item: Item) -> bool:
         """Return whether a header is a gateway header: the gate set it, and not from a session."""
-        return is_stamped(item[1]) and key not in self.identifiers
+        return is_stamped(item[1]) and key not in self.session_keys
 
     def _with(
         self,
@@ -150,18 +153,24 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         passage: Passage | None = None,
     ) -> GuardedHeaders:
         made: GuardedHeaders = type(self)(items)
-        made.url, made.identifiers, made.route = self.url, self.identifiers, self.route
+        made.url, made.session_keys, made.route = self.url, self.session_keys, self.route
         made.passage, made.left = passage, left
         return made
 
 
+def _replaced_by(item: Item) -> list[Item]:
+    """Return the library's own header that a gateway header has replaced, if there was one."""
+    replaced = getattr(item[1], "replaces", None)
+    return [] if replaced is None else [replaced]
+
+
 def guard(
-    headers: Any, url: str, identifiers: frozenset[str], passage: Passage | None = None
+    headers: Any, url: str, session_keys: frozenset[str], passage: Passage | None = None
 ) -> GuardedHeaders:
     """Return guarded headers that share the table of ``headers``, or copy it from a plain mapping.
 
     :param url: the identifiers may be sent to its origin.
-    :param identifiers: the names of session headers, in lower case.
+    :param session_keys: the names of session headers, in lower case.
     :param passage: of the request that is about to be sent with them.
     """
     plain: Any = _plain_class(headers) if isinstance(headers, GuardedHeaders) else type(headers)
@@ -176,7 +185,7 @@ def guard(
         made = kind.__new__(kind)
         made.__dict__.update(headers.__dict__)
         made.left = made.request = None  # headers that were guarded before may have had them
-    made.url, made.identifiers, made.passage = url, identifiers, passage
+    made.url, made.session_keys, made.passage = url, session_keys, passage
     return made
 
 
@@ -190,7 +199,9 @@ class GuardedCaseInsensitiveDict(GuardedHeaders, CaseInsensitiveDict):  # type: 
 
     def copy(self) -> Any:  # the plain code is the mixin's
         if self.passage is not None and self.passage.is_open:
-            return with_store(self._store.copy(), self.url, self.identifiers, self.passage)
+            made = with_store(self._store.copy(), self.url, self.session_keys, self.passage)
+            made.route = self.route
+            return made
         return self.guarded_copy()
 
     __copy__ = copy
@@ -212,7 +223,7 @@ _new: Any = object.__new__
 
 
 def with_store(
-    store: Mapping[str, Any], url: str, identifiers: frozenset[str], passage: Passage | None
+    store: Mapping[str, Any], url: str, session_keys: frozenset[str], passage: Passage | None
 ) -> GuardedHeaders:
     """Return guarded headers of requests' usual kind around a table, without copying that.
 
@@ -220,7 +231,7 @@ def with_store(
     header after the other into another table, which costs more than copying the whole request.
     """
     made = _new(GuardedCaseInsensitiveDict)
-    made._store, made.url, made.identifiers, made.passage = store, url, identifiers, passage
+    made._store, made.url, made.session_keys, made.passage = store, url, session_keys, passage
     return made  # type: ignore[no-any-return]
 
 

@@ -46,20 +46,23 @@ def _with_home(value: Any, home: Any) -> Any:
     if value.__class__ in _HOMED:
         return value
     homed: Any
-    if isinstance(value, bytes):
-        homed = _HomedBytes(value)
-    elif isinstance(value, str):
+    if isinstance(value, str):
         homed = _Homed(str.__str__(value))  # str() of an enum is its name; its value is sent
+    elif hasattr(value, "encode"):  # as http.client does it, for a UserString and the like
+        homed = _HomedBytes(value.encode("latin-1"))
     elif isinstance(value, int):  # http.client sends its digits
         homed = _Homed(value)
     else:
-        return value  # urllib3 cannot send it
+        try:
+            homed = _HomedBytes(memoryview(value))  # bytes, or another buffer
+        except TypeError:
+            return value  # urllib3 cannot send it
     homed.home = home
     return homed
 
 
 # Cached, because a client sends the same few headers to the same gateway. Finding them takes a
-# fourth of the time of making them.
+# fourth of the time of making them. Identifiers are no secrets.
 @functools.lru_cache(maxsize=256)
 def _texts_with_home(
     names: tuple[str, ...], values: tuple[str, ...], home: Any
@@ -77,15 +80,22 @@ class HomedHeaders(dict[str, Any]):
 
 
 class _SeveralOfOneName(HTTPHeaderDict):
-    """urllib3's headers, but a value that is the only one of its name is returned as it is.
+    """urllib3's headers, but a value keeps its home, also where several are joined.
 
     The plain class joins even a single value, which turns a ``_Homed`` one into an ordinary
     ``str``.
     """
 
     def __getitem__(self, key: str) -> Any:
-        values = self.getlist(key)
-        return values[0] if len(values) == 1 else super().__getitem__(key)
+        values: list[Any] = self.getlist(key)
+        if len(values) == 1:
+            return values[0]
+        joined = super().__getitem__(key)
+        homes = [value.home for value in values if value.__class__ in _HOMED]
+        if not homes:
+            return joined
+        # Values with different homes may be sent nowhere together.
+        return _with_home(joined, homes[0] if homes.count(homes[0]) == len(homes) else object())
 
 
 def homed(headers: Any, plan: Plan, origin: Any) -> Any:
@@ -97,22 +107,22 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
     :param plan: for the names in ``headers``.
     :param origin: the home of identifiers that have none yet; ``None`` to leave them without.
     """
-    if not plan.identifiers:
-        origin = None
+    if not plan.callers_identifiers:
+        origin = None  # what has a home was an identifier at an earlier hop
     if origin and headers.__class__ is dict and plan.is_simple and are_plain_text(headers.values()):
         # The plain code is what follows. The caller's headers are mostly like these.
         made: Any = HomedHeaders(headers)
-        values = tuple(map(headers.__getitem__, plan.identifiers))
-        made.update(_texts_with_home(plan.identifiers, values, origin))
+        values = tuple(map(headers.__getitem__, plan.callers_identifiers))
+        made.update(_texts_with_home(plan.callers_identifiers, values, origin))
         made.home = origin
         return made
     items = [
-        (name, _with_home(value, origin) if origin and name in plan.identifiers else value)
+        (name, _with_home(value, origin) if origin and name in plan.callers_identifiers else value)
         for name, value in headers.items()
     ]
     if not any(value.__class__ in _HOMED for _, value in items):
         return headers
-    if plan.is_simple:
+    if plan.is_simple or isinstance(headers, dict):  # a dict may have a name in two spellings
         return dict(items)
     made = _SeveralOfOneName()
     for name, value in items:

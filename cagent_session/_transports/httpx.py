@@ -20,7 +20,7 @@ from .._gate.gateway import Gateway
 from .._gate.passage import Passage, is_stamped, passage_of
 from .._gate.routes import (
     BARE,
-    DEFAULT_NAMES,
+    DEFAULT_KEYS,
     Library,
     Plan,
     Route,
@@ -48,7 +48,7 @@ class Httpx:
         # load TLS certificates.
         transport = module.MockTransport(lambda request: None)
         client = module.Client(transport=transport, trust_env=False)
-        self.defaults = {name: (client.headers.get(name),) for name in DEFAULT_NAMES}
+        self.defaults = {name: (client.headers.get(name),) for name in DEFAULT_KEYS}
         self._library = Library(self.defaults, in_bytes=True)
         self._request_class = module.Request
         self._headers_class = module.Headers
@@ -98,8 +98,8 @@ class Httpx:
             return request
         kept = [item for item in items if not is_stamped(item[2])]
         if not may_get_identifiers(str(passage.url), str(request.url)):
-            names = getattr(request.headers, "identifiers", BARE.identifiers)
-            kept = _without_identifiers(kept, router.identifiers | names)
+            names = getattr(request.headers, "session_keys", BARE.session_keys)
+            kept = _without_identifiers(kept, router.session_keys | names)
         copied = _new(type(request))
         copied.__dict__ = request.__dict__.copy()
         copied.headers = self._headers(kept, request.headers)
@@ -117,7 +117,7 @@ class Httpx:
             )
         url, route = request.url, BARE
         # str() composes the URL anew, so that is done for the hosts of gateways alone.
-        if router.hosts and url.raw_host in router.hosts:
+        if router.hosts and url.raw_host in router.hosts_in_bytes:
             url = str(url)
             route = router.route(url)
         items = request.headers._list if self._has_known_layout else _items(request.headers)
@@ -137,7 +137,7 @@ class Httpx:
         outgoing = _new(type(request))
         outgoing.__dict__ = request.__dict__.copy()
         outgoing.headers = self._stamped(items, plan, stamp, passage, request.headers)
-        outgoing.headers.identifiers = route.identifiers
+        outgoing.headers.session_keys = route.session_keys
         if route.query:
             passage.url = outgoing.url = self.module.URL(route.with_query(url))
         return outgoing, route, passage
@@ -152,9 +152,9 @@ class Httpx:
         """
         stamped, removed = stamp
         sent: list[Any] = items.copy()
-        for place, key in reversed(plan.replaced):
+        for index, key in reversed(plan.droppable):  # from the end, as positions change after it
             if key in stamped or key in removed:
-                del sent[place]
+                del sent[index]
         sent += stamped.values()
         headers = self._headers(sent, like)
         headers.passage = passage  # a copy of the headers lacks this; then their values have it
@@ -171,13 +171,13 @@ class Httpx:
         # None if no hop so far was gateway-bound. The route is that of this hop, if it was.
         names: frozenset[str] | None = request.extensions.get(_IDENTIFIERS)
         if route is not None:
-            names = route.identifiers if names is None else names | route.identifiers
+            names = route.session_keys if names is None else names | route.session_keys
         if names is None or not response.has_redirect_location:
             return response
         request.extensions = {**request.extensions, _IDENTIFIERS: names}
         target = self._target(request, response)
         if route is not None:
-            in_session = any(outgoing.headers.get(name) for name in route.session_names)
+            in_session = any(outgoing.headers.get(name) for name in route.choosing_keys)
             note_redirect(router, route, str(request.url), target, in_session)
         if not may_get_identifiers(str(request.url), target):
             kept = _without_identifiers(_items(request.headers), names)
@@ -245,27 +245,27 @@ class GatewayTransport:
 
     def handle_request(self, request: Any) -> Any:
         """Send ``request``, or a stamped copy of it if it is gateway-bound."""
-        inner = self._blocking or self._make_blocking()
+        inner = self._inner_blocking()
         return self._gate.send(self._router, request, inner.handle_request)
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send ``request``, or a stamped copy of it if it is gateway-bound."""
-        inner = self._asynchronous or self._make_asynchronous()
+        inner = self._inner_asynchronous()
         return await self._gate.send_async(self._router, request, inner.handle_async_request)
 
     def __enter__(self) -> Any:
-        (self._blocking or self._make_blocking()).__enter__()
+        self._inner_blocking().__enter__()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
-        (self._blocking or self._make_blocking()).__exit__(*exc_info)
+        self._inner_blocking().__exit__(*exc_info)
 
     async def __aenter__(self) -> Any:
-        await (self._asynchronous or self._make_asynchronous()).__aenter__()
+        await self._inner_asynchronous().__aenter__()
         return self
 
     async def __aexit__(self, *exc_info: Any) -> None:
-        await (self._asynchronous or self._make_asynchronous()).__aexit__(*exc_info)
+        await self._inner_asynchronous().__aexit__(*exc_info)
 
     def close(self) -> None:
         """Close the transport that sends for blocking clients."""
@@ -277,17 +277,22 @@ class GatewayTransport:
         if self._asynchronous is not None:
             await self._asynchronous.aclose()
 
-    def _make_blocking(self) -> Any:
-        self._check_kind("Client", "HTTPTransport")
-        # setdefault() is atomic: several threads get the transport of one of them.
-        self._blocking = self._made.setdefault("blocking", self.module.HTTPTransport())
+    def _inner_blocking(self) -> Any:
+        """Return the transport that sends for blocking clients."""
+        if self._blocking is None:
+            self._check_kind("Client", "HTTPTransport")
+            # The plain code would be an assignment, under a lock, which a fork could find held.
+            # setdefault() is atomic, too: several threads get the transport of one of them.
+            self._blocking = self._made.setdefault("blocking", self.module.HTTPTransport())
         return self._blocking
 
-    def _make_asynchronous(self) -> Any:
-        self._check_kind("AsyncClient", "AsyncHTTPTransport")
-        made = self._made.setdefault("asynchronous", self.module.AsyncHTTPTransport())
-        self._asynchronous = made
-        return made
+    def _inner_asynchronous(self) -> Any:
+        """Return the transport that sends for asynchronous clients."""
+        if self._asynchronous is None:
+            self._check_kind("AsyncClient", "AsyncHTTPTransport")
+            made = self._made.setdefault("asynchronous", self.module.AsyncHTTPTransport())
+            self._asynchronous = made
+        return self._asynchronous
 
     def _check_kind(self, client: str, default: str) -> None:
         if self._given is not None:

@@ -125,19 +125,22 @@ def _requests_patch(original: Any) -> Any:
         proxies: Any = None,
     ) -> Any:
         pass_on = original.__get__(self, type(self))
+        options = {
+            "stream": stream,
+            "timeout": timeout,
+            "verify": verify,
+            "cert": cert,
+            "proxies": proxies,
+        }
         router = _active_router
         if router is not None:
-            return for_requests.send(
-                router, pass_on, request, True, stream, timeout, verify, cert, proxies
-            )
+            return for_requests.send(router, pass_on, request, options, may_be_rebuilt=True)
         headers = request.headers
         if isinstance(headers, GuardedHeaders) and headers.are_callers_own(request):
             # The caller's headers were guarded before uninstrument(). urllib3 sends a copy, which
             # would lack the caller's identifiers.
             request.headers = headers.plain()
-        return pass_on(
-            request, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
-        )
+        return pass_on(request, **options)
 
     return send
 
@@ -268,7 +271,9 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         above = self._middlewares if middlewares is None else middlewares
         this_call = hops(router)
         if hasattr(headers, "raw"):  # they are httpx's
-            this_call.is_from(gate_for(sys.modules[type(headers).__module__.partition(".")[0]]))
+            this_call.use_defaults_of(
+                gate_for(sys.modules[type(headers).__module__.partition(".")[0]])
+            )
         response = await pass_on(
             method, str_or_url, headers=headers, middlewares=(*above, this_call), **options
         )

@@ -25,13 +25,17 @@ def when_imported(name: str, on_import: OnImport) -> None:
     """Call ``on_import`` with the module ``name``: now if it is loaded, else once it is loaded."""
     # Registered first, so that an import in another thread is not missed in between.
     _waiting[name] = on_import
-    if _finder not in sys.meta_path:
-        sys.meta_path.insert(0, _finder)
+    _watch_imports()
     # Another thread may be importing it now, and have passed the finders before ours was there.
     with _import_lock(name):
         is_loaded = sys.modules.get(name) is not None
     if is_loaded:
         _call(importlib.import_module(name))
+
+
+def _watch_imports() -> None:
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
 
 
 def _import_lock(name: str) -> AbstractContextManager[object]:
@@ -46,6 +50,8 @@ def _call(module: ModuleType) -> None:
     if not _waiting:
         with contextlib.suppress(ValueError):  # another thread has just taken it off
             sys.meta_path.remove(_finder)
+        if _waiting:  # another thread has just registered, and found it there
+            _watch_imports()
     if on_import is None:
         return
     try:

@@ -26,9 +26,9 @@ class _Mounts(Router):
         #: the adapters with settings of their own, by the place of their gateway
         self.adapters: dict[Place, HTTPAdapter] = {}
         #: a list that all origins on one requests.Session share, of what is mounted at each
-        self.origins: list[_Mounts] = [self]
+        self.origins: list[_Mounts] = []
 
-    def is_known(self, url: str) -> bool:
+    def owns(self, url: str) -> bool:
         return any(mounts.route(url) is not BARE for mounts in self.origins)
 
     def __reduce__(self) -> Any:
@@ -53,6 +53,11 @@ class _MountedAdapter(GatewayAdapter):
         super().__init__(gateway, adapter=behind)
         self._router = self._mounts = mounts
         self._otherwise = otherwise
+
+    def close(self) -> None:
+        super().close()
+        if self._otherwise is not self._behind:
+            self._otherwise.close()
 
     def adapter_for(self, request: PreparedRequest) -> BaseAdapter:
         if self._mounts.adapters:
@@ -89,6 +94,8 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         mounts.check(each)
     for each in (*known, gateway):
         mounts.add(each)
+    if mounts not in mounts.origins:
+        mounts.origins.append(mounts)
     # By the id() of the adapter behind: one that has several prefixes gets one of ours.
     gates: dict[int, _MountedAdapter] = {}
 
@@ -147,7 +154,6 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
     for adapter in session.adapters.values():
         if isinstance(adapter, _MountedAdapter):
             made.origins = adapter._mounts.origins
-            made.origins.append(made)
             break
     return made
 

@@ -20,7 +20,7 @@ from requests.utils import default_headers
 from .._gate.gate import Stamp, gate, note_redirect, note_unbound
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, passage_in
-from .._gate.routes import BARE, Library, Plan, Route, Router, lower
+from .._gate.routes import BARE, FORWARD_KEY, Library, Plan, Route, Router, lower
 from .guarded_headers import GuardedHeaders, Item, guard, with_store
 from .mappings import with_stamp
 
@@ -79,8 +79,14 @@ class GatewayMixin(_Adapter):
         The session is the one that is in scope in the calling thread, now.
         """
         pass_on = super().send if self._behind is None else self._send_behind
-        router = self._router
-        return send(router, pass_on, request, False, stream, timeout, verify, cert, proxies)
+        options = {
+            "stream": stream,
+            "timeout": timeout,
+            "verify": verify,
+            "cert": cert,
+            "proxies": proxies,
+        }
+        return send(self._router, pass_on, request, options)
 
     #: The adapter behind, whose settings this one shows; ``None`` if this one sends by itself.
     #: ``adapter_for()`` may choose another one for a request.
@@ -104,10 +110,10 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
     :param adapter_kwargs: the keywords of requests' ``HTTPAdapter``; not together with ``adapter``.
     :raises TypeError: for an ``adapter`` that is none, or that comes with further keywords.
 
-    All other requests are sent as ``HTTPAdapter`` sends them. The caller's request is never
-    changed: ``response.request`` is the stamped copy that was sent. A copy of either request, made
-    for a redirect or to send it again, has no identifiers. It gets them back when it is sent to the
-    same origin. ::
+    All other requests are sent as ``HTTPAdapter`` sends them. The URL, the body and the headers of
+    the caller's request stay as they are: ``response.request`` is the stamped copy that was sent. A
+    copy of either request, made for a redirect or to send it again, has no identifiers. It gets
+    them back when it is sent to the same origin. ::
 
         http = requests.Session()
         http.mount("https://", GatewayAdapter(gateway))     # or: gateway.mount(http)
@@ -181,8 +187,8 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
             self.__dict__.update(state)
 
 
-#: An attribute of headers while their request is being sent: the router by which the patch of
-#: ``HTTPAdapter.send`` has found that it is not gateway-bound, and its URL.
+#: An attribute of headers: a list of (router, URL) of the requests that are being sent with them,
+#: and of which the patch of ``HTTPAdapter.send`` has found that they are not gateway-bound.
 JUDGED = "_cagent_session_judged"
 
 
@@ -190,33 +196,28 @@ def send(
     router: Router,
     pass_on: Callable[..., Response],
     request: PreparedRequest,
-    may_be_rebuilt: bool,
-    stream: bool,
-    timeout: Any,
-    verify: Any,
-    cert: Any,
-    proxies: Any,
+    options: dict[str, Any],
+    *,
+    may_be_rebuilt: bool = False,
 ) -> Response:
     """Send ``request``, or a stamped copy of it if it is gateway-bound.
 
-    :param pass_on: the ``send`` of an adapter. It gets ``stream`` and all after it by name, as not
-        every adapter takes them by position.
+    :param pass_on: the ``send`` of an adapter.
+    :param options: what it gets besides the request: by name, as not every adapter takes these by
+        position.
     :param may_be_rebuilt: whether code below a transport of ours may have made ``request`` from one
         that is stamped already.
     """
+    stream = options["stream"]
     outgoing, guarded, passage = _through_gate(router, request, stream, may_be_rebuilt)
     if may_be_rebuilt and passage is None:
         pass_on = functools.partial(_pass_on_judged, pass_on, router)
     if guarded is None:
-        return pass_on(
-            outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
-        )
+        return pass_on(outgoing, **options)
     try:
-        response = pass_on(
-            outgoing, stream=stream, timeout=timeout, verify=verify, cert=cert, proxies=proxies
-        )
+        response = pass_on(outgoing, **options)
     except RequestException as error:
-        _guard_copy(error.request, outgoing, guarded)
+        _guard_replaced(error.request, outgoing, guarded)
         raise
     finally:
         if passage is not None:
@@ -225,10 +226,10 @@ def send(
             _show_what_was_sent(request, guarded)
         # An adapter further down has put other headers there, or we have put plain ones.
         if outgoing.headers is not guarded:
-            _guard_copy(outgoing, None, guarded)
+            _guard_replaced(outgoing, None, guarded)
     copied: Any = getattr(response, "request", None)
     if copied is not outgoing:
-        _guard_copy(copied, outgoing, guarded)
+        _guard_replaced(copied, outgoing, guarded)
     if passage is not None and getattr(response, "status_code", None) in REDIRECT_STATI:
         _note_redirect(router, request, outgoing, response)
     return response
@@ -265,17 +266,19 @@ def _through_gate(
         earlier = passage_in(headers.items() if table is None else dict.values(table))
         if earlier is not None and earlier.covers(request.method, url):
             return request, None, None
-    passage = Passage(request.method, route.with_query(url) if route.query else url)
+    passage = Passage(request.method, route.with_query(url))
     stamp = gate(url, plan, by_name, passage)
     if stamp is None:
         return (request, None, None) if before is None else _unbound(request, before)
-    identifiers = route.identifiers if before is None else before.identifiers | route.identifiers
+    session_keys = (
+        route.session_keys if before is None else before.session_keys | route.session_keys
+    )
     # The caller may have set identifiers.
-    if plan.identifiers or (before is not None and not plan.names.isdisjoint(identifiers)):
-        _guard_callers_headers(request, before, identifiers)
+    if plan.callers_identifiers or (before is not None and not plan.keys.isdisjoint(session_keys)):
+        _guard_callers_headers(request, before, session_keys)
     outgoing = _shallow_copy(request)
     outgoing.url = passage.url
-    outgoing.headers = guarded = _stamped(headers, table, stamp, identifiers, passage)
+    outgoing.headers = guarded = _stamped(headers, table, stamp, session_keys, passage)
     guarded.route = route
     return outgoing, guarded, passage
 
@@ -293,6 +296,10 @@ def _show_what_was_sent(request: PreparedRequest, guarded: GuardedHeaders) -> No
         request.headers = guarded
 
 
+class _DictWithAttributes(dict[str, Any]):
+    """Headers that a caller keeps in a plain dict, which takes no attribute."""
+
+
 def _pass_on_judged(
     pass_on: Callable[..., Response], router: Router, request: PreparedRequest, **options: Any
 ) -> Response:
@@ -301,13 +308,21 @@ def _pass_on_judged(
     urllib3 gets the URL without user info, and would take some for a gateway's.
     """
     headers = request.headers
-    if not hasattr(headers, "__dict__"):  # a plain dict takes no attribute
-        return pass_on(request, **options)
-    setattr(headers, JUDGED, (router, request.url))
+    if not hasattr(headers, "__dict__"):
+        copied = _shallow_copy(request)
+        copied.headers = _DictWithAttributes(headers)  # type: ignore[assignment]
+        response = _pass_on_judged(pass_on, router, copied, **options)
+        if response.request is copied:
+            response.request = request
+        return response
+    # A list, which is changed atomically: other threads may be sending the same headers.
+    judged = vars(headers).setdefault(JUDGED, [])
+    this_one = router, request.url
+    judged.append(this_one)
     try:
         return pass_on(request, **options)
     finally:
-        vars(headers).pop(JUDGED, None)
+        judged.remove(this_one)
 
 
 def _unbound(
@@ -327,14 +342,17 @@ def _unbound(
     return outgoing, before, None
 
 
+_FORWARD_IN_BYTES = FORWARD_KEY.encode()
+
+
 def _carries_forward(headers: Any) -> bool:
     """Return whether headers may have an ``X-Cagent-Forward``."""
     # The plain code, below, goes through all headers. The table of requests' own class saves that;
     # a name in bytes is in there as bytes.
     table = getattr(headers, "_store", None)
     if table is not None:
-        return "x-cagent-forward" in table or b"x-cagent-forward" in table
-    return any(lower(name) == "x-cagent-forward" for name in headers)
+        return FORWARD_KEY in table or _FORWARD_IN_BYTES in table
+    return any(lower(name) == FORWARD_KEY for name in headers)
 
 
 def _read(
@@ -361,7 +379,7 @@ def _stamped(
     headers: Any,
     table: dict[str, Item] | None,
     stamp: Stamp,
-    identifiers: frozenset[str],
+    session_keys: frozenset[str],
     passage: Passage,
 ) -> GuardedHeaders:
     """Return a guarded copy of ``headers`` with the stamp.
@@ -374,35 +392,35 @@ def _stamped(
         made: Any = with_stamp(plain, stamped, removed)
         if isinstance(headers, CaseInsensitiveDict):
             made = CaseInsensitiveDict(made)
-        return guard(made, passage.url, identifiers, passage)
+        return guard(made, passage.url, session_keys, passage)
     # The plain code would be table | stamped. For an OrderedDict that takes half as long again.
     store = dict(dict.items(table))
     for key in removed:
         del store[key]
     store.update(stamped)
-    return with_store(store, passage.url, identifiers, passage)
+    return with_store(store, passage.url, session_keys, passage)
 
 
 def _guard_callers_headers(
-    request: PreparedRequest, before: GuardedHeaders | None, identifiers: frozenset[str]
+    request: PreparedRequest, before: GuardedHeaders | None, session_keys: frozenset[str]
 ) -> None:
     """Let copies of the caller's request leave behind the identifiers that the caller set.
 
     Another thread may be reading its headers, so they are replaced and not changed.
     """
     if before is not None and before.left is None and not before.are_callers_own(request):
-        return  # the request has the headers of another one, and _through_gate() replaces them
+        return  # they are another request's; _show_what_was_sent() replaces them
     headers: Any = request.headers
     url = request.url or ""
     if type(headers) is CaseInsensitiveDict:
-        guarded = with_store(headers._store, url, identifiers, None)
+        guarded = with_store(headers._store, url, session_keys, None)
     else:
-        guarded = guard(headers, url, identifiers)
+        guarded = guard(headers, url, session_keys)
     guarded.request = weakref.ref(request)
     request.headers = guarded
 
 
-def _guard_copy(request: Any, sent: PreparedRequest | None, guarded: GuardedHeaders) -> None:
+def _guard_replaced(request: Any, sent: PreparedRequest | None, guarded: GuardedHeaders) -> None:
     """Guard the headers of a request from further down, unless they are guarded.
 
     :param request: of a response or an error; a test double can have anything there.
@@ -415,7 +433,7 @@ def _guard_copy(request: Any, sent: PreparedRequest | None, guarded: GuardedHead
     if isinstance(headers, GuardedHeaders) and headers.left is None:
         return
     if isinstance(headers, Mapping):
-        request.headers = guard(headers, guarded.url, guarded.identifiers)
+        request.headers = guard(headers, guarded.url, guarded.session_keys)
 
 
 def _note_redirect(
@@ -424,7 +442,7 @@ def _note_redirect(
     location = response.headers.get("location")
     if isinstance(location, str):
         route = router.route(request.url or "")
-        in_session = any(outgoing.headers.get(name) for name in route.session_names)
+        in_session = any(outgoing.headers.get(name) for name in route.choosing_keys)
         note_redirect(router, route, outgoing.url or "", location, in_session)
 
 

@@ -26,6 +26,7 @@ from .._gate.gateway import Gateway
 from .._gate.passage import Passage, are_plain_text, is_stamped, passage_of
 from .._gate.routes import (
     BARE,
+    FORWARD_KEY,
     Library,
     Plan,
     Router,
@@ -189,7 +190,7 @@ def send(
     url = full_url(pool, base, target)
     if layer == "patch" and _is_judged(router, headers, url):
         return pass_on(method, target, *args, **kwargs)
-    if not _are_plain(headers, url):
+    if not _are_fit_to_send(headers, url):
         earlier = passage_of(headers, headers.items())
         if earlier is not None and earlier.covers(method, url, layer):
             return pass_on(method, target, *args, **kwargs)
@@ -264,7 +265,7 @@ def _through_gate(
     if route is BARE and not plan.has_forward:
         note_unbound(url)
         return headers, None
-    passage = Passage(method, route.with_query(url) if route.query else url, layer)
+    passage = Passage(method, route.with_query(url), layer)
     stamp = gate(url, plan, plan.find_by_name(headers), passage)
     if stamp is None:
         return headers, None
@@ -275,9 +276,10 @@ def _through_gate(
 
 def _is_judged(router: Router, headers: Any, url: str) -> bool:
     """Return whether the patch of requests has found that the request is not gateway-bound."""
-    by, judged = getattr(headers, JUDGED, (None, ""))
-    return by is router and (
-        urls.equivalent(judged, url) or urls.equivalent(read_by_urllib3(judged), url)
+    return any(
+        by is router
+        and (urls.equivalent(judged, url) or urls.equivalent(read_by_urllib3(judged), url))
+        for by, judged in getattr(headers, JUDGED, ())
     )
 
 
@@ -294,13 +296,12 @@ def _as_dict(headers: Any) -> Any:
     return made if len(made) == len(items) else headers
 
 
-def _are_plain(headers: Any, url: str) -> bool:
-    """Return whether the gate needs to take nothing off ``headers``: none is stamped or homed.
+def _are_fit_to_send(headers: Any, url: str) -> bool:
+    """Return whether nothing has to come off ``headers``: no stamp, no identifier of another home.
 
-    Headers that are all at home count as such, too.
-
-    The plain code would be to look for a passage, homes and guarded headers one after the other.
-    This saves most of the cost of an attempt that is not gateway-bound.
+    False says that something may have to. The plain code would be to look for a passage, homes and
+    guarded headers one after the other. This saves most of the cost of an attempt that is not
+    gateway-bound.
 
     :param url: where they are sent.
     """
@@ -352,9 +353,9 @@ def _stamped(headers: Mapping[str, Any], plan: Plan, stamp: Stamp, passage: Pass
         return made
     made = _InFlight(headers)
     made.passage = passage
-    for place, key in plan.replaced:
+    for index, key in plan.droppable:
         if key in stamped or key in removed:
-            del made[plan.spelt[place]]
+            del made[plan.names[index]]
     made.update(stamped.values())
     return made
 
@@ -370,7 +371,7 @@ def with_homes(router: Router, url: str, given: Any, default: Any) -> Any:
     """
     headers = _as_dict(default if given is None else given)
     names = names_of(headers)
-    if not identifiers_among(names, router.identifiers):
+    if not identifiers_among(names, router.session_keys):
         return given
     route = router.route(url)
     if route is BARE and router.hosts:
@@ -378,7 +379,7 @@ def with_homes(router: Router, url: str, given: Any, default: Any) -> Any:
         url = read_by_urllib3(url)
         route = router.route(url)
     plan = route.plan(_URLLIB3, names)
-    forward = plan.find_by_name(headers)["x-cagent-forward"][-1] if plan.has_forward else None
+    forward = plan.find_by_name(headers)[FORWARD_KEY][-1] if plan.has_forward else None
     origin = origin_of(url) if is_bound(forward, route) else None
     made = homed(headers, plan, origin)
     return given if made is headers else made
@@ -386,7 +387,7 @@ def with_homes(router: Router, url: str, given: Any, default: Any) -> Any:
 
 def _note_redirect(router: Router, passage: Passage, location: str, headers: Any) -> None:
     route = router.route(passage.url)
-    in_session = any(lower(name) in route.session_names for name, value in headers.items() if value)
+    in_session = any(lower(name) in route.choosing_keys for name, value in headers.items() if value)
     note_redirect(router, route, passage.url, location, in_session)
 
 

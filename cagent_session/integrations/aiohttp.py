@@ -10,6 +10,9 @@ from .._gate.routes import Router
 from . import missing
 
 try:
+    # First, and not by the next line: if instrument() waits for aiohttp, it needs that module then.
+    import aiohttp  # noqa: F401
+
     from .._transports.aiohttp import HAS_MIDDLEWARES, Hops
 except ImportError as _error:
     raise ImportError(missing("aiohttp", "aiohttp")) from _error

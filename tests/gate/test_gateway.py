@@ -14,6 +14,7 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from cagent_session import Gateway, GatewayAdapter, gateway_headers, session_scope
+from cagent_session._gate import protocol
 from cagent_session._gate.protocol import goarch, goos
 
 FORWARD = "https://api.openai.com/v1"
@@ -562,3 +563,9 @@ def test_the_systems_have_gos_names(platform: str, name: str):
 )
 def test_the_architectures_have_gos_names(machine: str, name: str):
     assert goarch(machine) == name
+
+
+def test_no_header_of_the_session_can_take_a_name_of_the_protocol():
+    for name in protocol.RUNTIME:
+        with pytest.raises(ValueError, match="parent_header"):
+            Gateway("https://gateway.example", forward=FORWARD, parent_header=name)

@@ -822,6 +822,20 @@ def test_a_hop_gets_no_defaults_that_the_request_never_had(http, server: Server,
         assert ours.headers == plain.headers
 
 
+@pytest.mark.parametrize("of", [lambda sent: sent, copy.copy, copy.deepcopy])
+def test_the_librarys_defaults_are_back_at_a_path_that_is_not_the_gateways(http, server, of):
+    gateway = Gateway(f"{server.origin}/p", forward=FORWARD, headers={"Accept": "a/b"})
+    http.mount("http://", GatewayAdapter(gateway))
+    with session_scope("s1"), http.get(gateway.endpoint("x"), stream=True) as answer:
+        again = of(answer.request)
+    again.url = f"{server.origin}/else"
+    http.send(again)
+    first, last = server.arrived
+    assert (first.get("Accept"), first.get("Accept-Encoding")) == ("a/b", "identity")
+    assert (last.get("Accept"), last.get("Accept-Encoding")) == ("*/*", "gzip, deflate")
+    assert last.get("User-Agent") == requests.utils.default_user_agent()
+
+
 @pytest.mark.parametrize("by", ["adapter", "instrument"])
 def test_gateway_headers_do_not_return_at_a_path_that_is_not_the_gateways(http, server, by):
     gateway = Gateway(f"{server.origin}/openai", forward=FORWARD, headers={"X-Api-Key": "KEY"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import pickle
 from typing import Any
 
@@ -23,6 +24,18 @@ HOME = origin_of("http://gateway.example/x")
 def homed(headers: Any) -> Any:
     plan = ROUTE.plan(LIBRARY, tuple(name for name, _ in headers.items()))
     return homed_headers.homed(headers, plan, HOME)
+
+
+@pytest.mark.parametrize(
+    "value", [bytearray(b"mine"), memoryview(b"mine"), collections.UserString("mine")]
+)
+def test_whatever_http_client_can_send_is_kept_from_other_origins(server: Server, value: object):
+    gateway = Gateway(server.origin, session_header="X-Session-ID")
+    with Server() as stranger, GatewayPoolManager(gateway) as http:
+        server.respond = lambda request: redirect(302, stranger.at("localhost"))
+        http.request("GET", server.origin, headers={"X-Session-ID": value})
+        assert server.arrived[0].get("X-Session-ID") == "mine"
+        assert stranger.arrived[0].get("X-Session-ID") is None
 
 
 @pytest.mark.parametrize("value", ["mine", b"mine", Stamped("mine"), StampedBytes(b"mine")])
@@ -53,6 +66,21 @@ def test_several_values_of_one_name_are_kept():
     assert made.getlist("X-A") == ["1", "2"]
     assert made["X-A"] == "1, 2"
     assert made["X-Session-ID"] is made.getlist("X-Session-ID")[0]
+
+
+def test_several_values_that_are_joined_keep_their_home():
+    headers = HTTPHeaderDict({"X-Session-ID": "mine"})
+    headers.add("X-Session-ID", "again")
+    made = homed(headers)
+    assert (made["X-Session-ID"], made["X-Session-ID"].home) == ("mine, again", HOME)
+    made.getlist("X-Session-ID")  # each value can have a home of its own
+    made._container["x-session-id"][1].home = origin_of("http://other.example")
+    assert made["X-Session-ID"].home not in (HOME, origin_of("http://other.example"))
+
+
+def test_two_spellings_of_one_name_in_a_dict_stay_two():
+    made = homed({"Accept": "*/*", "accept": "mine/x", "X-Session-ID": "mine"})
+    assert list(made.items())[:2] == [("Accept", "*/*"), ("accept", "mine/x")]
 
 
 @pytest.mark.parametrize(

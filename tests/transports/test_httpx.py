@@ -474,3 +474,14 @@ def test_a_client_of_the_other_library_is_refused(library: str):
         ),
     ):
         http.get("https://gateway.example")
+
+
+def test_a_transport_that_is_empty_is_still_the_given_one(server: Server):
+    class Recorder(httpx.HTTPTransport):
+        def __len__(self) -> int:
+            return 0
+
+    transport = GatewayTransport(Gateway(server.origin, forward=FORWARD), Recorder())
+    with httpx.Client(transport=transport) as http, session_scope("s1"):
+        http.get(server.origin)
+    assert server.arrived[0].session_id == "s1"

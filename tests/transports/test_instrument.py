@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
 import functools
 import io
 import itertools
 import logging
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 import unittest.mock
@@ -36,6 +40,7 @@ from cagent_session import (
     GatewayMixin,
     GatewayPoolManager,
     SessionRequired,
+    bind_session,
     gateway_headers,
     instrument,
     no_session,
@@ -746,6 +751,16 @@ class TestHeadersThatWereSentBefore:
         assert [each.session_id for each in server.arrived] == ["s1"]
 
 
+def test_headers_in_a_dict_are_judged_once(server: Server):
+    gateway = Gateway(server.origin, forward=FORWARD)
+    with requests.Session() as http, instrument(gateway), session_scope("s1"):
+        url = f"http://us:pw@127.0.0.1:{server.port}/b"
+        prepared = http.prepare_request(requests.Request("GET", url))
+        prepared.headers = dict(prepared.headers)  # type: ignore[assignment]
+        assert http.send(prepared).request is prepared
+    assert server.arrived[0].identifiers == {}
+
+
 @pytest.mark.parametrize("authority", ["us:pw@127.0.0.1:{port}", "127.0.0.1:0{port}"])
 def test_a_copy_for_a_url_that_no_gateway_owns_is_sent_as_it_is(server: Server, authority: str):
     gateway = Gateway(server.origin, forward=FORWARD)
@@ -790,3 +805,50 @@ def test_a_path_of_several_slashes_keeps_the_session_of_an_adapter(server: Serve
         gateway.mount(http)
         http.get(f"{server.origin}//v1/models")
     assert [each.session_id for each in server.arrived] == ["s1"]
+
+
+def test_a_url_that_no_gateway_owns_is_sent_as_it_is_by_many_threads(server: Server):
+    url = f"http://user:password@127.0.0.1:{server.port}/x"
+    with requests.Session() as http, instrument(Gateway(server.origin, forward=FORWARD)):
+        prepared = http.prepare_request(requests.Request("GET", url))
+        with concurrent.futures.ThreadPoolExecutor(8) as pool, session_scope("s1"):
+            send = bind_session(http.send)
+            list(pool.map(lambda _: send(prepared).close(), range(200)))
+    assert len(server.arrived) == 200
+    assert all(each.identifiers == {} for each in server.arrived)
+
+
+def test_a_stamp_comes_off_below_also_in_a_session_that_has_no_header(server: Server):
+    gateway = Gateway(
+        server.origin, session_headers={"X-Parent": "{parent}"}, headers={"X-Api-Key": "KEY"}
+    )
+
+    class Failover(httpx.BaseTransport):
+        def __init__(self) -> None:
+            self.inner = httpx.HTTPTransport()
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            headers = httpx.Headers(request.headers)
+            headers["Host"] = f"localhost:{stranger.port}"
+            return self.inner.handle_request(
+                httpx.Request("GET", stranger.at("localhost"), headers=headers)
+            )
+
+    transport = for_httpx.GatewayTransport(gateway, Failover())
+    with Server() as stranger, instrument(), session_scope("s1"):
+        with httpx.Client(transport=transport) as http:
+            http.get(server.origin)
+        assert stranger.arrived[0].get("X-Api-Key") is None
+
+
+def test_byte_and_text_are_never_compared():
+    code = """
+        import httpx
+        from cagent_session import Gateway, instrument
+        from cagent_session.integrations.httpx import GatewayTransport
+        instrument(Gateway("http://gateway.example", forward="https://api.openai.com/v1"))
+        GatewayTransport(Gateway("http://gateway.example", session_header="X-Session-ID"))
+    """
+    command = [sys.executable, "-bb", "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr == ""

@@ -173,3 +173,17 @@ def test_an_import_that_has_begun_in_another_thread_is_covered(tmp_path, monkeyp
     waiting.join(10)
     assert found == [module]
     assert "slow_library" not in _waiting
+
+
+def test_the_middleware_may_be_the_first_to_import_aiohttp():
+    code = f"""{PREPARE}
+    with RecordingGateway() as recording:
+        url = recording.url
+        instrument(Gateway(url, forward="https://api.openai.com/v1"))
+        from cagent_session.integrations.aiohttp import GatewayMiddleware
+        import aiohttp
+        with session_scope("s1"):
+            {GET["aiohttp"].strip()}
+        print(recording.requests[0].session_id)
+    """
+    assert run(code) == "s1"

@@ -208,7 +208,32 @@ def test_a_redirect_from_one_gateway_to_another_is_no_loss(http, server: Server,
         for origin in (server.origin, second.origin):
             Gateway(origin, forward=OPENAI).mount(http)
         server.respond = lambda request: redirect(307, f"{second.origin}/x")
-        with session_scope("s1"):
-            duplicate(http).get(server.origin)
+        with duplicate(http) as client, session_scope("s1"):
+            client.get(server.origin)
         assert second.arrived[0].session_id == "s1"
     assert not caplog.records
+
+
+def test_a_session_that_is_closed_closes_the_adapters_that_were_there_before(http):
+    closed = []
+
+    class Mine(HTTPAdapter):
+        def close(self) -> None:
+            closed.append(self)
+            super().close()
+
+    mine = Mine()
+    http.mount("https://gw.example/", mine)
+    Gateway("https://gw.example", forward=OPENAI).mount(http, max_retries=1)
+    http.close()
+    assert mine in closed
+
+
+def test_a_mount_that_is_refused_leaves_nothing_behind(http):
+    Gateway("https://gw.example", forward=OPENAI).mount(http)
+    http.mount("https://x.example/", GatewayAdapter(Gateway("https://x.example", forward=OPENAI)))
+    before = list(http.adapters.items())
+    for _ in range(3):
+        with pytest.raises(ValueError, match="two different gateways"):
+            Gateway("https://x.example", forward=ANTHROPIC).mount(http)
+    assert list(http.adapters.items()) == before
