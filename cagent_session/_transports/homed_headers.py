@@ -152,7 +152,7 @@ def _origin_of(url: str) -> Any:
     if origin is not None:
         return origin
     found = re.match("[^/]*//[^/?#]*", url)
-    return found[0].lower() if found else object()  # equal to no other
+    return found[0].lower() if found else object()  # equal to that of no other URL
 
 
 _cached_origin_of = functools.lru_cache(maxsize=1024)(_origin_of)

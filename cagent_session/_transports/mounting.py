@@ -92,10 +92,10 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     # these gateways with each other, and check() with those that are mounted.
     for each in Router(*known, gateway).gateways.values():
         mounts.check(each)
+    if not mounts.gateways:
+        mounts.origins.append(mounts)
     for each in (*known, gateway):
         mounts.add(each)
-    if mounts not in mounts.origins:
-        mounts.origins.append(mounts)
     # By the id() of the adapter behind: one that has several prefixes gets one of ours.
     gates: dict[int, _MountedAdapter] = {}
 

@@ -186,6 +186,7 @@ def send(
         headers.
     """
     given = args[1] if len(args) > 1 else kwargs.get("headers")
+    # What is not changed is not passed on either: the library then gets what the caller gave.
     headers = before = _as_dict(pool.headers if given is None else given)
     url = full_url(pool, base, target)
     if layer == "patch" and _is_judged(router, headers, url):
@@ -202,7 +203,7 @@ def send(
         args, kwargs = _with_headers(headers, args, kwargs)
     if passage is None:
         return pass_on(method, target, *args, **kwargs)
-    if passage.url is not url:  # it has the gateway's query, and url ends with the target
+    if passage.url is not url:  # with_query() has made another one, which ends with the target
         target = passage.url[len(url) - len(target) :]
     try:
         response = pass_on(method, target, *args, **kwargs)
