@@ -1,8 +1,8 @@
 """Read URLs so strictly that every HTTP library reads them alike.
 
 If two libraries parse a URL differently, an identifier can end up at the wrong host. Only URLs that
-match the strict pattern below have an origin here, and only such a URL can be a gateway's, if it has
-no user info and no dot segment.
+match the strict pattern below have an origin here. Of those, the ones without user info and without
+dot segments can be a gateway's.
 """
 
 from __future__ import annotations
