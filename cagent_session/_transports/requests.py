@@ -308,11 +308,11 @@ def _pass_on_judged(
     urllib3 gets the URL without user info, and would take some for a gateway's.
     """
     headers = request.headers
-    if not hasattr(headers, "__dict__"):
+    if not hasattr(headers, "__dict__"):  # a plain dict
         copied = _shallow_copy(request)
         copied.headers = _DictWithAttributes(headers)  # type: ignore[assignment]
         response = _pass_on_judged(pass_on, router, copied, **options)
-        if response.request is copied:
+        if getattr(response, "request", None) is copied:
             response.request = request
         return response
     # A list, which is changed atomically: other threads may be sending the same headers.

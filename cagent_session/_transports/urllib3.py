@@ -186,11 +186,12 @@ def send(
         headers.
     """
     given = args[1] if len(args) > 1 else kwargs.get("headers")
-    # What is not changed is not passed on either: the library then gets what the caller gave.
-    headers = before = _as_dict(pool.headers if given is None else given)
+    given = pool.headers if given is None else given
     url = full_url(pool, base, target)
-    if layer == "patch" and _is_judged(router, headers, url):
+    if layer == "patch" and _is_judged(router, given, url):
         return pass_on(method, target, *args, **kwargs)
+    # What is not changed is not passed on either: the library then gets what the caller gave.
+    headers = before = _as_dict(given)
     if not _are_fit_to_send(headers, url):
         earlier = passage_of(headers, headers.items())
         if earlier is not None and earlier.covers(method, url, layer):
