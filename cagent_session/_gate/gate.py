@@ -148,7 +148,7 @@ def _outside_every_session(url: Any, route: Route, lineage: Lineage) -> None:
         if lineage.is_deliberate:
             message += (
                 ". require_session=True refuses requests inside no_session(), too: send this one "
-                'in a session such as session_scope("health"), or by a client of its own with '
+                "inside session_scope(), or by a client of its own with "
                 "dataclasses.replace(gateway, require_session=False)"
             )
         raise SessionRequired(message)

@@ -110,7 +110,8 @@ def check_gateway_header(name: str, value: str, taken: Collection[str]) -> None:
 def _check_is_free(what: str, name: str, reserved: Mapping[str, str]) -> None:
     reason = reserved.get(name.lower())
     if reason is not None:
-        remedy = "leave it out" if what == "header" else "give another name, such as X-Session-ID"
+        example = "X-Parent-Session-ID" if what == "parent_header" else "X-Session-ID"
+        remedy = "leave it out" if what == "header" else f"give another name, such as {example}"
         raise ValueError(
             f"{what} cannot be {name!r}, which has a meaning of its own ({reason}): {remedy}"
         )

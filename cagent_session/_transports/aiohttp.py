@@ -84,7 +84,7 @@ class Hops:
         route = BARE
         if self._router.hosts and request.url.raw_host in self._router.hosts:
             route = self._router.route(url)
-        plan = route.plan(self._library, tuple(headers))
+        plan = route.plan(self._library, _names_of(headers))
         if has_passed or (route is BARE and not plan.has_forward):
             if not has_passed:
                 note_unbound(url)
@@ -169,6 +169,14 @@ class Hops:
         if location:
             in_session = any(sent.get(name) for name in route.choosing_keys)
             note_redirect(self._router, route, url, location, in_session)
+
+
+def _names_of(headers: CIMultiDict[str]) -> tuple[str, ...]:
+    """Return the names of headers, as plans are found by them. Each value counts as a header."""
+    names = tuple(headers)
+    if len(names) == len(headers):
+        return names
+    return tuple([name for name, _ in headers.items()])  # multidict 7 iterates each name once
 
 
 def _with_headers(request: ClientRequest, headers: CIMultiDict[str]) -> ClientRequest:

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from aiohttp import web
 from httpx_aiohttp import AiohttpTransport
+from multidict import CIMultiDict
 from support.wire import Server, redirect, response
 
 from cagent_session import (
@@ -159,6 +160,18 @@ class TestMiddlewares:
     def test_only_takes_a_gateway(self):
         with pytest.raises(TypeError, match=r"write Gateway\(url, forward=...\)"):
             GatewayMiddleware("https://gateway.example")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [["", FORWARD], [FORWARD, ""]])
+def test_of_several_values_the_first_counts_that_is_not_empty(server, middlewares, values):
+    headers = CIMultiDict([("X-Cagent-Model", "m")])
+    for value in values:
+        headers.add("X-Cagent-Forward", value)
+    with Server() as stranger, session_scope("s1"):
+        server.respond = lambda request: redirect(307, stranger.at("localhost"))
+        get(f"{server.origin}/p/x", *middlewares, headers=headers)
+        assert server.arrived[0].session_id == "s1"
+        assert stranger.arrived[0].identifiers == {}
 
 
 class TestRedirects:
