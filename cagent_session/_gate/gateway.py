@@ -58,8 +58,8 @@ class Gateway:
         root_id) -> str | None``. A header is left out if its template has ``{parent}`` and the
         session has no parent, or if its function returns ``None``.
     :param require_session: refuse to send a request outside every session, with
-        :class:`~cagent_session.SessionRequired`, unless its caller has set a session header. Without
-        it, such requests are sent, and the first one is logged as a warning.
+        :class:`~cagent_session.SessionRequired`, unless the caller has set a session header on it.
+        Without it, such requests are sent, and the first one is logged as a warning.
     :raises ValueError: for a URL that is not plain http(s), a name that has a meaning of its own,
         or a value that cannot be sent in a header. No error shows a password.
 

@@ -834,6 +834,9 @@ def test_a_stamp_comes_off_below_also_in_a_session_that_has_no_header(server: Se
                 httpx.Request("GET", stranger.at("localhost"), headers=headers)
             )
 
+        def close(self) -> None:
+            self.inner.close()
+
     transport = for_httpx.GatewayTransport(gateway, Failover())
     with Server() as stranger, instrument(), session_scope("s1"):
         with httpx.Client(transport=transport) as http:
