@@ -180,7 +180,7 @@ def note_redirect(router: Router, route: Route, url: str, location: str, in_sess
     if here is not None and here == there:
         return
     is_same_host = here is not None and there is not None and here.host == there.host
-    if is_same_host and in_session and not router.owns(target):
+    if is_same_host and in_session and not router.knows(target):
         _warn_once(
             route,
             "redirect",

@@ -320,7 +320,7 @@ class Router:
                     return route
         return BARE
 
-    def owns(self, url: str) -> bool:
+    def knows(self, url: str) -> bool:
         """Return whether a gateway of the same client owns ``url``."""
         return self.route(url) is not BARE
 

@@ -28,7 +28,7 @@ class _Mounts(Router):
         #: a list that all origins on one requests.Session share, of what is mounted at each
         self.origins: list[_Mounts] = []
 
-    def owns(self, url: str) -> bool:
+    def knows(self, url: str) -> bool:
         return any(mounts.route(url) is not BARE for mounts in self.origins)
 
     def __reduce__(self) -> Any:
