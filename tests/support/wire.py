@@ -102,6 +102,7 @@ class Server:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._threads[0].join(10)  # that accepts connections, so that none comes after these
         with self._lock:
             for connection in self._open:
                 with contextlib.suppress(OSError):
@@ -110,21 +111,23 @@ class Server:
             thread.join(10)
             assert not thread.is_alive()
 
-    def _start(self, target: Callable[..., None], *args: object) -> None:
+    def _start(self, target: Callable[..., None], *args: object) -> threading.Thread:
         thread = threading.Thread(target=target, args=args, daemon=True)
         with self._lock:
             self._threads.append(thread)
         thread.start()
+        return thread
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
+                with self._lock:
+                    self._open.add(connection)
                 self._start(self._serve, connection)
 
     def _serve(self, connection: socket.socket) -> None:
         with self._lock:
-            self._open.add(connection)
             self.connections += 1
         try:
             connection.settimeout(20)
@@ -198,8 +201,9 @@ class Proxy(Server):
         host, _, port = target.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=20) as upstream:
             client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
-            self._start(_pump, upstream, client)
+            back = self._start(_pump, upstream, client)
             _pump(client, upstream)
+            back.join()  # closing a socket does not wake a thread that reads from it
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
