@@ -117,15 +117,25 @@ class TestMiddlewares:
     def test_a_body_is_sent_again_after_the_server_has_hung_up(self, server: Server, middlewares):
         server.respond = lambda request: response() if len(server.arrived) != 2 else None
 
-        async def main() -> None:
+        async def main(middlewares: list[object]) -> None:
             async with aiohttp.ClientSession(middlewares=middlewares) as http:
                 for _ in range(2):
                     async with http.put(f"{server.origin}/p/x", data=io.BytesIO(b"body")) as answer:
                         await answer.read()
 
+        def outcome(middlewares: list[object]) -> list[object]:
+            server.arrived.clear()
+            try:
+                asyncio.run(main(middlewares))
+            except ValueError as error:  # older versions of aiohttp have closed the file
+                return [repr(error)]
+            return [each.body for each in server.arrived]
+
         with session_scope("s1"):
-            asyncio.run(main())
-        assert [(each.body, each.session_id) for each in server.arrived] == [(b"body", "s1")] * 3
+            ours = outcome(middlewares)
+            assert {each.session_id for each in server.arrived} == {"s1"}
+            uninstrument()
+            assert ours == outcome([])
 
     def test_below_that_send_elsewhere_are_caught_by_instrument(
         self, server: Server, gateway: Gateway

@@ -32,6 +32,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from requests.adapters import HTTPAdapter
 from support.wire import Proxy, Server, redirect, response
+from urllib3._collections import HTTPHeaderDict
 from urllib3.util import Retry
 
 from cagent_session import (
@@ -778,7 +779,7 @@ def test_a_copy_for_a_url_that_no_gateway_owns_is_sent_as_it_is(server: Server, 
 def test_a_pool_that_is_redirected_after_uninstrument_leaves_the_stamp_behind(
     server: Server, several_values: bool
 ):
-    headers = urllib3.HTTPHeaderDict({"X-A": "1"})
+    headers = HTTPHeaderDict({"X-A": "1"})
     if several_values:
         headers.add("X-A", "2")
     with Server() as stranger, Proxy() as proxy:
