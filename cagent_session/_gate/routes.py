@@ -111,7 +111,7 @@ class Plan:
         #: those of the names that are identifiers, which the caller has set
         self.callers_identifiers = identifiers_among(names, route.session_keys)
         if route is BARE and not self.has_forward:
-            return  # the requests cannot be gateway-bound, and nobody asks for more
+            return  # the requests cannot be gateway-bound, and need none of the rest
         #: Gateway headers, less those that the caller has set. They are shared by all requests.
         self.gateway_headers: Headers = {
             key: library.header(name, value)
