@@ -81,13 +81,14 @@ class Hops:
     async def __call__(self, request: ClientRequest, handler: Handler) -> ClientResponse:
         url = _as_http(str(request.url))
         headers, has_passed = self._callers_headers(request, url)
+        if has_passed:
+            return await handler(_with_headers(request, headers))
         route = BARE
         if self._router.hosts and request.url.raw_host in self._router.hosts:
             route = self._router.route(url)
         plan = route.plan(self._library, _names_of(headers))
-        if has_passed or (route is BARE and not plan.has_forward):
-            if not has_passed:
-                note_unbound(url)
+        if route is BARE and not plan.has_forward:
+            note_unbound(url)
             return await handler(_with_headers(request, headers))
         passage = Passage(request.method, route.with_query(url))
         stamp = gate(url, plan, plan.find_by_name(headers), passage)

@@ -139,7 +139,8 @@ def origin_of(url: str) -> Any:
     """Return an object that is equal for all URLs in which urllib3 reads the same origin."""
     end = url.find("/", len("https://"))
     start = url if end < 0 else url[:end]
-    if "@" in start or "?" in start:  # user info and queries are secrets, which no cache is to keep
+    # User info, queries and fragments may be secrets, which no cache is to keep.
+    if "@" in start or "?" in start or "#" in start:
         return _origin_of(url)
     return _cached_origin_of(start)
 

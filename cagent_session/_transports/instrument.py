@@ -270,7 +270,8 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         # Innermost: middlewares above it may send a request again, or another request.
         above = self._middlewares if middlewares is None else middlewares
         this_call = hops(router)
-        if hasattr(headers, "raw"):  # they are httpx's
+        is_from_httpx = hasattr(headers, "raw")
+        if is_from_httpx:
             this_call.use_defaults_of(
                 gate_for(sys.modules[type(headers).__module__.partition(".")[0]])
             )
@@ -279,7 +280,7 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         )
         # _over_aiohttp_patch() has not stamped them: it does not know a transport over aiohttp that
         # is wrapped in another one.
-        if hasattr(headers, "raw"):
+        if is_from_httpx:
             this_call.take_off(headers, response)
         return response
 
