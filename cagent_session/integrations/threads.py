@@ -92,21 +92,23 @@ def _switch(is_on: bool) -> bool:
 
 
 def _bound(fn: Any) -> Any:
-    cell = _wrapped_by_opentelemetry(fn)
-    if cell is not None:
-        cell.cell_contents = bind_call(cell.cell_contents)
-        return fn
+    if getattr(fn, "__module__", None) == _OPENTELEMETRY:
+        cell = _cell_of_wrapped(fn)
+        if cell is not None:
+            cell.cell_contents = bind_call(cell.cell_contents)
+            return fn
     return bind_call(fn) if callable(fn) else fn  # the pool raises its own error for the rest
 
 
-def _wrapped_by_opentelemetry(fn: Any) -> Any:
+_OPENTELEMETRY = "opentelemetry.instrumentation.threading"
+
+
+def _cell_of_wrapped(fn: Any) -> Any:
     """Return the cell of the function in the wrapper that OpenTelemetry makes for this one call.
 
     The instrumentation of threads sits above ours. Its wrapper does not show whether the function
     is a generator or coroutine function, of which more than the call has to be bound.
     """
-    if getattr(fn, "__module__", None) != "opentelemetry.instrumentation.threading":
-        return None
     names = getattr(getattr(fn, "__code__", None), "co_freevars", ())
     return fn.__closure__[names.index("original_func")] if "original_func" in names else None
 
