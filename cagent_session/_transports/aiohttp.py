@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp import ClientOSError, ClientRequest, ClientResponse, ServerDisconnectedError
@@ -60,7 +59,8 @@ class Hops:
 
     # the URL of the first gateway-bound hop on which the caller had set identifiers
     _home: str | None = None
-    _session_keys: frozenset[str] = frozenset()
+    is_bound = False  #: whether a hop so far was gateway-bound
+    session_keys: frozenset[str] = frozenset()  #: the names of the session headers of those hops
     #: redirects of this call that the client still keeps; GatewayMiddleware counts them
     responses = 0
 
@@ -96,8 +96,9 @@ class Hops:
             return await handler(_with_headers(request, headers))
         if plan.callers_identifiers:
             self._home = self._home or url
-        self._session_keys |= route.session_keys
-        sent = _stamped(headers, plan, stamp, passage, self._session_keys)
+        self.is_bound = True
+        self.session_keys |= route.session_keys
+        sent = _stamped(headers, plan, stamp, passage, self.session_keys)
         outgoing = _with_headers(request, sent)
         if route.query:
             outgoing.url = URL(passage.url, encoded=True).with_scheme(request.url.scheme)
@@ -131,7 +132,7 @@ class Hops:
             return self._for_origin_of(headers, url), False
         # A middleware of ours, further up, has stamped the request for another URL or method. One
         # in between has changed that, and the stamp has to come off.
-        session_keys = self._session_keys
+        session_keys = self.session_keys
         if isinstance(headers, InFlightHeaders):
             session_keys |= headers.session_keys
             headers = headers.callers
@@ -145,23 +146,7 @@ class Hops:
         # Comparing the URLs first saves parsing them for a request that is sent again.
         if self._home in (None, url) or may_get_identifiers(self._home, url):
             return headers
-        return _less(headers, self._session_keys)
-
-    def take_off(self, headers: Any, response: ClientResponse) -> None:
-        """Take the caller's identifiers off the headers of httpx, if it will follow a redirect.
-
-        httpx over aiohttp makes each hop a call of its own, with the headers of the last one.
-        """
-        if self._home is None or response.status not in _REDIRECTS:
-            return
-        try:
-            target = urljoin(self._home, response.headers.get("Location", ""))
-        except ValueError:
-            target = ""  # the client refuses it, too
-        if not may_get_identifiers(self._home, target):
-            for name in list(headers):
-                if is_identifier(name.lower(), self._session_keys):
-                    headers.pop(name, None)
+        return _less(headers, self.session_keys)
 
     def _note_redirect(
         self, route: Route, url: str, response: ClientResponse, sent: CIMultiDict[str]

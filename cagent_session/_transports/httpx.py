@@ -163,26 +163,33 @@ class Httpx:
     def _redirected(
         self, router: Router, request: Any, outgoing: Any, route: Route | None, response: Any
     ) -> Any:
+        """Prepare ``request`` for its next hop, and log where that leads.
+
+        :param route: the request's, if it was gateway-bound.
+        """
+        self.take_off(request, None if route is None else route.session_keys, response)
+        if route is not None and response.has_redirect_location:
+            in_session = any(outgoing.headers.get(name) for name in route.choosing_keys)
+            target = self._target(request, response)
+            note_redirect(router, route, str(request.url), target, in_session)
+        return response
+
+    def take_off(self, request: Any, session_keys: frozenset[str] | None, response: Any) -> None:
         """Take the identifiers off ``request`` if ``response`` redirects it to another origin.
 
         The client makes the next hop from the request that it knows, which is not the outgoing
         one. Its headers are replaced, not changed, as another task may be reading them.
+
+        :param session_keys: the names of the session headers, if this hop was gateway-bound.
         """
-        # None if no hop so far was gateway-bound. The route is that of this hop, if it was.
-        names: frozenset[str] | None = request.extensions.get(_IDENTIFIERS)
-        if route is not None:
-            names = route.session_keys if names is None else names | route.session_keys
-        if names is None or not response.has_redirect_location:
-            return response
+        earlier: frozenset[str] | None = request.extensions.get(_IDENTIFIERS)
+        if (earlier is None and session_keys is None) or not response.has_redirect_location:
+            return
+        names = (earlier or frozenset()) | (session_keys or frozenset())
         request.extensions = {**request.extensions, _IDENTIFIERS: names}
-        target = self._target(request, response)
-        if route is not None:
-            in_session = any(outgoing.headers.get(name) for name in route.choosing_keys)
-            note_redirect(router, route, str(request.url), target, in_session)
-        if not may_get_identifiers(str(request.url), target):
+        if not may_get_identifiers(str(request.url), self._target(request, response)):
             kept = _without_identifiers(_items(request.headers), names)
             request.headers = self._headers(kept, request.headers)
-        return response
 
     def _target(self, request: Any, response: Any) -> str:
         """Return where the client will follow ``response`` to; empty if that is doubtful."""

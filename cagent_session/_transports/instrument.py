@@ -31,6 +31,9 @@ _log = logging.getLogger("cagent_session")
 _warn_once = functools.cache(_log.warning)  # for each message and its arguments
 _active_router: Router | None = None
 _lock = threading.RLock()
+# An attribute of the headers of httpx from which the patch of aiohttp has made a gateway-bound
+# request. Its value is the names of the session headers.
+_STAMPED_BELOW = "cagent_session_keys"
 
 
 def _renew_lock() -> None:
@@ -213,8 +216,14 @@ def _is_unix_socket(transport: Any) -> bool:
 def _over_aiohttp_patch(original: Any, gate: Httpx) -> Any:
     async def _send_single_request(self: Any, request: Any) -> Any:
         pass_on, router = original.__get__(self, type(self)), _active_router
-        if router is None or not _is_over_aiohttp(self._transport_for_url(request.url)):
+        if router is None:
             return await pass_on(request)
+        if not _is_over_aiohttp(self._transport_for_url(request.url)):
+            response = await pass_on(request)
+            # It is there if the transport is a wrapper of one over aiohttp.
+            session_keys = getattr(request.headers, _STAMPED_BELOW, None)
+            gate.take_off(request, session_keys, response)
+            return response
         # httpx follows redirects above aiohttp. The patch of aiohttp sees each hop as a call of its
         # own, and cannot know that identifiers of the caller's were set for an earlier hop.
         response = await gate.send_async(router, request, pass_on)
@@ -278,10 +287,10 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         response = await pass_on(
             method, str_or_url, headers=headers, middlewares=(*above, this_call), **options
         )
-        # _over_aiohttp_patch() has not stamped them: it does not know a transport over aiohttp that
-        # is wrapped in another one.
-        if is_from_httpx:
-            this_call.take_off(headers, response)
+        if is_from_httpx and this_call.is_bound:
+            # _over_aiohttp_patch() has not stamped them, as it does not know a transport over
+            # aiohttp that is wrapped in another one. With this it takes identifiers off.
+            setattr(headers, _STAMPED_BELOW, this_call.session_keys)
         return response
 
     return _request

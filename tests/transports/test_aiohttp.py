@@ -7,6 +7,8 @@ import gc
 import io
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import aiohttp
 import httpx
@@ -364,6 +366,32 @@ class TestHttpxOverAiohttp:
                 asyncio.run(main())
                 assert server.arrived[-1].session_id == "s1"
                 assert stranger.arrived[0].identifiers == {}
+
+    @pytest.mark.parametrize("second", ["/p/inner/x", "/elsewhere"])
+    def test_they_stay_after_a_hop_that_names_others(self, server: Server, gateway, second: str):
+        """The second hop is for another gateway of the same origin, or for none."""
+        inner = Gateway(f"{server.origin}/p/inner", session_header="X-Inner")
+        outer = replace(gateway, session_header="X-Outer")
+
+        class Wrapper(httpx.AsyncBaseTransport):
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                return await transport.handle_async_request(request)
+
+        async def main() -> None:
+            nonlocal transport
+            transport = AiohttpTransport()
+            async with httpx.AsyncClient(transport=Wrapper(), follow_redirects=True) as http:
+                await http.get(f"{server.origin}/p/x", headers={"X-Outer": "mine"})
+            await transport.aclose()
+
+        transport: Any = None
+        instrument(outer, inner)
+        with Server() as stranger:
+            targets = iter([f"{server.origin}{second}", stranger.at("localhost")])
+            server.respond = lambda request: redirect(307, next(targets))
+            asyncio.run(main())
+        assert [arrived.get("X-Outer") for arrived in server.arrived] == ["mine", "mine"]
+        assert stranger.arrived[0].get("X-Outer") is None
 
     def test_the_response_has_the_callers_request(self, server: Server, gateway: Gateway):
         instrument(gateway)
