@@ -59,8 +59,7 @@ class Hops:
 
     # the URL of the first gateway-bound hop on which the caller had set identifiers
     _home: str | None = None
-    is_bound = False  #: whether a hop so far was gateway-bound
-    session_keys: frozenset[str] = frozenset()  #: the names of the session headers of those hops
+    _session_keys: frozenset[str] = frozenset()
     #: redirects of this call that the client still keeps; GatewayMiddleware counts them
     responses = 0
 
@@ -96,9 +95,8 @@ class Hops:
             return await handler(_with_headers(request, headers))
         if plan.callers_identifiers:
             self._home = self._home or url
-        self.is_bound = True
-        self.session_keys |= route.session_keys
-        sent = _stamped(headers, plan, stamp, passage, self.session_keys)
+        self._session_keys |= route.session_keys
+        sent = _stamped(headers, plan, stamp, passage, self._session_keys)
         outgoing = _with_headers(request, sent)
         if route.query:
             outgoing.url = URL(passage.url, encoded=True).with_scheme(request.url.scheme)
@@ -132,7 +130,7 @@ class Hops:
             return self._for_origin_of(headers, url), False
         # A middleware of ours, further up, has stamped the request for another URL or method. One
         # in between has changed that, and the stamp has to come off.
-        session_keys = self.session_keys
+        session_keys = self._session_keys
         if isinstance(headers, InFlightHeaders):
             session_keys |= headers.session_keys
             headers = headers.callers
@@ -146,7 +144,7 @@ class Hops:
         # Comparing the URLs first saves parsing them for a request that is sent again.
         if self._home in (None, url) or may_get_identifiers(self._home, url):
             return headers
-        return _less(headers, self.session_keys)
+        return _less(headers, self._session_keys)
 
     def _note_redirect(
         self, route: Route, url: str, response: ClientResponse, sent: CIMultiDict[str]

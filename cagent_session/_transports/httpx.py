@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from .._gate.gate import Stamp, gate, note_redirect, note_unbound
+from .._gate.gate import Stamp, gate, is_bound, note_redirect, note_unbound
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, is_stamped, passage_of
 from .._gate.routes import (
@@ -28,6 +28,7 @@ from .._gate.routes import (
     is_identifier,
     may_get_identifiers,
 )
+from ..headers import FORWARD
 
 # A header as httpx keeps it: the name, the name in lower case, the value.
 _Item: TypeAlias = tuple[bytes, bytes, bytes]
@@ -167,14 +168,23 @@ class Httpx:
 
         :param route: the request's, if it was gateway-bound.
         """
-        self.take_off(request, None if route is None else route.session_keys, response)
+        self._take_off(request, None if route is None else route.session_keys, response)
         if route is not None and response.has_redirect_location:
             in_session = any(outgoing.headers.get(name) for name in route.choosing_keys)
             target = self._target(request, response)
             note_redirect(router, route, str(request.url), target, in_session)
         return response
 
-    def take_off(self, request: Any, session_keys: frozenset[str] | None, response: Any) -> None:
+    def take_off_redirected(self, router: Router, request: Any, response: Any) -> None:
+        """Take the identifiers off ``request`` as :meth:`send` does, if something below sent it."""
+        if not self.knows(request) or not response.has_redirect_location:
+            return
+        route = router.route(str(request.url)) if router.hosts else BARE
+        forward = request.headers.get(FORWARD)
+        session_keys = route.session_keys if is_bound(forward, route) else None
+        self._take_off(request, session_keys, response)
+
+    def _take_off(self, request: Any, session_keys: frozenset[str] | None, response: Any) -> None:
         """Take the identifiers off ``request`` if ``response`` redirects it to another origin.
 
         The client makes the next hop from the request that it knows, which is not the outgoing

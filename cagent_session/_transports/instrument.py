@@ -31,9 +31,6 @@ _log = logging.getLogger("cagent_session")
 _warn_once = functools.cache(_log.warning)  # for each message and its arguments
 _active_router: Router | None = None
 _lock = threading.RLock()
-# An attribute of the headers of httpx from which the patch of aiohttp has made a gateway-bound
-# request. Its value is the names of the session headers.
-_STAMPED_BELOW = "cagent_session_keys"
 
 
 def _renew_lock() -> None:
@@ -173,16 +170,18 @@ def _manager_patch(original: Any) -> Any:
 
 
 def _patch_httpx(module: ModuleType) -> None:
-    """Patch httpx or httpx2: its transports, and its client for those that send over aiohttp."""
+    """Patch httpx or httpx2: its transports, and its client for transports over aiohttp."""
     gate, by = gate_for(module), "instrument()"
     with _lock:
         patch(module.HTTPTransport, "handle_request", _transport_patch, gate, by=by)
         patch(module.AsyncHTTPTransport, "handle_async_request", _async_patch, gate, by=by)
         if "_send_single_request" in vars(module.AsyncClient):
-            patch(module.AsyncClient, "_send_single_request", _over_aiohttp_patch, gate, by=by)
+            patch(module.AsyncClient, "_send_single_request", _client_patch, gate, by=by)
         else:
             _warn_once(
-                "instrument() does not reach clients of this %s over aiohttp", module.__name__
+                "instrument() cannot keep identifiers that you set from following a redirect of "
+                "this %s over aiohttp",
+                module.__name__,
             )
 
 
@@ -213,33 +212,17 @@ def _is_unix_socket(transport: Any) -> bool:
     return getattr(getattr(transport, "_pool", None), "_uds", None) is not None
 
 
-def _over_aiohttp_patch(original: Any, gate: Httpx) -> Any:
+def _client_patch(original: Any, gate: Httpx) -> Any:
     async def _send_single_request(self: Any, request: Any) -> Any:
         pass_on, router = original.__get__(self, type(self)), _active_router
-        if router is None:
-            return await pass_on(request)
-        if not _is_over_aiohttp(self._transport_for_url(request.url)):
-            response = await pass_on(request)
-            # It is there if the transport is a wrapper of one over aiohttp.
-            session_keys = getattr(request.headers, _STAMPED_BELOW, None)
-            gate.take_off(request, session_keys, response)
-            return response
-        # httpx follows redirects above aiohttp. The patch of aiohttp sees each hop as a call of its
-        # own, and cannot know that identifiers of the caller's were set for an earlier hop.
-        response = await gate.send_async(router, request, pass_on)
-        response.request = request  # it is the stamped copy, which the caller could send elsewhere
+        response = await pass_on(request)
+        if router is not None:
+            # httpx follows redirects above aiohttp. The patch of aiohttp sees each hop as a call of
+            # its own, and cannot know which identifiers the caller had set for an earlier hop.
+            gate.take_off_redirected(router, request, response)
         return response
 
     return _send_single_request
-
-
-def _is_over_aiohttp(transport: Any) -> bool:
-    """Return whether an httpx transport sends by a ``ClientSession``, which it may make later."""
-    aiohttp: Any = sys.modules.get("aiohttp")
-    client = getattr(transport, "client", None)
-    # Until the first request, it may be a function or None, and then get_client() makes it.
-    is_made_later = callable(client) or (client is None and hasattr(transport, "get_client"))
-    return aiohttp is not None and (is_made_later or isinstance(client, aiohttp.ClientSession))
 
 
 def _patch_aiohttp(module: ModuleType) -> None:
@@ -270,7 +253,7 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         passage = getattr(headers, "passage", None)  # if the patch of httpx has stamped the request
         if (
             router is None
-            or isinstance(self.connector, aiohttp.UnixConnector)
+            or isinstance(self.connector, aiohttp.UnixConnector | aiohttp.NamedPipeConnector)
             or (passage is not None and passage.covers(method, str_or_url))
         ):
             return await pass_on(
@@ -279,18 +262,21 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         # Innermost: middlewares above it may send a request again, or another request.
         above = self._middlewares if middlewares is None else middlewares
         this_call = hops(router)
-        is_from_httpx = hasattr(headers, "raw")
-        if is_from_httpx:
-            this_call.use_defaults_of(
-                gate_for(sys.modules[type(headers).__module__.partition(".")[0]])
-            )
-        response = await pass_on(
+        httpx = _httpx_of(headers)
+        if httpx is not None:
+            this_call.use_defaults_of(gate_for(httpx))
+        return await pass_on(
             method, str_or_url, headers=headers, middlewares=(*above, this_call), **options
         )
-        if is_from_httpx and this_call.is_bound:
-            # _over_aiohttp_patch() has not stamped them, as it does not know a transport over
-            # aiohttp that is wrapped in another one. With this it takes identifiers off.
-            setattr(headers, _STAMPED_BELOW, this_call.session_keys)
-        return response
 
     return _request
+
+
+def _httpx_of(headers: Any) -> ModuleType | None:
+    """Return httpx or httpx2 if ``headers`` are its, so that it sends this call over aiohttp."""
+    for name in ("httpx", "httpx2"):
+        module = sys.modules.get(name)
+        kind = getattr(module, "Headers", None)  # it may be being imported
+        if isinstance(kind, type) and isinstance(headers, kind):
+            return module
+    return None

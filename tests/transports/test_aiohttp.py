@@ -6,8 +6,11 @@ import asyncio
 import gc
 import io
 import pickle
-from collections.abc import Iterator
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import aiohttp
@@ -285,35 +288,113 @@ def test_a_refused_request_is_not_sent(server: Server):
     assert server.arrived == []
 
 
-def test_a_unix_socket_is_left_alone_by_instrument(tmp_path):
-    seen: list[dict[str, str]] = []
+class _PipeConnector(aiohttp.NamedPipeConnector):
+    """Sends to a unix socket, as only Windows has named pipes."""
 
-    async def serve(request: web.Request) -> web.Response:
-        seen.append(dict(request.headers))
-        return web.Response()
+    def __init__(self, path: str) -> None:
+        aiohttp.BaseConnector.__init__(self)
+        self._path = path
 
-    async def main() -> None:
-        app = web.Application()
-        app.router.add_get("/", serve)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        path = str(tmp_path / "daemon.sock")
-        await web.UnixSite(runner, path).start()
-        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as http:
-            (await http.get("http://localhost/")).close()
-        transport = httpx.AsyncHTTPTransport(uds=path)
-        async with httpx.AsyncClient(transport=transport) as http:
-            await http.get("http://localhost/")
-        ours = GatewayTransport(gateway, httpx.AsyncHTTPTransport(uds=path))
-        async with httpx.AsyncClient(transport=ours) as http:
-            await http.get("http://localhost/")
-        await runner.cleanup()
+    _create_connection = aiohttp.UnixConnector._create_connection
+
+
+class TestUnixSockets:
+    """They are nobody's, whatever host the URL names. A transport of ours is the user's word."""
+
+    def arrived(self, tmp_path: Path, get: Callable[[str], Awaitable[object]]) -> str | None:
+        """Return the session that has arrived on a socket to which ``get(path)`` sends."""
+        seen: list[str | None] = []
+
+        async def serve(request: web.Request) -> web.Response:
+            seen.append(request.headers.get("X-Cagent-Session-Id"))
+            return web.Response()
+
+        async def main() -> None:
+            app = web.Application()
+            app.router.add_get("/", serve)
+            runner = web.AppRunner(app)
+            await runner.setup()
+            path = str(tmp_path / "daemon.sock")
+            await web.UnixSite(runner, path).start()
+            await get(path)
+            await runner.cleanup()
+
+        with instrument(self.gateway), session_scope("s1"):
+            asyncio.run(main())
+        (session_id,) = seen
+        return session_id
 
     gateway = Gateway("http://localhost", forward=FORWARD)
+
+    @pytest.mark.parametrize("connector", [aiohttp.UnixConnector, _PipeConnector])
+    def test_of_aiohttp(self, tmp_path: Path, connector):
+        async def get(path: str) -> None:
+            async with aiohttp.ClientSession(connector=connector(path)) as http:
+                (await http.get("http://localhost/")).close()
+
+        assert self.arrived(tmp_path, get) is None
+
+    @pytest.mark.parametrize("connector", [aiohttp.UnixConnector, _PipeConnector])
+    @pytest.mark.parametrize("made", ["before", "later"])
+    def test_of_httpx_over_aiohttp(self, tmp_path: Path, connector, made: str):
+        async def get(path: str) -> None:
+            def client() -> aiohttp.ClientSession:
+                return aiohttp.ClientSession(connector=connector(path))
+
+            transport = AiohttpTransport(client=client() if made == "before" else client)
+            async with httpx.AsyncClient(transport=transport) as http:
+                await http.get("http://localhost/")
+
+        assert self.arrived(tmp_path, get) is None
+
+    def test_of_httpx(self, tmp_path: Path):
+        async def get(path: str) -> None:
+            async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=path)) as http:
+                await http.get("http://localhost/")
+
+        assert self.arrived(tmp_path, get) is None
+
+    def test_of_a_transport_of_ours(self, tmp_path: Path):
+        async def get(path: str) -> None:
+            ours = GatewayTransport(self.gateway, httpx.AsyncHTTPTransport(uds=path))
+            async with httpx.AsyncClient(transport=ours) as http:
+                await http.get("http://localhost/")
+
+        assert self.arrived(tmp_path, get) == "s1"
+
+
+class _HeadersOfAServer(Mapping[str, str]):
+    """The headers of a request that a server got, as Starlette has them."""
+
+    def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
+        self.raw = raw
+
+    def __getitem__(self, name: str) -> str:
+        return {name.decode(): value.decode() for name, value in self.raw}[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name.decode() for name, _ in self.raw])
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+
+class _HeadersOfAnApplication(httpx.Headers):
+    pass
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [_HeadersOfAServer([(b"x-a", b"b")]), _HeadersOfAnApplication({"X-A": "b"})],
+    ids=["of a server", "of httpx"],
+)
+def test_headers_of_another_library_are_sent(server: Server, gateway: Gateway, headers):
     instrument(gateway)
     with session_scope("s1"):
-        asyncio.run(main())
-    assert [headers.get("X-Cagent-Session-Id") for headers in seen] == [None, None, "s1"]
+        get(f"{server.origin}/p/x", headers=headers)
+        get(f"{server.origin}/elsewhere", headers=headers)
+    assert [arrived.get("X-A") for arrived in server.arrived] == ["b", "b"]
+    assert [arrived.session_id for arrived in server.arrived] == ["s1", None]
 
 
 class TestHttpxOverAiohttp:
@@ -423,6 +504,18 @@ class TestHttpxOverAiohttp:
         (arrived,) = server.arrived
         assert (arrived.get("User-Agent") or "").startswith("cagent-session/")
         assert arrived.get("Accept-Encoding") == "identity"
+
+    def test_httpx_sends_while_aiohttp_is_imported(self, server: Server, gateway, monkeypatch):
+        instrument(gateway)
+        monkeypatch.setitem(sys.modules, "aiohttp", ModuleType("aiohttp"))  # nothing in it yet
+
+        async def main() -> None:
+            async with httpx.AsyncClient() as http:
+                await http.get(f"{server.origin}/p/x")
+
+        with session_scope("s1"):
+            asyncio.run(main())
+        assert server.arrived[0].session_id == "s1"
 
     def test_after_uninstrument_it_is_as_without(self, server: Server, gateway: Gateway):
         instrument(gateway)
