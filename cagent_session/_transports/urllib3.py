@@ -399,10 +399,17 @@ def full_url(pool: Any, base: str, target: str) -> str:
         return base + target
     # A proxy that forwards sends the request where the full URL says. Another server may ignore
     # the host in it, so it must be the pool's.
-    forwards = pool.proxy is not None and not connection_requires_http_tunnel(
-        pool.proxy, pool.proxy_config, pool.scheme
-    )
+    forwards = pool.proxy is not None and _may_forward(pool, pool.proxy, target)
     return target if forwards or urls.same_origin(base, target) else ""
+
+
+def _may_forward(pool: Any, proxy: Any, target: str) -> bool:
+    """Return whether ``pool`` sends requests for ``target`` to a proxy that forwards them."""
+    # One pool, to the proxy itself, serves all of http. It would ask the proxy for https, too, in
+    # the clear, if a redirect led there.
+    if (pool.scheme, pool.port, pool.host) == (proxy.scheme, proxy.port, proxy.host.strip("[]")):
+        return target[:5].lower() == "http:"
+    return not connection_requires_http_tunnel(proxy, pool.proxy_config, pool.scheme)
 
 
 def base_of(pool: Any) -> str:

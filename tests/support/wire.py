@@ -215,6 +215,8 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 
 def _forward(request: Arrived) -> bytes:
+    if not request.target.startswith("http://"):
+        return response(502)
     scheme_and_host, _, path = request.target.removeprefix("http://").partition("/")
     host, _, port = scheme_and_host.partition(":")
     with socket.create_connection((host, int(port)), timeout=20) as upstream:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import requests
 import urllib3
 from support.wire import Proxy, Server, redirect, response
 from urllib3._collections import HTTPHeaderDict
@@ -15,7 +19,9 @@ from cagent_session import (
     GatewayPoolManager,
     GatewayProxyManager,
     gateway_headers,
+    instrument,
     session_scope,
+    uninstrument,
 )
 
 FORWARD = "https://api.openai.com/v1"
@@ -36,6 +42,12 @@ HEADERS = {
     "HTTPHeaderDict": HTTPHeaderDict,
     "defaults": dict,
 }
+
+
+@pytest.fixture(autouse=True)
+def _switched_off() -> Iterator[None]:
+    yield
+    uninstrument()
 
 
 @pytest.mark.parametrize("kind", HEADERS)
@@ -385,6 +397,42 @@ class TestProxies:
         first, second = server.arrived
         assert (first.session_id, first.target) == ("s1", "/p/x?tenant=a")
         assert (second.identifiers, second.target) == ({}, "/else")
+
+    # requests does not verify such a proxy.
+    @pytest.mark.filterwarnings("ignore::urllib3.exceptions.InsecureRequestWarning")
+    @pytest.mark.parametrize("by", ["manager", "call", "instrument", "requests"])
+    def test_through_a_proxy_that_forwards_and_speaks_tls(self, server: Server, tls, by: str):
+        gateway = Gateway(f"{server.origin}/p", forward=FORWARD)
+        with Proxy(tls=tls.context) as proxy, session_scope("s1"):
+            proxy_url = proxy.at("localhost")
+            if by == "manager":
+                http: Any = GatewayProxyManager(proxy_url, gateway, ca_certs=tls.ca)
+                http.request("GET", gateway.endpoint("x"))
+            elif by == "call":
+                http = GatewayProxyManager(proxy_url, ca_certs=tls.ca)
+                http.request("GET", gateway.endpoint("x"), headers=MARKERS)
+            elif by == "instrument":
+                http = urllib3.ProxyManager(proxy_url, ca_certs=tls.ca)
+                with instrument(gateway):
+                    http.request("GET", gateway.endpoint("x"))
+            else:
+                http = requests.Session()
+                with instrument(gateway):
+                    http.get(gateway.endpoint("x"), proxies={"http": proxy_url}, verify=tls.ca)
+            (http.close if by == "requests" else http.clear)()
+        assert server.arrived[0].session_id == "s1"
+
+    def test_it_gets_no_stamp_for_a_gateway_that_it_cannot_forward_to(self, tls):
+        """A pool follows a redirect to https by asking the same proxy, without a tunnel."""
+        with Server() as server, Proxy() as proxy:
+            gateway = Gateway("https://localhost:9", forward=FORWARD, headers={"X-Api-Key": "key"})
+            server.respond = lambda request: redirect(307, gateway.endpoint("x"))
+            with GatewayProxyManager(proxy.origin, gateway) as http, session_scope("s1"):
+                pool = http.connection_from_url(server.origin)
+                with contextlib.suppress(urllib3.exceptions.HTTPError):
+                    pool.urlopen("GET", server.origin, assert_same_host=False, retries=1)
+            assert [arrived.identifiers for arrived in proxy.arrived[:2]] == [{}, {}]
+            assert proxy.arrived[1].get("X-Api-Key") is None
 
     @pytest.mark.parametrize("marking", ["gateway", "call"])
     def test_redirects_through_a_proxy_that_forwards(self, marking: str):
