@@ -136,7 +136,12 @@ def is_for_another(value: Any, origin: Any) -> bool:
 
 
 def origin_of(url: str) -> Any:
-    """Return an object that is equal for all URLs in which urllib3 reads the same origin."""
+    """Return an object that is equal for all URLs in which urllib3 reads the same origin.
+
+    :param url: if it is empty, as a doubtful one is, the object is equal to no other.
+    """
+    if not url:
+        return object()
     end = url.find("/", len("https://"))
     start = url if end < 0 else url[:end]
     # User info, queries and fragments may be secrets, which no cache is to keep.

@@ -102,6 +102,10 @@ def test_what_urllib3_refuses_is_the_origin_of_nothing_else(url: str):
     assert origin_of(url) != origin_of("http://gateway.example/")
 
 
+def test_two_doubtful_urls_have_no_origin_in_common():
+    assert origin_of("") != origin_of("")
+
+
 def test_names_in_bytes_are_known(server: Server):
     gateway = Gateway(server.origin, session_header="X-Session-ID")
     with Server() as stranger, GatewayPoolManager(gateway) as http:
