@@ -280,7 +280,12 @@ def _is_judged(router: Router, headers: Any, url: str) -> bool:
     """Return whether the patch of requests has found that the request is not gateway-bound."""
     return any(
         by is router
-        and (urls.equivalent(judged, url) or urls.equivalent(read_by_urllib3(judged), url))
+        and (
+            urls.equivalent(judged, url)
+            or urls.equivalent(read_by_urllib3(judged), url)
+            # An adapter for a scheme of its own, http+unix, connects to what it likes.
+            or not judged.lower().startswith(("http:", "https:"))
+        )
         for by, judged in getattr(headers, JUDGED, ())
     )
 

@@ -752,6 +752,26 @@ class TestHeadersThatWereSentBefore:
         assert [each.session_id for each in server.arrived] == ["s1"]
 
 
+def test_a_scheme_of_an_adapters_own_is_no_gateways(server: Server):
+    """docker-py's adapter sends ``http+docker://localhost`` to a unix socket."""
+
+    class OwnPool(HTTPAdapter):
+        def get_connection_with_tls_context(self, *args, **options):
+            return urllib3.HTTPConnectionPool("127.0.0.1", server.port)
+
+        get_connection = get_connection_with_tls_context  # before requests 2.32
+
+        def request_url(self, request, proxies):
+            return request.path_url
+
+    gateway = Gateway(server.origin, forward=FORWARD, headers={"X-Api-Key": "KEY"})
+    with requests.Session() as http, instrument(gateway), session_scope("s1"):
+        http.mount("http+docker://", OwnPool())
+        http.get("http+docker://localhost/info")
+    assert server.arrived[0].identifiers == {}
+    assert server.arrived[0].get("X-Api-Key") is None
+
+
 def test_headers_in_a_dict_are_judged_once(server: Server):
     gateway = Gateway(server.origin, forward=FORWARD)
     with requests.Session() as http, instrument(gateway), session_scope("s1"):
