@@ -21,6 +21,7 @@ from urllib3._collections import HTTPHeaderDict
 from .._gate.passage import Passage, is_stamped
 from .._gate.routes import BARE, Route, is_identifier, lower, may_get_identifiers
 from .._gate.validation import PREFIX
+from .._session.scopes import current_lineage
 from ..headers import FORWARD
 
 Item: TypeAlias = "tuple[str, str | bytes]"
@@ -89,25 +90,19 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         """Return whether the caller set identifiers on ``request`` itself, not on one it copies."""
         return self.request is not None and self.request() is request
 
-    def restored_for(self, request: PreparedRequest, *, by_bare_gate: bool) -> GuardedHeaders:
+    def restored_for(self, request: PreparedRequest) -> GuardedHeaders:
         """Return the headers to use now that ``request``, which has these, is being sent.
 
         A copy gets its identifiers back, but only at their origin. Complete headers lose them at
-        another origin, unless the caller set them on this very request, to send it there.
-
-        :param by_bare_gate: whether the adapter has no gateway. One with a gateway sets gateway
-            headers of its own, so those of the last hop stay off.
+        another origin, unless the caller set them on this very request, to send it there. The
+        gateway headers stay off: the gate sets those of the gateway that the request goes to.
         """
         if self.are_callers_own(request):
             return self
-        url = request.url or ""
-        is_home = may_get_identifiers(self.url, url)
-        keeps_gateway_headers = by_bare_gate and self.route.owns(url)
+        is_home = may_get_identifiers(self.url, request.url or "")
         if self.left is None:
             if not is_home:
                 return self.guarded_copy()
-            if keeps_gateway_headers:
-                return self
             return self._with(self._without_gateway_headers(), None)
         names = {lower(name) for name in self}
         # With an X-Cagent-Forward, the caller has set identifiers anew, on the copy.
@@ -116,10 +111,17 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         back = [
             item
             for item in self.left
-            if lower(item[0]) not in names
-            and (keeps_gateway_headers or not self._is_gateway_header(lower(item[0]), item))
+            if lower(item[0]) not in names and self._is_of_this_session(lower(item[0]), item)
         ]
         return self._with([*back, *self.items()], None)
+
+    def route_back(self, request: PreparedRequest) -> Route:
+        """Return the route to the gateway that ``request``, which has these headers, goes back to.
+
+        :data:`BARE` if it was stamped for no gateway, or if its caller has marked it anew.
+        """
+        is_stamped_before = self.left is None and not self.are_callers_own(request)
+        return self.route if is_stamped_before and self.route.owns(request.url or "") else BARE
 
     def for_no_gateway(self) -> Any:
         """Return a copy in the plain base class for a request that is not gateway-bound.
@@ -135,16 +137,32 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         )
 
     def _without_gateway_headers(self) -> list[Item]:
-        """Return the headers less the gateway headers. Session headers stay, stamped or not."""
+        """Return the headers less the gateway headers, and less those of another session."""
         kept: list[Item] = []
         for item in self.items():
-            is_ours = self._is_gateway_header(lower(item[0]), item)
-            kept += _replaced_by(item) if is_ours else [item]
+            key = lower(item[0])
+            if self._is_gateway_header(key, item):
+                kept += _replaced_by(item)
+            elif self._is_of_this_session(key, item):
+                kept.append(item)
         return kept
 
     def _is_gateway_header(self, key: str, item: Item) -> bool:
         """Return whether a header is a gateway header: the gate set it, and not from a session."""
         return is_stamped(item[1]) and key not in self.session_keys
+
+    def _is_of_this_session(self, key: str, item: Item) -> bool:
+        """Return whether a header may be sent again, as far as the session in scope is concerned.
+
+        What the caller set may. What the gate made from a session may in that session, and where
+        there is none.
+        """
+        lineage = current_lineage()
+        if lineage.session is None or not is_stamped(item[1]):
+            return not self._is_gateway_header(key, item)
+        return item[1] in [
+            each.make(lineage) for each in self.route.session_headers if each.key == key
+        ]
 
     def _with(
         self,

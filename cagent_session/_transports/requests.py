@@ -254,10 +254,12 @@ def _through_gate(
             return request, None, None
         # Set on the request, too: response.request is to show what was sent, also where an
         # authentication handler puts a copy in its place.
-        before = headers = request.headers = headers.restored_for(
-            request, by_bare_gate=not router.hosts
-        )
-    route = router.route(url) if router.hosts else BARE
+        before = headers = request.headers = headers.restored_for(request)
+    route = BARE
+    if router.hosts:
+        route = router.route(url)
+    elif before is not None:
+        route = before.route_back(request)
     if route is BARE and not _carries_forward(headers):
         note_unbound(url)
         return (request, None, None) if before is None else _unbound(request, before)
@@ -349,10 +351,15 @@ def _carries_forward(headers: Any) -> bool:
     """Return whether headers may have an ``X-Cagent-Forward``."""
     # The plain code, below, goes through all headers. The table of requests' own class saves that;
     # a name in bytes is in there as bytes.
-    table = getattr(headers, "_store", None)
+    table = _table_of(headers)
     if table is not None:
         return FORWARD_KEY in table or _FORWARD_IN_BYTES in table
     return any(lower(name) == FORWARD_KEY for name in headers)
+
+
+def _table_of(headers: Any) -> dict[Any, Item] | None:
+    """Return requests' own table of headers; other classes may have one of another shape."""
+    return getattr(headers, "_store", None) if isinstance(headers, CaseInsensitiveDict) else None
 
 
 def _read(
@@ -364,7 +371,7 @@ def _read(
     """
     # The plain code would be the last three lines. Through the table, it is not necessary to go
     # through all headers in Python, which would be half of what the gate costs.
-    table: dict[str, Item] | None = getattr(headers, "_store", None)
+    table = _table_of(headers)
     if table is not None:
         # dict.keys(): the table is an OrderedDict, whose own keys() is slow.
         plan = route.plan(library, tuple(dict.keys(table)))
@@ -434,6 +441,7 @@ def _guard_replaced(request: Any, sent: PreparedRequest | None, guarded: Guarded
         return
     if isinstance(headers, Mapping):
         request.headers = guard(headers, guarded.url, guarded.session_keys)
+        request.headers.route = guarded.route
 
 
 def _note_redirect(

@@ -7,6 +7,7 @@ import copy
 import gc
 import pickle
 import threading
+from collections.abc import Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,6 +25,7 @@ from cagent_session import (
     GatewayMixin,
     gateway_headers,
     instrument,
+    no_session,
     session_scope,
 )
 
@@ -318,6 +320,50 @@ class TestTheyReturn:
             assert arrived.path == "/2"
             assert arrived.identifiers == _lower(MARKERS) | {"x-cagent-session-id": session_id}
 
+    @pytest.mark.parametrize("of", [lambda sent: sent, lambda sent: sent.copy()])
+    @pytest.mark.parametrize("first", ["mount", "instrument"])
+    @pytest.mark.parametrize("session", ["s1", None])
+    def test_by_a_bare_gate_in_the_session_that_is_in_scope_then(
+        self, http, server: Server, of, first: str, session: str | None
+    ):
+        gateway = Gateway(
+            server.origin,
+            forward=FORWARD,
+            session_header="X-Session-ID",
+            parent_header="X-Parent",
+            headers={"Accept": "a/b", "X-Api-Key": "KEY"},
+        )
+        with contextlib.ExitStack() as switched_on:
+            if first == "mount":
+                gateway.mount(http)
+            else:
+                switched_on.enter_context(instrument(gateway))
+            with no_session() if session is None else session_scope(session, parent="p1"):
+                again = of(http.get(server.origin).request)
+            http.mount(server.origin, GatewayAdapter())
+            with session_scope("s2"):
+                http.send(again)
+        arrived = server.arrived[-1]
+        assert (arrived.all("X-Session-ID"), arrived.all("X-Parent")) == (["s2"], [])
+        assert (arrived.all("Accept"), arrived.all("X-Api-Key")) == (["a/b"], ["KEY"])
+        assert arrived.forward == FORWARD
+        assert arrived.get("X-Cagent-Session-Id") is None
+
+    @pytest.mark.parametrize("of", [lambda sent: sent, lambda sent: sent.copy()])
+    @pytest.mark.parametrize("path", ["/b", "/elsewhere"])
+    def test_in_another_session_no_header_of_the_first_returns(
+        self, http, server: Server, of, path: str
+    ):
+        Gateway(f"{server.origin}/a", session_header="X-Session-ID").mount(http)
+        Gateway(f"{server.origin}/b", session_header="X-Other").mount(http)
+        for session, arrives in (("s1", "s1"), ("s2", None)):
+            with session_scope("s1"):
+                again = of(http.get(f"{server.origin}/a").request)
+            again.url = server.origin + path
+            with session_scope(session):
+                http.send(again)
+            assert server.arrived[-1].get("X-Session-ID") == arrives
+
     def test_not_where_the_copy_has_been_marked_anew(self, http, server: Server):
         http.mount("http://", GatewayAdapter())
         prepared = requests.Request("GET", server.origin, headers=MARKERS).prepare()
@@ -510,6 +556,36 @@ class TestTheCallersRequest:
         assert dict(twin.headers) == {"X-A": "1", "x-a": "2", b"X-B": "3"}
         http.send(twin)
         assert server.arrived[-1].forward == FORWARD
+
+    def test_headers_of_a_library_with_a_table_of_another_shape(self, http, server: Server):
+        class Theirs(MutableMapping[str, str]):  # azure-core's
+            def __init__(self, headers: Mapping[str, str]) -> None:
+                self._store = {name.lower(): value for name, value in headers.items()}
+
+            def __getitem__(self, name: str) -> str:
+                return self._store[name.lower()]
+
+            def __setitem__(self, name: str, value: str) -> None:
+                self._store[name.lower()] = value
+
+            def __delitem__(self, name: str) -> None:
+                del self._store[name.lower()]
+
+            def __iter__(self) -> Iterator[str]:
+                return iter(self._store)
+
+            def __len__(self) -> int:
+                return len(self._store)
+
+            def copy(self) -> Theirs:
+                return Theirs(self._store)
+
+        http.mount("http://", GatewayAdapter(Gateway(server.origin, forward=FORWARD)))
+        prepared = requests.Request("GET", server.origin).prepare()
+        prepared.headers = Theirs({"X-A": "1"})  # type: ignore[assignment]
+        with session_scope("s1"):
+            http.send(prepared)
+        assert (server.arrived[0].session_id, server.arrived[0].get("X-A")) == ("s1", "1")
 
     @pytest.mark.parametrize(
         "kind", [CaseInsensitiveDict, type("Mine", (CaseInsensitiveDict,), {})]
