@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import re
+import unicodedata
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -206,4 +207,4 @@ def _decoded(url: str) -> str:
     """Return ``url`` decoded as far as it goes, so that no spelling can hide an ``@``."""
     for _ in range(_ROUNDS):
         url = html.unescape(unquote(url))
-    return url
+    return unicodedata.normalize("NFKC", url)  # a fullwidth @ counts as one

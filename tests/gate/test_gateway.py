@@ -102,6 +102,8 @@ class TestURLs:
             "https://u:hun?ter2@g.example/",
             "https://u:hun#ter2@g.example/",
             "https://u:hunter2%40g.example/",
+            "https:/u:hunter2\uff20g.example",
+            "https:u:hunter2%EF%BC%A0g.example",
             "https://u:hun ter2@g.example/",
             "https://g.example/a b?key=hunter2",
         ],
