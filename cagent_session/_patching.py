@@ -25,12 +25,14 @@ def patch(
     A wrapper of wrapt or OpenTelemetry stays outermost and gets the replacement in place of the
     original: outside the wrapper, the replacement would keep the other library from removing it.
 
-    :param owner: the class to patch. A method that it inherits is defined on it; the base class and
-        its other subclasses keep theirs.
+    :param owner: the class to patch, or a subclass that somebody has put in its place. A method
+        that the library's class inherits is defined on it; the base class and its other subclasses
+        keep theirs.
     :param make_patch: called with the original method and ``arguments``; returns the replacement.
     :param by: the function to call again if another library takes the replacement away, for a
         warning in the log ``cagent_session``. Without it there is no warning.
     """
+    owner = _librarys_own(owner, name)
     is_inherited = name not in vars(owner)
     holder: Any = owner
     attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
@@ -40,7 +42,8 @@ def patch(
     # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
     while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
         holder, attribute, method = method, "__wrapped__", method.__wrapped__
-    is_librarys_own = getattr(method, "__globals__", None) is vars(owner)["__init__"].__globals__
+    module = getattr(method, "__globals__", {}).get("__name__", "")
+    is_librarys_own = _package(module) == _package(owner.__module__)
     if by and not (is_librarys_own or is_inherited):
         _log.warning(
             "%s.%s is not the library's own, but %r: when that is taken back, %s has to be called "
@@ -55,6 +58,21 @@ def patch(
     patched = functools.wraps(method)(make_patch(method, *arguments))
     setattr(patched, _IS_PATCH, True)
     setattr(holder, attribute, patched)
+
+
+def _librarys_own(owner: type, name: str) -> type:
+    """Return the library's class, where ``owner`` is a subclass that somebody has put in its place.
+
+    The library is that of the class furthest up which defines the method ``name``. A patch of the
+    subclass would not reach the library's class and its other subclasses.
+    """
+    *_, first = (each for each in owner.__mro__ if name in vars(each))
+    library = _package(first.__module__)
+    return next(each for each in owner.__mro__ if _package(each.__module__) == library)
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def _inherited(owner: type, name: str) -> Any:
