@@ -7,6 +7,7 @@ from typing import Any
 from requests import PreparedRequest, Request, Session
 from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.exceptions import InvalidSchema
+from requests.sessions import SessionRedirectMixin
 
 from .._gate import urls
 from .._gate.gateway import Gateway
@@ -72,7 +73,9 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     :param settings: the keywords of a new ``HTTPAdapter`` that sends the gateway's requests; with
         none, the adapters that are there send them.
     """
-    if not isinstance(session, Session):
+    # The plain code would ask for a requests.Session. Other libraries put a subclass in its place
+    # for a time, as requests_cache.install_cache() does, but not in that of its base class.
+    if not isinstance(session, SessionRedirectMixin):
         raise TypeError(
             f"mount takes a requests.Session, not {type(session).__name__}: for httpx there is "
             "GatewayTransport, for urllib3 GatewayPoolManager, for aiohttp GatewayMiddleware"

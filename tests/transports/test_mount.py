@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import subprocess
+import sys
+import textwrap
 
 import httpx
 import pytest
@@ -117,6 +120,27 @@ def test_each_keeps_its_own_adapter_options(http):
 def test_only_on_a_session_of_requests(other):
     with pytest.raises(TypeError, match=r"takes a requests.Session, not .*GatewayTransport"):
         Gateway("https://gateway.example", forward="https://a.example").mount(other)
+
+
+def test_on_every_session_while_another_class_stands_in_for_it():
+    """As requests_cache.install_cache() has it, when the first gateway is mounted."""
+    code = """
+        import requests
+        from cagent_session import Gateway, GatewayAdapter
+        gateway = Gateway("https://gateway.example", forward="https://a.example")
+        original, before = requests.Session, requests.Session()
+        class Cached(original):
+            pass
+        requests.Session = requests.sessions.Session = Cached
+        meanwhile = requests.Session()
+        assert isinstance(gateway.mount(meanwhile), GatewayAdapter)
+        assert isinstance(gateway.mount(before), GatewayAdapter)
+        requests.Session = requests.sessions.Session = original
+        assert isinstance(gateway.mount(requests.Session()), GatewayAdapter)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 class TestTheSamePlace:
