@@ -83,3 +83,30 @@ def _inherited(owner: type, name: str) -> Any:
         return getattr(super(owner, self), name)(*args, **kwargs)
 
     return inherited
+
+
+class Switched:
+    """A context manager that has switched patches, and restores at its end what was in force.
+
+    It may be entered again, also while it is entered: each entry puts ``wanted`` in force.
+
+    :param switch: puts its argument in force, and returns what was in force before.
+    """
+
+    def __init__(self, switch: Callable[[Any], Any], wanted: Any) -> None:
+        self._switch, self._wanted = switch, wanted
+        self._was_entered = False
+        self._before = [switch(wanted)]  # a stack, with one for each end to come
+
+    def __enter__(self) -> Switched:
+        before = self._switch(self._wanted)
+        # The end of the first entry restores what was in force before this object was made.
+        if self._was_entered:
+            self._before.append(before)
+        self._was_entered = True
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._was_entered = True  # also without an entry, which ExitStack.push() leaves out
+        if self._before:
+            self._switch(self._before.pop())

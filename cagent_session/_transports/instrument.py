@@ -20,7 +20,7 @@ from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
 
 from .._gate.gateway import Gateway
 from .._gate.routes import Router
-from .._patching import patch
+from .._patching import Switched, patch
 from . import requests as for_requests
 from . import urllib3 as for_urllib3
 from .guarded_headers import GuardedHeaders
@@ -42,19 +42,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-class _Instrumentation:
-    """A context manager that restores, at its end, the gateways that were in force before."""
-
-    def __init__(self, before: Router | None) -> None:
-        self._before = before
-
-    def __enter__(self) -> _Instrumentation:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        _activate(self._before)
-
-
 def instrument(*gateways: Gateway | None) -> AbstractContextManager[object]:
     """Put the gate under every HTTP client of this process, made before or after the call.
 
@@ -69,6 +56,7 @@ def instrument(*gateways: Gateway | None) -> AbstractContextManager[object]:
         the environment names no gateway, counts as none.
     :returns: a context manager that restores at its end what was in force before the call:
         ``with instrument(gateway): ...``. Ignore it to keep the gateways for the whole process.
+        Entered again, it puts its gateways in force again.
     :raises ValueError: for two different gateways with one origin and path. Nothing is changed
         then. For several providers at one address, call ``instrument()`` without gateways, and
         give each call ``headers=gateway_headers(...)``.
@@ -94,7 +82,7 @@ def instrument(*gateways: Gateway | None) -> AbstractContextManager[object]:
     when_imported("httpx", _patch_httpx)
     when_imported("httpx2", _patch_httpx)
     when_imported("aiohttp", _patch_aiohttp)
-    return _Instrumentation(_activate(wanted))
+    return Switched(_activate, wanted)
 
 
 def uninstrument() -> None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
-from .._patching import patch
+from .._patching import Switched, patch
 from .._session.handoff import bind_call
 
 # This is a ThreadPoolExecutor, too, but it pickles its calls for other interpreters. What
@@ -34,19 +34,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-class _Carrying:
-    """A context manager that restores, at its end, what was in force before the call."""
-
-    def __init__(self, before: bool) -> None:
-        self._before = before
-
-    def __enter__(self) -> _Carrying:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        _switch(self._before)
-
-
 def carry_session() -> AbstractContextManager[object]:
     """Run each call in a thread pool of this process in the session that submitted it.
 
@@ -57,7 +44,7 @@ def carry_session() -> AbstractContextManager[object]:
     none.
 
     :returns: a context manager that restores what was in force before. Ignore it to carry the
-        session for the life of the process.
+        session for the life of the process. Entered again, it carries the session again.
 
     ::
 
@@ -80,7 +67,7 @@ def carry_session() -> AbstractContextManager[object]:
             patch(ThreadPool, name, _carry_pool_call, by="carry_session()")
         for name in ("apply_async", "map_async", "starmap_async"):
             patch(ThreadPool, name, _carry_pool_call_with_callbacks, by="carry_session()")
-    return _Carrying(_switch(True))
+    return Switched(_switch, True)
 
 
 def _switch(is_on: bool) -> bool:

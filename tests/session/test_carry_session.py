@@ -340,6 +340,14 @@ class TestSwitch:
                 assert pool.submit(see).result() == ("a",)
             assert pool.submit(see).result() == (None,)
 
+    def test_entered_again_it_carries_the_session_again(self, pool):
+        carrying = carry_session()
+        with session_scope("a"):
+            for _ in range(2):
+                with carrying:
+                    assert pool.submit(see).result() == ("a",)
+                assert pool.submit(see).result() == (None,)
+
     def test_calling_it_twice_patches_once(self):
         with carry_session():
             patched = ThreadPoolExecutor.submit, ThreadPool.map

@@ -426,6 +426,37 @@ class TestSwitching:
         assert forwards == [None, FORWARD, OTHER, FORWARD, None, FORWARD, None]
         assert server.arrived[-1].raw == server.arrived[0].raw
 
+    def test_entered_again_it_puts_its_gateways_in_force_again(self, server: Server):
+        def stamped():
+            server.arrived.clear()
+            with session_scope("s1"):
+                requests.get(server.origin, timeout=20)
+            return server.arrived[0].forward
+
+        switched = instrument(Gateway(server.origin, forward=FORWARD))
+        with switched:
+            assert stamped() == FORWARD
+        assert stamped() is None
+        with switched:
+            with instrument(Gateway(server.origin, forward=OTHER)):
+                with switched:
+                    assert stamped() == FORWARD
+                assert stamped() == OTHER
+            assert stamped() == FORWARD
+        assert stamped() is None
+
+    @pytest.mark.parametrize("ends", [1, 2])
+    def test_ended_without_an_entry_it_can_be_entered(self, server: Server, ends: int):
+        gateway = Gateway(server.origin, forward=FORWARD)
+        switched = instrument(gateway)
+        for _ in range(ends):
+            switched.__exit__(None, None, None)
+        with switched, session_scope("s1"):
+            requests.get(server.origin, timeout=20)
+        with session_scope("s1"):
+            requests.get(server.origin, timeout=20)
+        assert [each.session_id for each in server.arrived] == ["s1", None]
+
     def test_called_again_it_replaces(self, get, server: Server):
         for forward in (FORWARD, OTHER):
             instrument(Gateway(server.origin, forward=forward))
