@@ -91,6 +91,15 @@ class _Loader(Loader):
     def __init__(self, loader: Any) -> None:
         self._loader = loader
 
+    def __getattr__(self, name: str) -> Any:
+        # Python calls this for missing attributes. pkgutil.get_data() and others ask the loader of
+        # a module that is not loaded for get_data(), is_package() and so on. The original's
+        # __deepcopy__ would copy that alone; and copies and pickles are asked for __setstate__
+        # before they have a _loader.
+        if name == "_loader" or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self._loader, name)
+
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         module: ModuleType | None = self._loader.create_module(spec)
         return module

@@ -93,6 +93,33 @@ def test_modules_have_the_loader_that_they_have_without_us():
     run(code)
 
 
+LOADER = """
+    import copy, importlib.util, pickle, pkgutil
+    def shown(loader):
+        names = ("get_data", "get_source", "get_filename", "is_package", "get_resource_reader",
+                 "create_module", "exec_module", "__deepcopy__", "no_such_method")
+        return [hasattr(loader, name) for name in names]
+"""
+
+
+@pytest.mark.parametrize("duplicate", ["", "copy.copy", "copy.deepcopy", "pickled"])
+def test_what_is_not_loaded_yet_has_the_methods_of_its_loader(duplicate: str):
+    code = f"""{PREPARE}{LOADER}
+    pickled = lambda spec: pickle.loads(pickle.dumps(spec))
+    plain = importlib.util.find_spec("aiohttp").loader
+    instrument()
+    spec = {duplicate}(importlib.util.find_spec("aiohttp"))
+    assert shown(spec.loader) == shown(plain) == [True] * 7 + [False] * 2
+    assert spec.loader.get_source("aiohttp") == plain.get_source("aiohttp")
+    assert spec.loader.get_filename() == spec.origin
+    assert pkgutil.get_data("aiohttp", "py.typed")
+    assert type(sys.modules["aiohttp"].__loader__) is type(plain)
+    from aiohttp import ClientSession
+    print(hasattr(ClientSession._request, "__wrapped__"))
+    """
+    assert run(code) == "True"
+
+
 def test_a_library_that_is_missing_is_missing_as_ever():
     code = f"""{PREPARE}
     instrument()
