@@ -71,6 +71,24 @@ class TestBindSession:
             assert current_session_id() == "b"
         assert current_session_id() is None
 
+    @pytest.mark.parametrize("wrap", [bind_session, session_scope("a"), no_session()])
+    def test_method_of_a_remote_proxy_is_called(self, wrap):
+        class RemoteMethod:
+            """Doc."""
+
+            def __init__(self, name):
+                self._name = name
+
+            def __getattr__(self, name):  # as in xmlrpc.client
+                return RemoteMethod(f"{self._name}.{name}")
+
+            def __call__(self, number):
+                return self._name, number
+
+        wrapped = wrap(RemoteMethod("add"))
+        assert wrapped(1) == ("add", 1)
+        assert (wrapped.__doc__, wrapped.__module__) == ("Doc.", __name__)
+
     def test_function_bound_outside_every_session_runs_in_none(self):
         bound = bind_session(see)
         with session_scope("b"):
