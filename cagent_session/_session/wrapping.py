@@ -166,7 +166,7 @@ def _wrap_generator(fn: Function, scopes_for: ScopesFor) -> Function:
 def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:
     drive = types.coroutine(
         _drive_stepwise(
-            lambda *args, **kwargs: (scopes_for(args, kwargs), fn(*args, **kwargs).__await__())
+            lambda *args, **kwargs: (scopes_for(args, kwargs), _steps_of(fn(*args, **kwargs)))
         )
     )
 
@@ -177,6 +177,16 @@ def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:
         return await steps
 
     return wrapped
+
+
+def _steps_of(awaitable: Any) -> Any:
+    """Return what ``await`` iterates over, with the methods of a generator."""
+    steps = awaitable.__await__()
+    return steps if hasattr(steps, "send") else _as_generator(steps)
+
+
+def _as_generator(steps: Any) -> Any:
+    return (yield from steps)
 
 
 def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:

@@ -130,6 +130,18 @@ class TestCoroutines:
         double = unittest.mock.AsyncMock(side_effect=lambda: current_session_id())
         assert asyncio.run(session_scope("a")(double)()) == "a"
 
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect has no such mark")
+    @pytest.mark.parametrize("steps", [[], [None, None]])
+    def test_awaitable_may_be_any_iterator(self, steps):
+        """An iterator that is no generator has no send() and no throw()."""
+
+        class Awaitable:
+            def __await__(self):
+                return iter(steps)
+
+        marked = inspect.markcoroutinefunction(lambda: Awaitable())
+        assert asyncio.run(session_scope("a")(marked)()) is None
+
     def test_stays_a_coroutine_function(self):
         @session_scope("a")
         async def body(a): ...
