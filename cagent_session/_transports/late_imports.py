@@ -22,13 +22,17 @@ _waiting: dict[str, OnImport] = {}
 
 
 def when_imported(name: str, on_import: OnImport) -> None:
-    """Call ``on_import`` with the module ``name``: now if it is loaded, else once it is loaded."""
+    """Call ``on_import`` with the module ``name``: now if it is loaded, else once it is loaded.
+
+    What a test has put in its place, such as a ``MagicMock``, does not count as loaded.
+    """
     # Registered first, so that an import in another thread is not missed in between.
     _waiting[name] = on_import
     _watch_imports()
     # Another thread may be importing it now, and have passed the finders before ours was there.
     with _import_lock(name):
-        is_loaded = sys.modules.get(name) is not None
+        # By type(), because isinstance() believes a mock that pretends to be a module.
+        is_loaded = issubclass(type(sys.modules.get(name)), ModuleType)
     if is_loaded:
         _call(importlib.import_module(name))
 

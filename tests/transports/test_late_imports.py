@@ -145,6 +145,24 @@ def test_a_library_that_must_not_be_imported_is_passed_over():
     assert run(code) == "missing"
 
 
+@pytest.mark.parametrize("stand_in", ["MagicMock()", "MagicMock(spec=httpx)", "object()"])
+def test_what_stands_in_for_a_library_is_passed_over(stand_in: str):
+    code = f"""{PREPARE}
+    import httpx
+    from unittest.mock import MagicMock, patch
+    with RecordingGateway() as recording:
+        with patch.dict(sys.modules, httpx2={stand_in}):
+            instrument(Gateway(recording.url, forward="https://api.openai.com/v1"))
+        assert "httpx2" not in sys.modules
+        import httpx2
+        with session_scope("s1"):
+            httpx.get(recording.url)
+            httpx2.get(recording.url)
+        print(*[each.session_id for each in recording.requests])
+    """
+    assert run(code) == "s1 s1"
+
+
 def test_an_error_while_patching_costs_a_warning_and_not_the_import():
     code = f"""{PREPARE}
     import logging
