@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any
 
 from requests import PreparedRequest, Request, Session
@@ -13,6 +15,9 @@ from .._gate import urls
 from .._gate.gateway import Gateway
 from .._gate.routes import BARE, Place, Router
 from .requests import GatewayAdapter, GatewayMixin
+
+_log = logging.getLogger("cagent_session")
+_warn_once = functools.cache(_log.warning)  # for each message and its arguments
 
 
 class _Mounts(Router):
@@ -117,6 +122,13 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         _mount_own(session, mounts, gateway, HTTPAdapter(**settings), origins)
     # Preparing the URL spells it as requests will: "https://gateway.example" gets a slash.
     adapter: Any = session.get_adapter(Request("GET", gateway.url).prepare().url or "")
+    if not isinstance(adapter, GatewayMixin):
+        _warn_once(
+            "%s.get_adapter() does not return the adapter that mount() put there, so requests to "
+            "the gateway may lack the session: return GatewayAdapter(gateway, adapter=...) there, "
+            "or call instrument(gateway)",
+            type(session).__qualname__,
+        )
     return adapter  # type: ignore[no-any-return]
 
 

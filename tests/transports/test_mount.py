@@ -143,6 +143,29 @@ def test_on_every_session_while_another_class_stands_in_for_it():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("remedy", [False, True])
+def test_a_session_that_chooses_its_adapters_itself_costs_a_warning(caplog, remedy: bool):
+    gateway = Gateway("https://gateway.example", forward=OPENAI)
+    plain = HTTPAdapter()
+    own = GatewayAdapter(gateway, adapter=plain) if remedy else plain
+
+    class Balanced(requests.Session):
+        def get_adapter(self, url):
+            return own
+
+    for _ in range(2):
+        with Balanced() as http:
+            assert gateway.mount(http) is own
+    messages = [each.getMessage() for each in caplog.records if each.name == "cagent_session"]
+    if remedy:
+        assert messages == []
+    else:
+        (message,) = messages
+        assert "Balanced.get_adapter() does not return" in message
+        assert "GatewayAdapter(gateway, adapter=...)" in message
+        assert "instrument(gateway)" in message
+
+
 class TestTheSamePlace:
     @pytest.mark.parametrize(
         "other",
