@@ -56,6 +56,15 @@ class GatewayMixin(_Adapter):
         http.mount("https://", CachedAdapter(gateway, cache=FileCache(".cache")))
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        classes = cls.__mro__
+        if BaseAdapter in classes[: classes.index(GatewayMixin)]:
+            raise TypeError(
+                f"{cls.__name__} would never call GatewayMixin.send: write GatewayMixin before the "
+                f"adapter, class {cls.__name__}(GatewayMixin, {cls.__bases__[0].__name__})"
+            )
+
     def __init__(self, gateway: Gateway | None = None, **adapter_kwargs: Any) -> None:
         self.gateway = gateway
         self._router = Router(gateway)

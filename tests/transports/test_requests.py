@@ -334,6 +334,25 @@ class TestRedirects:
 
 
 class TestTheAdapterItself:
+    def test_mixin_behind_the_adapter_is_refused(self):
+        class Own(HTTPAdapter): ...
+
+        for adapter in (HTTPAdapter, Own):
+            with pytest.raises(TypeError, match=r"class Wrong\(GatewayMixin, (HTTPAdapter|Own)\)"):
+                type("Wrong", (adapter, GatewayMixin), {})
+
+    def test_adapter_before_the_mixin_may_pass_on_to_it(self, server: Server):
+        class Logged(HTTPAdapter):
+            def send(self, request, **options):
+                return super().send(request, **options)
+
+        class Both(Logged, GatewayAdapter): ...
+
+        adapter = Both(Gateway(server.origin, forward=FORWARD))
+        with client(adapter) as http, session_scope("s1"):
+            http.get(server.origin)
+        assert server.arrived[0].session_id == "s1"
+
     def test_survives_pickle_and_deepcopy(self, server: Server):
         gateway = Gateway(server.origin, forward=FORWARD)
         adapter = GatewayAdapter(gateway, max_retries=3, pool_maxsize=7)
