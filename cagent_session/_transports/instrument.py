@@ -163,7 +163,7 @@ def _patch_httpx(module: ModuleType) -> None:
     with _lock:
         patch(module.HTTPTransport, "handle_request", _transport_patch, gate, by=by)
         patch(module.AsyncHTTPTransport, "handle_async_request", _async_patch, gate, by=by)
-        if "_send_single_request" in vars(module.AsyncClient):
+        if hasattr(module.AsyncClient, "_send_single_request"):
             patch(module.AsyncClient, "_send_single_request", _client_patch, gate, by=by)
         else:
             _warn_once(

@@ -38,12 +38,19 @@ LIBRARIES = {
     "requests": ("requests.adapters.HTTPAdapter", "send", {"max_retries": 1}),
     "urllib3": ("urllib3.PoolManager", "urlopen", {"num_pools": 1}),
     "httpx": ("httpx.HTTPTransport", "handle_request", {"retries": 1}),
+    "httpx's client": ("httpx.AsyncClient", "_send_single_request", {"follow_redirects": True}),
     "aiohttp": ("aiohttp.ClientSession", "_request", {"trust_env": True}),
 }
 GET = {
     "requests": "requests.get(url, timeout=10)",
     "urllib3": "urllib3.PoolManager().request('GET', url)",
     "httpx": "httpx.get(url); httpx.Client(transport=httpx.HTTPTransport()).get(url)",
+    "httpx's client": """
+    async def main():
+        async with httpx.AsyncClient() as http:
+            await http.get(url)
+    asyncio.run(main())
+""",
     "aiohttp": """
     async def main():
         async with aiohttp.ClientSession() as http:
@@ -64,7 +71,8 @@ def run(code: str) -> list[str]:
 @pytest.mark.parametrize("replaced", REPLACED)
 def test_requests_are_stamped_without_a_warning(library: str, replaced: str):
     original, method, options = LIBRARIES[library]
-    define, wait = ("async def", "await ") if library == "aiohttp" else ("def", "")
+    is_async = library in ("httpx's client", "aiohttp")
+    define, wait = ("async def", "await ") if is_async else ("def", "")
     replace = REPLACED[replaced].format(
         original=original, method=method, options=options, define=define, wait=wait
     )
