@@ -414,7 +414,10 @@ def _may_forward(pool: Any, proxy: Any, target: str) -> bool:
     # the clear, if a redirect led there.
     if (pool.scheme, pool.port, pool.host) == (proxy.scheme, proxy.port, proxy.host.strip("[]")):
         return target[:5].lower() == "http:"
-    return not connection_requires_http_tunnel(proxy, pool.proxy_config, pool.scheme)
+    # Other pools for http connect to their own host, whatever proxy they know.
+    return pool.scheme == "https" and not connection_requires_http_tunnel(
+        proxy, pool.proxy_config, "https"
+    )
 
 
 def base_of(pool: Any) -> str:

@@ -434,6 +434,17 @@ class TestProxies:
             assert [arrived.identifiers for arrived in proxy.arrived[:2]] == [{}, {}]
             assert proxy.arrived[1].get("X-Api-Key") is None
 
+    def test_a_pool_made_by_hand_asks_its_own_host(self, server: Server):
+        """It knows a proxy, but connects to the host that it was made for."""
+        gateway = Gateway("https://gateway.example", forward=FORWARD, headers={"X-Api-Key": "key"})
+        proxy = urllib3.util.parse_url("http://proxy.example:3128")
+        pool = urllib3.HTTPConnectionPool("127.0.0.1", server.port, _proxy=proxy)
+        with instrument(gateway), session_scope("s1"):
+            pool.urlopen("GET", gateway.endpoint("x"), assert_same_host=False)
+        pool.close()
+        (arrived,) = server.arrived
+        assert (arrived.identifiers, arrived.get("X-Api-Key")) == ({}, None)
+
     @pytest.mark.parametrize("marking", ["gateway", "call"])
     def test_redirects_through_a_proxy_that_forwards(self, marking: str):
         with Server() as stranger, Proxy() as proxy:
