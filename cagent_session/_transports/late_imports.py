@@ -84,7 +84,8 @@ class _Finder(MetaPathFinder):
             return None  # the import goes on with the next finder, which raises the error
         finally:
             self._searching.name = None
-        if spec is not None and spec.loader is not None:
+        # A loader of the old kind has only load_module().
+        if spec is not None and hasattr(spec.loader, "exec_module"):
             spec.loader = _Loader(spec.loader)
         return spec
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.abc
+import importlib.util
 import subprocess
 import sys
 import textwrap
 import threading
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 
@@ -218,6 +221,24 @@ def test_an_import_that_has_begun_in_another_thread_is_covered(tmp_path, monkeyp
     waiting.join(10)
     assert found == [module]
     assert "slow_library" not in _waiting
+
+
+def test_a_loader_of_the_old_kind_loads_as_it_does_without(monkeypatch):
+    class Loader:
+        def load_module(self, name: str) -> ModuleType:
+            sys.modules[name] = ModuleType(name)
+            return sys.modules[name]
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            return ModuleSpec(name, Loader()) if name == "old_library" else None
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    when_imported("old_library", lambda module: None)
+    spec = importlib.util.find_spec("old_library")
+    assert spec is not None
+    assert isinstance(spec.loader, Loader)
+    del _waiting["old_library"]
 
 
 def test_the_middleware_may_be_the_first_to_import_aiohttp():
