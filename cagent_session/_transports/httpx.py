@@ -93,18 +93,25 @@ class Httpx:
 
         The copy lacks the stamp, and the identifiers if it goes to another origin.
         """
-        items = request.headers._list if self._has_known_layout else _items(request.headers)
-        passage = passage_of(request.headers, items, 2)
-        if passage is None or not passage.is_open or passage.covers(request.method, request.url):
+        headers = self.less_stamp_of_another(router, request.headers, request.method, request.url)
+        if headers is request.headers:
             return request
-        kept = [item for item in items if not is_stamped(item[2])]
-        if not may_get_identifiers(str(passage.url), str(request.url)):
-            names = getattr(request.headers, "session_keys", BARE.session_keys)
-            kept = _without_identifiers(kept, router.session_keys | names)
         copied = _new(type(request))
         copied.__dict__ = request.__dict__.copy()
-        copied.headers = self._headers(kept, request.headers)
+        copied.headers = headers
         return copied
+
+    def less_stamp_of_another(self, router: Router, headers: Any, method: Any, url: Any) -> Any:
+        """Return ``headers``, or a copy if they were stamped for a request to another URL."""
+        items = headers._list if self._has_known_layout else _items(headers)
+        passage = passage_of(headers, items, 2)
+        if passage is None or not passage.is_open or passage.covers(method, url):
+            return headers
+        kept = [item for item in items if not is_stamped(item[2])]
+        if not may_get_identifiers(str(passage.url), str(url)):
+            names = getattr(headers, "session_keys", BARE.session_keys)
+            kept = _without_identifiers(kept, router.session_keys | names)
+        return self._headers(kept, headers)
 
     def _through_gate(
         self, router: Router, request: Any

@@ -204,7 +204,7 @@ def _client_patch(original: Any, gate: Httpx) -> Any:
     async def _send_single_request(self: Any, request: Any) -> Any:
         pass_on, router = original.__get__(self, type(self)), _active_router
         response = await pass_on(request)
-        if router is not None:
+        if router is not None and not _is_unix_socket(self._transport_for_url(request.url)):
             # httpx follows redirects above aiohttp. The patch of aiohttp sees each hop as a call of
             # its own, and cannot know which identifiers the caller had set for an earlier hop.
             gate.take_off_redirected(router, request, response)
@@ -252,7 +252,9 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         this_call = hops(router)
         httpx = _httpx_of(headers)
         if httpx is not None:
-            this_call.use_defaults_of(gate_for(httpx))
+            gate = gate_for(httpx)
+            this_call.use_defaults_of(gate)
+            headers = gate.less_stamp_of_another(router, headers, method, str_or_url)
         return await pass_on(
             method, str_or_url, headers=headers, middlewares=(*above, this_call), **options
         )

@@ -307,6 +307,8 @@ class TestUnixSockets:
 
         async def serve(request: web.Request) -> web.Response:
             seen.append(request.headers.get("X-Cagent-Session-Id"))
+            if self.location:
+                raise web.HTTPTemporaryRedirect(self.location)
             return web.Response()
 
         async def main() -> None:
@@ -325,6 +327,7 @@ class TestUnixSockets:
         return session_id
 
     gateway = Gateway("http://localhost", forward=FORWARD)
+    location = ""  #: where requests are redirected to
 
     @pytest.mark.parametrize("connector", [aiohttp.UnixConnector, _PipeConnector])
     def test_of_aiohttp(self, tmp_path: Path, connector):
@@ -353,6 +356,18 @@ class TestUnixSockets:
                 await http.get("http://localhost/")
 
         assert self.arrived(tmp_path, get) is None
+
+    def test_of_httpx_that_redirects(self, tmp_path: Path):
+        async def get(path: str) -> None:
+            with Server() as other:
+                self.location = other.origin
+                transport = httpx.AsyncHTTPTransport(uds=path)
+                mounts = {"all://localhost": transport}
+                async with httpx.AsyncClient(mounts=mounts, follow_redirects=True) as http:
+                    await http.get("http://localhost/", headers=CALLERS)
+                assert other.arrived[0].get("X-Cagent-Forward") == FORWARD
+
+        assert self.arrived(tmp_path, get) == "mine"
 
     def test_of_a_transport_of_ours(self, tmp_path: Path):
         async def get(path: str) -> None:
@@ -473,6 +488,31 @@ class TestHttpxOverAiohttp:
             asyncio.run(main())
         assert [arrived.get("X-Outer") for arrived in server.arrived] == ["mine", "mine"]
         assert stranger.arrived[0].get("X-Outer") is None
+
+    def test_a_transport_in_between_that_fails_over_takes_no_stamp_along(
+        self, server: Server, gateway: Gateway
+    ):
+        class Failover(httpx.AsyncBaseTransport):
+            def __init__(self) -> None:
+                self.inner = AiohttpTransport()
+
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                await (await self.inner.handle_async_request(request)).aclose()
+                request.url = httpx.URL(stranger.at("localhost"))
+                return await self.inner.handle_async_request(request)
+
+            async def aclose(self) -> None:
+                await self.inner.aclose()
+
+        async def main() -> None:
+            transport = GatewayTransport(gateway, Failover())
+            async with httpx.AsyncClient(transport=transport) as http:
+                await http.get(f"{server.origin}/p/x", headers=CALLERS)
+
+        with Server() as stranger, instrument(gateway), session_scope("s1"):
+            asyncio.run(main())
+            assert server.arrived[0].session_id == "s1"
+            assert stranger.arrived[0].identifiers == {}
 
     def test_the_response_has_the_callers_request(self, server: Server, gateway: Gateway):
         instrument(gateway)
