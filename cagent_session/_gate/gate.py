@@ -73,6 +73,8 @@ def gate(
     stamped = _gateway_headers(plan, headers)
     removed: tuple[str, ...] = ()
     lineage = current_lineage()
+    if passage is not None:
+        passage.lineage = lineage
     if lineage.session is not None:
         removed = plan.callers_session_keys
         if not _add_session(stamped, plan, lineage, passage):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from .._session.scopes import Lineage
 from . import urls
 
 
@@ -26,6 +27,7 @@ class Passage:
     """
 
     is_open = True  #: until the request has been sent
+    lineage: Lineage | None = None  #: of the session in which the gate stamped the request
 
     def __init__(self, method: Any, url: Any, layer: str | None = None) -> None:
         self.method = method

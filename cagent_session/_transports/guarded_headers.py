@@ -152,17 +152,16 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         return is_stamped(item[1]) and key not in self.session_keys
 
     def _is_of_this_session(self, key: str, item: Item) -> bool:
-        """Return whether a header may be sent again, as far as the session in scope is concerned.
+        """Return whether the caller set a header, or the gate made it from the session in scope.
 
-        What the caller set may. What the gate made from a session may in that session, and where
-        there is none.
+        Where there is no session, one that the gate made from any session counts, too.
         """
+        if not is_stamped(item[1]):
+            return True
+        if self._is_gateway_header(key, item):
+            return False
         lineage = current_lineage()
-        if lineage.session is None or not is_stamped(item[1]):
-            return not self._is_gateway_header(key, item)
-        return item[1] in [
-            each.make(lineage) for each in self.route.session_headers if each.key == key
-        ]
+        return lineage.session is None or item[1].passage.lineage == lineage  # type: ignore[union-attr]
 
     def _with(
         self,
@@ -202,7 +201,9 @@ def guard(
         # The caller may hold the headers and set further ones, so both objects share their table.
         made = kind.__new__(kind)
         made.__dict__.update(headers.__dict__)
-        made.left = made.request = None  # headers that were guarded before may have had them
+        # Headers that were guarded before may have had these.
+        made.left = made.request = None
+        made.route = BARE
     made.url, made.session_keys, made.passage = url, session_keys, passage
     return made
 

@@ -240,7 +240,7 @@ def send(
     if copied is not outgoing:
         _guard_replaced(copied, outgoing, guarded)
     if passage is not None and getattr(response, "status_code", None) in REDIRECT_STATI:
-        _note_redirect(router, request, outgoing, response)
+        _note_redirect(router, guarded, response)
     return response
 
 
@@ -453,14 +453,11 @@ def _guard_replaced(request: Any, sent: PreparedRequest | None, guarded: Guarded
         request.headers.route = guarded.route
 
 
-def _note_redirect(
-    router: Router, request: PreparedRequest, outgoing: PreparedRequest, response: Response
-) -> None:
+def _note_redirect(router: Router, sent: GuardedHeaders, response: Response) -> None:
     location = response.headers.get("location")
     if isinstance(location, str):
-        route = router.route(request.url or "")
-        in_session = any(outgoing.headers.get(name) for name in route.choosing_keys)
-        note_redirect(router, route, outgoing.url or "", location, in_session)
+        in_session = any(sent.get(name) for name in sent.route.choosing_keys)
+        note_redirect(router, sent.route, sent.url, location, in_session)
 
 
 def _shallow_copy(request: PreparedRequest) -> PreparedRequest:

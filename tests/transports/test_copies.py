@@ -377,6 +377,54 @@ class TestTheyReturn:
                 marks = {"x-cagent-forward": "https://api.anthropic.com"}
                 assert target.arrived[-1].identifiers == marks
 
+    def test_nor_on_later_hops_of_a_copy_that_has_been_marked_anew(self, http, server: Server):
+        """The first gateway's key is not for another provider behind the same URL."""
+        gateway = Gateway(server.origin, forward=FORWARD, headers={"X-Api-Key": "KEY"})
+        server.respond = lambda request: (
+            redirect(307, "/end") if request.path == "/go" else response()
+        )
+        http.mount("http://", GatewayAdapter(gateway))
+        with session_scope("s1"):
+            twin = http.get(server.origin).request.copy()
+            http.mount("http://", GatewayAdapter())
+            twin.url = f"{server.origin}/go"
+            twin.headers["X-Cagent-Forward"] = "https://api.anthropic.com"
+            http.send(twin)
+        assert [request.get("X-Api-Key") for request in server.arrived] == ["KEY", None, None]
+        assert server.arrived[-1].forward == "https://api.anthropic.com"
+
+    def test_a_copy_that_is_redirected_off_the_gateway_is_reported(
+        self, http, server: Server, caplog
+    ):
+        gateway = Gateway(server.origin, session_header="X-Session-ID")
+        http.mount("http://", GatewayAdapter(gateway))
+        with Server() as other, session_scope("s1"):
+            twin = http.get(server.origin).request.copy()
+            server.respond = lambda request: redirect(308, other.origin)
+            http.mount("http://", GatewayAdapter())
+            http.send(twin)
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert f"redirects a gateway-bound request to {other.origin}" in message
+
+    def test_functions_of_session_headers_are_called_once_for_a_request(self, http, server: Server):
+        called = []
+
+        def label(session: str, parent: str | None, root: str) -> str:
+            called.append(session)
+            return {"s1": "one"}[session]
+
+        gateway = Gateway(f"{server.origin}/p", session_headers={"X-Label": label})
+        http.mount("http://", GatewayAdapter(gateway))
+        with session_scope("s1"):
+            sent = http.get(f"{server.origin}/p").request
+            http.send(sent.copy())
+        elsewhere = sent.copy()
+        elsewhere.url = f"{server.origin}/elsewhere"
+        with session_scope("s2"):
+            http.send(elsewhere)
+        assert called == ["s1", "s1"]
+        assert [request.get("X-Label") for request in server.arrived] == ["one", "one", None]
+
     def test_after_a_round_trip_through_a_stranger(self, http):
         with Server() as stranger, Server() as server:
             targets = {"/1": f"{stranger.origin}/2"}
