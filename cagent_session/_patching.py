@@ -32,7 +32,7 @@ def patch(
     :param by: the function to call again if another library takes the replacement away, for a
         warning in the log ``cagent_session``. Without it there is no warning.
     """
-    owner = _librarys_own(owner, name)
+    owner = _original_class(owner, name)
     is_inherited = name not in vars(owner)
     holder: Any = owner
     attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
@@ -43,8 +43,8 @@ def patch(
     while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
         holder, attribute, method = method, "__wrapped__", method.__wrapped__
     module = getattr(method, "__globals__", {}).get("__name__", "")
-    is_librarys_own = _package(module) == _package(owner.__module__)
-    if by and not (is_librarys_own or is_inherited):
+    is_original = _package(module) == _package(owner.__module__)
+    if by and not (is_original or is_inherited):
         _log.warning(
             "%s.%s is not the library's own, but %r: when that is taken back, %s has to be called "
             "again",
@@ -60,11 +60,11 @@ def patch(
     setattr(holder, attribute, patched)
 
 
-def _librarys_own(owner: type, name: str) -> type:
+def _original_class(owner: type, name: str) -> type:
     """Return the library's class, where ``owner`` is a subclass that somebody has put in its place.
 
-    The library is that of the class furthest up which defines the method ``name``. A patch of the
-    subclass would not reach the library's class and its other subclasses.
+    A patch of the subclass would not reach the library's class and its other subclasses. The
+    topmost class that defines the method ``name`` tells which library it is.
     """
     *_, first = (each for each in owner.__mro__ if name in vars(each))
     library = _package(first.__module__)
@@ -96,11 +96,12 @@ class Switched:
     def __init__(self, switch: Callable[[Any], Any], wanted: Any) -> None:
         self._switch, self._wanted = switch, wanted
         self._was_entered = False
-        self._before = [switch(wanted)]  # a stack, with one for each end to come
+        self._before = [switch(wanted)]  # what each __exit__() to come restores, the last one first
 
     def __enter__(self) -> Switched:
         before = self._switch(self._wanted)
-        # The end of the first entry restores what was in force before this object was made.
+        # The end of the first entry restores what was in force before this object was made, and
+        # __init__() has kept that.
         if self._was_entered:
             self._before.append(before)
         self._was_entered = True

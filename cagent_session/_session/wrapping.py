@@ -47,8 +47,8 @@ def wrap_body(fn: Function, scopes_for: ScopesFor) -> Function:
     wrapped.__annotations__ = {}
     # The __dict__ of a class is left out: it has much that is no attribute of the wrapper.
     updated = () if isinstance(fn, type) else ("__dict__",)
-    # A remote proxy, such as a method of xmlrpc.client, answers to every name with another proxy.
-    # A function takes only a str as its name. What every class has can be copied.
+    # A remote proxy, such as a method of xmlrpc.client, answers to every name with another proxy,
+    # and a function takes only a str as its name. Every class has a __module__ and a __doc__.
     has_name = isinstance(getattr(fn, "__name__", ""), str)
     assigned = functools.WRAPPER_ASSIGNMENTS if has_name else ("__module__", "__doc__")
     return functools.update_wrapper(wrapped, fn, assigned, updated)

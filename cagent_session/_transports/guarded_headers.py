@@ -94,8 +94,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         """Return the headers to use now that ``request``, which has these, is being sent.
 
         A copy gets its identifiers back, but only at their origin. Complete headers lose them at
-        another origin, unless the caller set them on this very request, to send it there. The
-        gateway headers stay off: the gate sets those of the gateway that the request goes to.
+        another origin, unless the caller set them on this very request, to send it there. Gateway
+        headers are not restored, as the gate stamps the request again.
         """
         if self.are_callers_own(request):
             return self
@@ -111,17 +111,18 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         back = [
             item
             for item in self.left
-            if lower(item[0]) not in names and self._is_of_this_session(lower(item[0]), item)
+            if lower(item[0]) not in names and self._may_return(lower(item[0]), item)
         ]
         return self._with([*back, *self.items()], None)
 
-    def route_back(self, request: PreparedRequest) -> Route:
-        """Return the route to the gateway that ``request``, which has these headers, goes back to.
+    def route_of_copy(self, request: PreparedRequest) -> Route:
+        """Return the route for which ``request``, which has these headers, was stamped before.
 
-        :data:`BARE` if it was stamped for no gateway, or if its caller has marked it anew.
+        :data:`BARE` unless it is a copy that has its identifiers again, and that goes to the same
+        gateway.
         """
-        is_stamped_before = self.left is None and not self.are_callers_own(request)
-        return self.route if is_stamped_before and self.route.owns(request.url or "") else BARE
+        is_restored = self.left is None and not self.are_callers_own(request)
+        return self.route if is_restored and self.route.owns(request.url or "") else BARE
 
     def for_no_gateway(self) -> Any:
         """Return a copy in the plain base class for a request that is not gateway-bound.
@@ -137,13 +138,13 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         )
 
     def _without_gateway_headers(self) -> list[Item]:
-        """Return the headers less the gateway headers, and less those of another session."""
+        """Return the headers less the gateway headers, and session headers of another session."""
         kept: list[Item] = []
         for item in self.items():
             key = lower(item[0])
             if self._is_gateway_header(key, item):
                 kept += _replaced_by(item)
-            elif self._is_of_this_session(key, item):
+            elif self._may_return(key, item):
                 kept.append(item)
         return kept
 
@@ -151,10 +152,11 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         """Return whether a header is a gateway header: the gate set it, and not from a session."""
         return is_stamped(item[1]) and key not in self.session_keys
 
-    def _is_of_this_session(self, key: str, item: Item) -> bool:
-        """Return whether the caller set a header, or the gate made it from the session in scope.
+    def _may_return(self, key: str, item: Item) -> bool:
+        """Return whether a header may be sent again: the caller's own, or a session header.
 
-        Where there is no session, one that the gate made from any session counts, too.
+        A stamped session header may return only in the session that it was made from, or outside
+        every session.
         """
         if not is_stamped(item[1]):
             return True

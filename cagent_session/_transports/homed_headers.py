@@ -138,7 +138,7 @@ def is_for_another(value: Any, origin: Any) -> bool:
 def origin_of(url: str) -> Any:
     """Return an object that is equal for all URLs in which urllib3 reads the same origin.
 
-    :param url: if it is empty, as a doubtful one is, the object is equal to no other.
+    :param url: an empty one is doubtful, and the object is then equal to no other.
     """
     if not url:
         return object()

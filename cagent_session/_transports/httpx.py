@@ -182,8 +182,8 @@ class Httpx:
             note_redirect(router, route, str(request.url), target, in_session)
         return response
 
-    def take_off_redirected(self, router: Router, request: Any, response: Any) -> None:
-        """Take the identifiers off ``request`` as :meth:`send` does, if something below sent it."""
+    def take_off_after_aiohttp(self, router: Router, request: Any, response: Any) -> None:
+        """Do what :meth:`send` does after a redirect, for a request that aiohttp's patch judged."""
         if not self.knows(request) or not response.has_redirect_location:
             return
         route = router.route(str(request.url)) if router.hosts else BARE

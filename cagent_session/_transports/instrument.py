@@ -158,7 +158,7 @@ def _manager_patch(original: Any) -> Any:
 
 
 def _patch_httpx(module: ModuleType) -> None:
-    """Patch httpx or httpx2: its transports, and its client for transports over aiohttp."""
+    """Patch httpx or httpx2: its transports, and its asynchronous client."""
     gate, by = gate_for(module), "instrument()"
     with _lock:
         patch(module.HTTPTransport, "handle_request", _transport_patch, gate, by=by)
@@ -207,7 +207,7 @@ def _client_patch(original: Any, gate: Httpx) -> Any:
         if router is not None and not _is_unix_socket(self._transport_for_url(request.url)):
             # httpx follows redirects above aiohttp. The patch of aiohttp sees each hop as a call of
             # its own, and cannot know which identifiers the caller had set for an earlier hop.
-            gate.take_off_redirected(router, request, response)
+            gate.take_off_after_aiohttp(router, request, response)
         return response
 
     return _send_single_request

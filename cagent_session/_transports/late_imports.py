@@ -24,7 +24,7 @@ _waiting: dict[str, OnImport] = {}
 def when_imported(name: str, on_import: OnImport) -> None:
     """Call ``on_import`` with the module ``name``: now if it is loaded, else once it is loaded.
 
-    What a test has put in its place, such as a ``MagicMock``, does not count as loaded.
+    What a test has put in the module's place, such as a ``MagicMock``, does not count as loaded.
     """
     # Registered first, so that an import in another thread is not missed in between.
     _waiting[name] = on_import
@@ -98,9 +98,9 @@ class _Loader(Loader):
 
     def __getattr__(self, name: str) -> Any:
         # Python calls this for missing attributes. pkgutil.get_data() and others ask the loader of
-        # a module that is not loaded for get_data(), is_package() and so on. The original's
-        # __deepcopy__ would copy that alone; and copies and pickles are asked for __setstate__
-        # before they have a _loader.
+        # a module that is not loaded for get_data(), is_package() and so on. Not for names such as
+        # __deepcopy__: the original's would copy the original alone. And a copy is asked for
+        # __setstate__ before it has a _loader.
         if name == "_loader" or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self._loader, name)

@@ -79,7 +79,7 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         none, the adapters that are there send them.
     """
     # The plain code would ask for a requests.Session. Other libraries put a subclass in its place
-    # for a time, as requests_cache.install_cache() does, but not in that of its base class.
+    # for a time, as requests_cache.install_cache() does. Nobody replaces its base class.
     if not isinstance(session, SessionRedirectMixin):
         raise TypeError(
             f"mount takes a requests.Session, not {type(session).__name__}: for httpx there is "

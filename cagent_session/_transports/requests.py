@@ -268,7 +268,7 @@ def _through_gate(
     if router.hosts:
         route = router.route(url)
     elif before is not None:
-        route = before.route_back(request)
+        route = before.route_of_copy(request)
     if route is BARE and not _carries_forward(headers):
         note_unbound(url)
         return (request, None, None) if before is None else _unbound(request, before)
@@ -367,7 +367,7 @@ def _carries_forward(headers: Any) -> bool:
 
 
 def _table_of(headers: Any) -> dict[Any, Item] | None:
-    """Return requests' own table of headers; other classes may have one of another shape."""
+    """Return requests' own table of headers. The ``_store`` of another class may differ."""
     return getattr(headers, "_store", None) if isinstance(headers, CaseInsensitiveDict) else None
 
 

@@ -283,7 +283,7 @@ def _is_judged(router: Router, headers: Any, url: str) -> bool:
         and (
             urls.equivalent(judged, url)
             or urls.equivalent(read_by_urllib3(judged), url)
-            # An adapter for a scheme of its own, http+unix, connects to what it likes.
+            # An adapter for a scheme of its own, http+unix, does not connect to the URL's host.
             or not judged.lower().startswith(("http:", "https:"))
         )
         for by, judged in getattr(headers, JUDGED, ())
@@ -410,8 +410,8 @@ def full_url(pool: Any, base: str, target: str) -> str:
 
 def _may_forward(pool: Any, proxy: Any, target: str) -> bool:
     """Return whether ``pool`` sends requests for ``target`` to a proxy that forwards them."""
-    # One pool, to the proxy itself, serves all of http. It would ask the proxy for https, too, in
-    # the clear, if a redirect led there.
+    # urllib3 sends all http requests through one pool, which is connected to the proxy. If that
+    # pool follows a redirect to https, it sends the request to the proxy in the clear.
     if (pool.scheme, pool.port, pool.host) == (proxy.scheme, proxy.port, proxy.host.strip("[]")):
         return target[:5].lower() == "http:"
     # Other pools for http connect to their own host, whatever proxy they know.
