@@ -400,11 +400,11 @@ def _note_redirect(router: Router, passage: Passage, location: str, headers: Any
 
 def full_url(pool: Any, base: str, target: str) -> str:
     """Return where ``pool`` sends a request for ``target``; empty if that is doubtful."""
+    forwards = pool.proxy is not None and _may_forward(pool, pool.proxy, target)
     if target.startswith("/"):
-        return base + target
+        return "" if forwards else base + target  # the proxy takes a path for one of its own
     # A proxy that forwards sends the request where the full URL says. Another server may ignore
     # the host in it, so it must be the pool's.
-    forwards = pool.proxy is not None and _may_forward(pool, pool.proxy, target)
     return target if forwards or urls.same_origin(base, target) else ""
 
 

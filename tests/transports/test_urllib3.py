@@ -434,6 +434,19 @@ class TestProxies:
             assert [arrived.identifiers for arrived in proxy.arrived[:2]] == [{}, {}]
             assert proxy.arrived[1].get("X-Api-Key") is None
 
+    def test_a_path_is_for_a_proxy_that_forwards_itself(self, tls):
+        """urllib3 sends such a proxy the target of a redirect as it is spelt, without the host."""
+        gateway = Gateway("https://gateway.example", forward=FORWARD, headers={"X-Api-Key": "key"})
+        with Proxy(tls=tls.context) as proxy, session_scope("s1"):
+            options = {"use_forwarding_for_https": True, "ca_certs": tls.ca, "retries": False}
+            with GatewayProxyManager(proxy.at("localhost"), gateway, **options) as http:
+                pool = http.connection_from_url(gateway.url)
+                for target in (gateway.endpoint("x"), "/x"):
+                    pool.urlopen("GET", target, preload_content=True)
+        full, path = proxy.arrived
+        assert (full.session_id, full.get("X-Api-Key")) == ("s1", "key")
+        assert (path.target, path.identifiers, path.get("X-Api-Key")) == ("/x", {}, None)
+
     def test_a_pool_made_by_hand_asks_its_own_host(self, server: Server):
         """It knows a proxy, but connects to the host that it was made for."""
         gateway = Gateway("https://gateway.example", forward=FORWARD, headers={"X-Api-Key": "key"})
