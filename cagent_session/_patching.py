@@ -18,21 +18,30 @@ _log = logging.getLogger("cagent_session")
 
 
 def patch(
-    owner: type, name: str, make_patch: Callable[..., Any], *arguments: Any, by: str = ""
+    module: types.ModuleType,
+    path: str,
+    make_patch: Callable[..., Any],
+    *arguments: Any,
+    by: str = "",
 ) -> None:
     """Replace a method of a class, unless that has been done already.
 
     A wrapper of wrapt or OpenTelemetry stays outermost and gets the replacement in place of the
     original: outside the wrapper, the replacement would keep the other library from removing it.
 
-    :param owner: the class to patch, or a subclass that somebody has put in its place. A method
-        that the library's class inherits is defined on it; the base class and its other subclasses
-        keep theirs.
+    :param module: of the library, where the class is.
+    :param path: of the method in it, such as ``"HTTPAdapter.send"``. A method that the class
+        inherits is defined on it; the base class and its other subclasses keep theirs.
     :param make_patch: called with the original method and ``arguments``; returns the replacement.
     :param by: the function to call again if another library takes the replacement away, for a
         warning in the log ``cagent_session``. Without it there is no warning.
     """
-    owner = _original_class(owner, name)
+    class_name, _, name = path.partition(".")
+    found = getattr(module, class_name)
+    if not issubclass(type(found), type):  # a mock, which may pretend to be a class
+        _warn(path, found, by)
+        return
+    owner = _original_class(found, class_name)
     is_inherited = name not in vars(owner)
     holder: Any = owner
     attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
@@ -42,17 +51,10 @@ def patch(
     # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
     while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
         holder, attribute, method = method, "__wrapped__", method.__wrapped__
-    module = getattr(method, "__globals__", {}).get("__name__", "")
-    is_original = _package(module) == _package(owner.__module__)
+    defined_in = getattr(method, "__globals__", {}).get("__name__", "")
+    is_original = _package(defined_in) == _package(module.__name__)
     if by and not (is_original or is_inherited):
-        _log.warning(
-            "%s.%s is not the library's own, but %r: when that is taken back, %s has to be called "
-            "again",
-            owner.__name__,
-            name,
-            method,
-            by,
-        )
+        _warn(path, method, by)
     if not hasattr(type(method), "__get__"):  # a mock, which is not called with self
         return
     patched = functools.wraps(method)(make_patch(method, *arguments))
@@ -60,15 +62,22 @@ def patch(
     setattr(holder, attribute, patched)
 
 
-def _original_class(owner: type, name: str) -> type:
-    """Return the library's class, where ``owner`` is a subclass that somebody has put in its place.
+def _warn(path: str, found: object, by: str) -> None:
+    _log.warning(
+        "%s is not the library's own, but %r: when that is taken back, %s has to be called again",
+        path,
+        found,
+        by,
+    )
 
-    A patch of the subclass would not reach the library's class and its other subclasses. The
-    topmost class that defines the method ``name`` tells which library it is.
+
+def _original_class(found: type, name: str) -> type:
+    """Return the library's class, where ``found`` is a subclass that somebody has put in its place.
+
+    A patch of the subclass would not reach the library's class and its other subclasses.
     """
-    *_, first = (each for each in owner.__mro__ if name in vars(each))
-    library = _package(first.__module__)
-    return next(each for each in owner.__mro__ if _package(each.__module__) == library)
+    # By the name, as other libraries change the __module__ of a class that they export.
+    return next((each for each in reversed(found.__mro__) if each.__name__ == name), found)
 
 
 def _package(module: str) -> str:

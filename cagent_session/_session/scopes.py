@@ -178,7 +178,7 @@ if getattr(sys.flags, "thread_inherit_context", False):
 
     from .._patching import patch
 
-    patch(threading.Thread, "start", _start_without_session)
+    patch(threading, "Thread.start", _start_without_session)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

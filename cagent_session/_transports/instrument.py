@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
+import requests.adapters
+import urllib3
 
 from .._gate.gateway import Gateway
 from .._gate.routes import Router
@@ -73,10 +73,10 @@ def instrument(*gateways: Gateway | None) -> AbstractContextManager[object]:
     wanted = Router(*gateways)
     with _lock:
         by = "instrument()"
-        patch(HTTPAdapter, "send", _requests_patch, by=by)
-        patch(HTTPConnectionPool, "urlopen", _pool_patch, by=by)
-        patch(PoolManager, "urlopen", _manager_patch, by=by)
-        patch(ProxyManager, "urlopen", _manager_patch, by=by)
+        patch(requests.adapters, "HTTPAdapter.send", _requests_patch, by=by)
+        patch(urllib3, "HTTPConnectionPool.urlopen", _pool_patch, by=by)
+        patch(urllib3, "PoolManager.urlopen", _manager_patch, by=by)
+        patch(urllib3, "ProxyManager.urlopen", _manager_patch, by=by)
     # Without the lock: this waits for a thread that is importing one of them, and that thread needs
     # the lock for the patch.
     when_imported("httpx", _patch_httpx)
@@ -104,7 +104,7 @@ def _activate(router: Router | None) -> Router | None:
 def _requests_patch(original: Any) -> Any:
     # The parameters are those of HTTPAdapter.send, to be given by position or by name.
     def send(
-        self: HTTPAdapter,
+        self: requests.adapters.HTTPAdapter,
         request: Any,
         stream: Any = False,
         timeout: Any = None,
@@ -161,10 +161,10 @@ def _patch_httpx(module: ModuleType) -> None:
     """Patch httpx or httpx2: its transports, and its asynchronous client."""
     gate, by = gate_for(module), "instrument()"
     with _lock:
-        patch(module.HTTPTransport, "handle_request", _transport_patch, gate, by=by)
-        patch(module.AsyncHTTPTransport, "handle_async_request", _async_patch, gate, by=by)
+        patch(module, "HTTPTransport.handle_request", _transport_patch, gate, by=by)
+        patch(module, "AsyncHTTPTransport.handle_async_request", _async_patch, gate, by=by)
         if hasattr(module.AsyncClient, "_send_single_request"):
-            patch(module.AsyncClient, "_send_single_request", _client_patch, gate, by=by)
+            patch(module, "AsyncClient._send_single_request", _client_patch, gate, by=by)
         else:
             _warn_once(
                 "instrument() cannot keep identifiers that you set from following a redirect of "
@@ -224,7 +224,7 @@ def _patch_aiohttp(module: ModuleType) -> None:
     from .aiohttp import Hops
 
     with _lock:
-        patch(module.ClientSession, "_request", _aiohttp_patch, module, Hops, by="instrument()")
+        patch(module, "ClientSession._request", _aiohttp_patch, module, Hops, by="instrument()")
 
 
 def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import multiprocessing.pool
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from .._patching import Switched, patch
@@ -58,15 +58,17 @@ def carry_session() -> AbstractContextManager[object]:
     ``no_session()``. Pools of processes and interpreters are left alone, too: see
     :class:`~cagent_session.SessionProcessPoolExecutor`.
     """
+    by = "carry_session()"
     with _lock:
-        patch(ThreadPoolExecutor, "submit", _carry_submit, by="carry_session()")
+        patch(concurrent.futures, "ThreadPoolExecutor.submit", _carry_submit, by=by)
         if sys.version_info >= (3, 14):
-            patch(ThreadPoolExecutor, "map", _carry_map, by="carry_session()")
+            patch(concurrent.futures, "ThreadPoolExecutor.map", _carry_map, by=by)
         # Pool defines these for processes as well, so they are patched on ThreadPool alone.
         for name in ("map", "starmap", "imap", "imap_unordered"):
-            patch(ThreadPool, name, _carry_pool_call, by="carry_session()")
+            patch(multiprocessing.pool, f"ThreadPool.{name}", _carry_pool_call, by=by)
         for name in ("apply_async", "map_async", "starmap_async"):
-            patch(ThreadPool, name, _carry_pool_call_with_callbacks, by="carry_session()")
+            path, make_patch = f"ThreadPool.{name}", _carry_pool_call_with_callbacks
+            patch(multiprocessing.pool, path, make_patch, by=by)
     return Switched(_switch, True)
 
 

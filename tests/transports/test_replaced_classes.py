@@ -29,6 +29,14 @@ class Replaced({original}):
     "partial __init__": """
 {original}.__init__ = functools.partialmethod({original}.__init__, **{options})
 """,
+    # openai does that to classes of httpx that it exports.
+    "base of another module": """
+for base in {original}.__mro__[1:-1]:
+    base.__module__ = "another"
+""",
+    "of another module": """
+{original}.__module__ = "another"
+""",
     "wrapped __init__": """
 plain = {original}.__init__
 {original}.__init__ = functools.wraps(plain)(lambda self, *a, **o: plain(self, *a, **o))
@@ -88,6 +96,23 @@ with RecordingGateway() as recording, session_scope("s1"):
     print(*[each.session_id for each in recording.requests])
 """
     assert set(" ".join(run(code)).split()) == {"s1"}
+
+
+@pytest.mark.parametrize("options", ["", "spec=httpx.AsyncClient"])
+def test_a_mock_in_the_place_of_a_class_costs_a_warning(options: str):
+    code = f"""{PREPARE}
+import httpx
+from unittest import mock
+from cagent_session import instrument
+with mock.patch("httpx.AsyncClient", mock.MagicMock({options})):
+    instrument()
+print("again")
+instrument()
+"""
+    warning, again = run(code)
+    assert "AsyncClient._send_single_request is not the library's own" in warning
+    assert "instrument() has to be called again" in warning
+    assert again == "again"
 
 
 @pytest.mark.parametrize("replaced", REPLACED)
