@@ -37,6 +37,7 @@ import pytest
 from mock_model import FORWARD, PARENT_HEADER, Model
 
 from cagent_session import Gateway, instrument, session_scope, uninstrument
+from cagent_session.integrations import threads
 from cagent_session.integrations.threads import carry_session
 from cagent_session.testing import RecordingGateway
 
@@ -154,12 +155,11 @@ def gateway(unchecked_model: Model) -> Gateway:
 def run_section(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RecordingGateway]]:
     """Runs a section of the page, without the two lines but where they are in the snippets."""
     monkeypatch.setenv("GOOGLE_API_KEY", "key-of-the-gateway")
-    switched_off = carry_session()  # which nobody has called before, so its end is to switch off
-    with switched_off:
-        uninstrument()
+    threads._switch(False)
+    uninstrument()
     yield page.run
-    with switched_off:
-        uninstrument()
+    threads._switch(False)
+    uninstrument()
 
 
 @pytest.fixture(params=["instrument", "by hand"])
