@@ -355,8 +355,11 @@ def _stamped(headers: Mapping[str, Any], plan: Plan, stamp: Stamp, passage: Pass
     needed only where a name occurs several times.
     """
     stamped, removed = stamp
+    made: Any
     if not plan.is_simple:
-        made: Any = with_stamp(headers, stamped, removed)
+        made = with_stamp(headers, stamped, removed)
+        made = _InFlight(made) if isinstance(made, dict) else made
+        made.passage = passage
         return made
     made = _InFlight(headers)
     made.passage = passage

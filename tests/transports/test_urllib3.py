@@ -20,6 +20,7 @@ from cagent_session import (
     GatewayProxyManager,
     gateway_headers,
     instrument,
+    no_session,
     session_scope,
     uninstrument,
 )
@@ -370,6 +371,19 @@ def test_an_openapi_style_client(recording_gateway):
     (request,) = recording_gateway.requests
     assert request.session_id == "s1"
     assert request.headers["User-Agent"] == "OpenAPI-Generator/1.0.0/python"
+
+
+def test_a_signed_request_that_nothing_is_set_on_passes_the_gate_once(server: Server):
+    """Its names are not all text, so the headers that are sent are not of the usual kind."""
+    in_bytes = {"Signature-Input": "sig=()", b"X-Cagent-Forward": FORWARD.encode()}
+    several = HTTPHeaderDict({"Signature-Input": "sig=()", "X-Cagent-Forward": FORWARD, "X-A": "1"})
+    several.add("X-A", "2")
+    gateway = Gateway(server.origin, forward=FORWARD)
+    with GatewayPoolManager() as http, instrument(gateway), no_session():
+        for headers in (in_bytes, several):
+            http.request("GET", server.origin, headers=headers)
+    marks = {"x-cagent-forward": FORWARD}
+    assert [arrived.identifiers for arrived in server.arrived] == [marks, marks]
 
 
 class TestProxies:
