@@ -10,6 +10,7 @@ import pytest
 PREPARE = """
 import asyncio, functools, logging, sys, warnings
 logging.basicConfig(stream=sys.stdout)
+logging.getLogger("asyncio").disabled = True  # it reports slow steps, if asked to debug
 warnings.simplefilter("ignore")  # aiohttp's, of a subclass
 """
 # A subclass in the library's place, one without a method of its own, and an __init__ that is no
