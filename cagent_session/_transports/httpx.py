@@ -175,10 +175,12 @@ class Httpx:
 
         :param route: the request's, if it was gateway-bound.
         """
-        self._take_off(request, None if route is None else route.session_keys, response)
-        if route is not None and response.has_redirect_location:
+        if not response.has_redirect_location:
+            return response
+        target = self._target(request, response)
+        self._take_off(request, None if route is None else route.session_keys, target)
+        if route is not None:
             in_session = any(outgoing.headers.get(name) for name in route.choosing_keys)
-            target = self._target(request, response)
             note_redirect(router, route, str(request.url), target, in_session)
         return response
 
@@ -189,10 +191,10 @@ class Httpx:
         route = router.route(str(request.url)) if router.hosts else BARE
         forward = request.headers.get(FORWARD)
         session_keys = route.session_keys if is_bound(forward, route) else None
-        self._take_off(request, session_keys, response)
+        self._take_off(request, session_keys, self._target(request, response))
 
-    def _take_off(self, request: Any, session_keys: frozenset[str] | None, response: Any) -> None:
-        """Take the identifiers off ``request`` if ``response`` redirects it to another origin.
+    def _take_off(self, request: Any, session_keys: frozenset[str] | None, target: str) -> None:
+        """Take the identifiers off ``request``, which is redirected, if that is to another origin.
 
         The client makes the next hop from the request that it knows, which is not the outgoing
         one. Its headers are replaced, not changed, as another task may be reading them.
@@ -200,11 +202,11 @@ class Httpx:
         :param session_keys: the names of the session headers, if this hop was gateway-bound.
         """
         earlier: frozenset[str] | None = request.extensions.get(_IDENTIFIERS)
-        if (earlier is None and session_keys is None) or not response.has_redirect_location:
+        if earlier is None and session_keys is None:
             return
         names = (earlier or frozenset()) | (session_keys or frozenset())
         request.extensions = {**request.extensions, _IDENTIFIERS: names}
-        if not may_get_identifiers(str(request.url), self._target(request, response)):
+        if not may_get_identifiers(str(request.url), target):
             kept = _without_identifiers(_items(request.headers), names)
             request.headers = self._headers(kept, request.headers)
 
