@@ -81,23 +81,23 @@ class Hops:
         url = _as_http(str(request.url))
         headers, has_passed = self._callers_headers(request, url)
         if has_passed:
-            return await handler(_with_headers(request, headers))
+            return await handler(self._with_headers(request, headers))
         route = BARE
         if self._router.hosts and request.url.raw_host in self._router.hosts:
             route = self._router.route(url)
         plan = route.plan(self._library, _names_of(headers))
         if route is BARE and not plan.has_forward:
             note_unbound(url)
-            return await handler(_with_headers(request, headers))
+            return await handler(self._with_headers(request, headers))
         passage = Passage(request.method, route.with_query(url))
         stamp = gate(url, plan, plan.find_by_name(headers), passage)
         if stamp is None:
-            return await handler(_with_headers(request, headers))
+            return await handler(self._with_headers(request, headers))
         if plan.callers_identifiers:
             self._home = self._home or url
         self._session_keys |= route.session_keys
         sent = _stamped(headers, plan, stamp, passage, self._session_keys)
-        outgoing = _with_headers(request, sent)
+        outgoing = self._with_headers(request, sent)
         if route.query:
             outgoing.url = URL(passage.url, encoded=True).with_scheme(request.url.scheme)
         try:
@@ -146,6 +146,23 @@ class Hops:
             return headers
         return _less(headers, self._session_keys)
 
+    def _with_headers(self, request: ClientRequest, headers: CIMultiDict[str]) -> ClientRequest:
+        """Return a copy of ``request`` with other headers, or ``request`` if they are its own.
+
+        A middleware above may send one request several times, also at once. So the request stays as
+        it is, and the body, which can be read only once, is shared.
+        """
+        for_proxy: Any = request.proxy_headers
+        if for_proxy and self.is_watched:
+            # aiohttp asks a proxy for a tunnel with the headers of the ClientSession.
+            for_proxy = _less(for_proxy, self._session_keys)
+        if headers is request.headers and for_proxy is request.proxy_headers:
+            return request
+        copied: ClientRequest = object.__new__(type(request))
+        copied.__dict__.update(request.__dict__)
+        copied.headers, copied.proxy_headers = headers, for_proxy
+        return copied
+
     def _note_redirect(
         self, route: Route, url: str, response: ClientResponse, sent: CIMultiDict[str]
     ) -> None:
@@ -161,20 +178,6 @@ def _names_of(headers: CIMultiDict[str]) -> tuple[str, ...]:
     if len(names) == len(headers):
         return names
     return tuple([name for name, _ in headers.items()])  # multidict 7 iterates each name once
-
-
-def _with_headers(request: ClientRequest, headers: CIMultiDict[str]) -> ClientRequest:
-    """Return a copy of ``request`` with other headers, or ``request`` if they are its own.
-
-    A middleware above may send one request several times, also at once. So the request stays as it
-    is, and the body, which can be read only once, is shared.
-    """
-    if headers is request.headers:
-        return request
-    copied: ClientRequest = object.__new__(type(request))
-    copied.__dict__.update(request.__dict__)
-    copied.headers = headers
-    return copied
 
 
 def _less(headers: CIMultiDict[str], session_keys: frozenset[str]) -> CIMultiDict[str]:

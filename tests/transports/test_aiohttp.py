@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import pickle
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
@@ -19,7 +20,7 @@ import pytest
 from aiohttp import web
 from httpx_aiohttp import AiohttpTransport
 from multidict import CIMultiDict
-from support.wire import Server, redirect, response
+from support.wire import Proxy, Server, redirect, response
 
 from cagent_session import (
     Gateway,
@@ -63,6 +64,33 @@ def middlewares(request: pytest.FixtureRequest, gateway: Gateway) -> list[object
         return [GatewayMiddleware(gateway)]
     instrument(gateway)
     return []
+
+
+class TestProxies:
+    @pytest.mark.parametrize("switched_on", ["middleware", "instrument", "instrument, no gateway"])
+    def test_get_no_identifiers_of_the_callers(self, tls, switched_on: str):
+        """aiohttp asks the proxy for a tunnel with the headers of the ``ClientSession``."""
+
+        async def main(url: str, proxy: str, *middlewares: Any) -> None:
+            trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=tls.ca))
+            options: Any = {"middlewares": middlewares, "connector": trust}
+            headers = {**CALLERS, "X-Mine": "x"}
+            async with aiohttp.ClientSession(headers=headers, **options) as http:
+                await http.get(url, proxy=proxy)
+
+        with Server(tls=tls.context) as stranger, Proxy() as proxy, session_scope("s1"):
+            elsewhere = redirect(307, f"{stranger.origin}/x")
+            with Server(lambda request: elsewhere, tls=tls.context) as server:
+                gateway = Gateway(server.origin, forward=FORWARD)
+                middlewares = [GatewayMiddleware(gateway)] if switched_on == "middleware" else []
+                if switched_on != "middleware":
+                    instrument(*([gateway] if switched_on == "instrument" else []))
+                asyncio.run(main(f"{server.origin}/p/x", proxy.origin, *middlewares))
+                assert [arrived.session_id for arrived in server.arrived] == ["s1"]
+            assert [arrived.identifiers for arrived in stranger.arrived] == [{}]
+            assert [connect.method for connect in proxy.arrived] == ["CONNECT"] * 2
+            assert [connect.identifiers for connect in proxy.arrived] == [{}] * 2
+            assert [connect.get("X-Mine") for connect in proxy.arrived] == ["x"] * 2
 
 
 class TestMiddlewares:
