@@ -32,6 +32,8 @@ _host = re.compile(r"https?://(?:\[([^\]]*)\]|([^/?#:@\[\]\\\s]*))", re.IGNORECA
 # What may follow a gateway's URL in a URL that needs no closer look: nothing that is escaped, and
 # no backslash.
 _is_plain = re.compile(r"(?:[/?#][!-$&-\[\]-~]*)?").fullmatch
+# What a server may read otherwise: escapes, parameters, dot segments and several slashes.
+_may_be_read_otherwise = re.compile(r"[%;\\]|/[./]").search
 
 FORWARD_KEY = FORWARD.lower()
 #: The headers that HTTP libraries add by themselves, by their names in lower case. The gate leaves
@@ -266,6 +268,9 @@ BARE = Route()
 class Router:
     """Find the gateway that a URL belongs to: the one with the longest path.
 
+    A URL that a server could read as one of a gateway further down, as ``/./openai`` where there is
+    one at ``/openai``, belongs to none: it must not carry the headers of the one above.
+
     :raises TypeError: for anything but gateways.
     :raises ValueError: for two different gateways with the same origin and path.
     """
@@ -315,9 +320,15 @@ class Router:
             return self._only if self._only.owns(url) else BARE
         host = _host(url) if self.hosts else None
         if host is not None:
-            for route in self.hosts.get((host[1] or host[2] or "").lower(), ()):
+            routes = self.hosts.get((host[1] or host[2] or "").lower(), [])
+            for position, route in enumerate(routes):
                 if route.owns(url):
-                    return route
+                    is_doubtful = (
+                        position
+                        and _may_be_read_otherwise(url, len("https://"))
+                        and _may_be_at(routes[:position], url)
+                    )
+                    return BARE if is_doubtful else route
         return BARE
 
     def knows(self, url: str) -> bool:
@@ -326,6 +337,15 @@ class Router:
 
     def __reduce__(self) -> Any:
         return Router, tuple(self.gateways.values())
+
+
+def _may_be_at(routes: Iterable[Route], url: str) -> bool:
+    """Return whether a server could read ``url`` as one of the gateways of ``routes``."""
+    parts = urls.split(url)
+    return parts is None or any(
+        route.origin == parts.origin and urls.may_lie_below(parts.path, route.path)
+        for route in routes
+    )
 
 
 def _route_of(gateway: Any) -> Route:

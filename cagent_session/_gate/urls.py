@@ -109,16 +109,32 @@ def canonical(path: str) -> str:
 
 def has_dot_segment(path: str) -> bool:
     """Return whether a server could read a ``.`` or ``..`` segment in ``path``, however spelt."""
+    segments = _as_servers_may_read(path)
+    return segments is None or not {".", ".."}.isdisjoint(segments)
+
+
+def may_lie_below(path: str, base: str) -> bool:
+    """Return whether a server could read ``path`` as one at or below ``base``.
+
+    Servers resolve dot segments or escapes, and take several slashes for one.
+    """
+    segments, above = _as_servers_may_read(path), _as_servers_may_read(base)
+    if segments is None or above is None or not {".", ".."}.isdisjoint(segments):
+        return True
+    segments, above = list(filter(None, segments)), list(filter(None, above))
+    return segments[: len(above)] == above
+
+
+def _as_servers_may_read(path: str) -> list[str] | None:
+    """Return the segments of ``path``, decoded and without parameters, or ``None`` if unclear."""
     for _ in range(_ROUNDS):
         # An escape that was escaped many times over is decoded at once: %25252e is %2e.
         decoded = unquote(re.sub(r"%(?:25)+", "%", path), "latin-1")
         if decoded == path:
-            break
+            segments = path.replace("\\", "/").split("/")
+            return [segment.partition(";")[0] for segment in segments]
         path = decoded
-    else:
-        return True
-    segments = path.replace("\\", "/").split("/")
-    return any(segment.partition(";")[0] in (".", "..") for segment in segments)
+    return None
 
 
 def redacted(url: str) -> str:

@@ -212,6 +212,38 @@ class TestEachRequest:
             assert seen == [FORWARD, OTHER, None, "https://root.example", "https://root.example"]
             assert server.arrived[2].get("X-Session-ID") == "s1"
 
+    @pytest.mark.parametrize(
+        "path",
+        [
+            "/./openai/x",
+            "/x/../openai",
+            "/%2e/openai",
+            "//openai/x",
+            "/openai%2fx",
+            "/%256fpenai/x",
+            "/openai;a=b/x",
+        ],
+    )
+    def test_is_not_the_outer_ones_if_it_may_be_the_inner_ones(self, get, server: Server, path):
+        root = Gateway(server.origin, forward="https://root.example", headers={"X-Api-Key": "key"})
+        instrument(root, Gateway(f"{server.origin}/openai", forward=FORWARD))
+        with session_scope("s1"):
+            get(server.origin + path)
+            assert [request.get("X-Api-Key") for request in server.arrived] == [None]
+            instrument(root)
+            get(server.origin + path)
+            assert server.arrived[-1].get("X-Api-Key") == "key"
+
+    @pytest.mark.parametrize("path", ["//x", "/%78", "/x;openai/openai", "/x%2fopenai", "/?/./"])
+    def test_is_the_outer_ones_if_it_is_not_the_inner_ones(self, get, server: Server, path: str):
+        instrument(
+            Gateway(server.origin, forward="https://root.example"),
+            Gateway(f"{server.origin}/openai", forward=FORWARD),
+        )
+        with session_scope("s1"):
+            get(server.origin + path)
+        assert server.arrived[-1].forward == "https://root.example"
+
     def test_an_empty_host_is_the_librarys_to_refuse(self, gateway: Gateway):
         instrument(gateway, Gateway("http://other.example", forward=FORWARD))
         prepared = requests.Request("GET", "http://gateway.example").prepare()
