@@ -149,7 +149,8 @@ def _manager_patch(original: Any) -> Any:
     def urlopen(self: Any, method: str, url: str, *args: Any, **options: Any) -> Any:
         router = _active_router
         if router is not None:
-            headers = for_urllib3.with_homes(router, url, options.get("headers"), self.headers)
+            given = options.get("headers", self.headers)
+            headers = for_urllib3.with_homes(router, url, given)
             if headers is not None:
                 options["headers"] = headers
         return original.__get__(self, type(self))(method, url, *args, **options)

@@ -94,13 +94,12 @@ class _GatewayManager(_Manager):
     def urlopen(  # type: ignore[override] # as in urllib3 itself
         self, method: str, url: str, redirect: bool = True, **kw: Any
     ) -> Any:
-        given = kw.get("headers")
-        if given is not None and _IS_VERSION_1:
+        if _IS_VERSION_1 and kw.get("headers") is not None:
             # On a redirect, urllib3 1.x takes Authorization off the object that the caller gave.
-            given = given.copy()
+            kw["headers"] = kw["headers"].copy()
         # On a redirect, urllib3 calls this method again with the headers set here, so identifiers
         # keep their home.
-        headers = with_homes(self._router, url, given, self.headers)
+        headers = with_homes(self._router, url, kw.get("headers", self.headers))
         if headers is not None:
             kw["headers"] = headers
         return super().urlopen(method, url, redirect=redirect, **kw)
@@ -370,19 +369,21 @@ def _stamped(headers: Mapping[str, Any], plan: Plan, stamp: Stamp, passage: Pass
     return made
 
 
-def with_homes(router: Router, url: str, given: Any, default: Any) -> Any:
-    """Return the headers for one hop of a manager: ``given``, or a copy.
+def with_homes(router: Router, url: str, given: Any) -> Any:
+    """Return a copy of the headers for one hop of a manager, or ``None`` if they may stay.
 
     In the copy, identifiers keep their home. If the hop is gateway-bound, its origin becomes the
     home of those that have none.
 
-    :param given: the headers of the call, or ``None``.
-    :param default: the manager's own headers, which urllib3 sends if ``given`` is ``None``.
+    :param given: the headers of the call or, if it has none, of the manager. ``None`` in the call
+        means none at all.
     """
-    headers = _as_dict(default if given is None else given)
+    if given is None:
+        return None
+    headers = _as_dict(given)
     names = names_of(headers)
     if not identifiers_among(names, router.session_keys):
-        return given
+        return None
     route = router.route(url)
     if route is BARE and router.hosts:
         # It may be a gateway's once urllib3 has read it: without user info, without dot segments.
@@ -392,7 +393,7 @@ def with_homes(router: Router, url: str, given: Any, default: Any) -> Any:
     forward = plan.find_by_name(headers)[FORWARD_KEY][-1] if plan.has_forward else None
     origin = origin_of(url) if is_bound(forward, route) else None
     made = homed(headers, plan, origin)
-    return given if made is headers else made
+    return None if made is headers else made
 
 
 def _note_redirect(router: Router, passage: Passage, location: str, headers: Any) -> None:

@@ -323,6 +323,20 @@ def test_an_accept_that_a_proxy_gets_is_no_choice_of_the_callers(server: Server)
     assert accepts == ["application/json", "text/plain"] * 2
 
 
+@pytest.mark.parametrize("switched_on", ["manager", "instrument"])
+def test_no_headers_at_all_are_not_those_of_the_manager(server: Server, switched_on: str):
+    """``headers=None`` keeps a manager's own headers off a call."""
+    own = MARKERS | {"Authorization": "Bearer own"}
+    if switched_on == "instrument":
+        instrument()
+    manager = urllib3.PoolManager if switched_on == "instrument" else GatewayPoolManager
+    with manager(headers=own) as http, session_scope("s1"):
+        http.urlopen("GET", server.origin, headers=None)
+        http.urlopen("GET", server.origin)
+    assert [request.get("Authorization") for request in server.arrived] == [None, "Bearer own"]
+    assert [request.session_id for request in server.arrived] == [None, "s1"]
+
+
 def test_retries_are_stamped(server: Server):
     answers = iter([response(503), response(429, headers={"Retry-After": "0"}), response()])
     server.respond = lambda request: next(answers)
