@@ -261,12 +261,9 @@ def _through_gate(
     if isinstance(headers, GuardedHeaders):
         if headers.passage is not None and headers.passage.covers(request.method, url):
             return request, None, None
-        is_copy = headers.passage is None
-        before = headers = headers.restored_for(request)
-        if is_copy:
-            # Set on the request, too: response.request is to show what was sent, also where an
-            # authentication handler puts the copy in its place.
-            request.headers = headers
+        # Set on the request, too: response.request is to show what was sent, also where an
+        # authentication handler puts a copy in its place.
+        before = headers = request.headers = headers.restored_for(request)
     route = BARE
     if router.hosts:
         route = router.route(url)
@@ -298,16 +295,15 @@ def _through_gate(
 
 
 def _show_what_was_sent(request: PreparedRequest, guarded: GuardedHeaders) -> None:
-    """Put the stamped headers on ``request`` if it is a copy of a ``response.request``.
+    """Put the stamped headers on ``request`` if it is a ``response.request`` or a copy of one.
 
     An authentication handler sends a copy, and makes it the next ``response.request``, which has to
-    show what was sent. Not before it is sent: another thread may be sending it, too. And a
-    ``response.request`` that is sent again goes on showing what was sent the first time.
+    show what was sent. Not before it is sent: another thread may be sending it, too.
     """
     headers: Any = request.headers
     if not isinstance(headers, GuardedHeaders) or headers.left is not None:
         return
-    if headers.passage is None and not headers.are_callers_own(request):
+    if not headers.are_callers_own(request):
         request.headers = guarded
 
 
@@ -348,11 +344,7 @@ def _unbound(
     :param before: its headers, which are guarded.
     """
     if before.left is not None:  # they have left the identifiers behind
-        if request.headers is before:
-            return request, None, None
-        outgoing = _shallow_copy(request)
-        outgoing.headers = before
-        return outgoing, None, None
+        return request, None, None
     # urllib3 copies the headers to send them. Copies of guarded ones would lack identifiers that
     # the caller has set for this request, or may send to this origin.
     outgoing = _shallow_copy(request)
