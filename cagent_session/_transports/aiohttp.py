@@ -19,7 +19,16 @@ from yarl import URL
 
 from .._gate.gate import Stamp, gate, note_redirect, note_unbound
 from .._gate.passage import Passage, are_plain_text, is_stamped, passage_of
-from .._gate.routes import BARE, Library, Plan, Route, Router, is_identifier, may_get_identifiers
+from .._gate.routes import (
+    BARE,
+    Library,
+    Plan,
+    Route,
+    Router,
+    identifiers_among,
+    is_identifier,
+    may_get_identifiers,
+)
 
 if TYPE_CHECKING:
     from .httpx import Httpx
@@ -93,7 +102,9 @@ class Hops:
         stamp = gate(url, plan, plan.find_by_name(headers), passage)
         if stamp is None:
             return await handler(self._with_headers(request, headers))
-        if plan.callers_identifiers:
+        # aiohttp puts the headers of the ClientSession into those for the proxy, too.
+        for_proxy = tuple(request.proxy_headers or ())
+        if plan.callers_identifiers or identifiers_among(for_proxy, route.session_keys):
             self._home = self._home or url
         self._session_keys |= route.session_keys
         sent = _stamped(headers, plan, stamp, passage, self._session_keys)
@@ -147,14 +158,14 @@ class Hops:
         return _less(headers, self._session_keys)
 
     def _with_headers(self, request: ClientRequest, headers: CIMultiDict[str]) -> ClientRequest:
-        """Return a copy of ``request`` with other headers, or ``request`` if they are its own.
+        """Return ``request`` with ``headers``, and without identifiers in what a proxy gets.
 
-        A middleware above may send one request several times, also at once. So the request stays as
-        it is, and the body, which can be read only once, is shared.
+        Return a copy if that changes anything. A middleware above may send one request several
+        times, also at once. So the request stays as it is, and the body, which can be read only
+        once, is shared.
         """
         for_proxy: Any = request.proxy_headers
         if for_proxy and self.is_watched:
-            # aiohttp asks a proxy for a tunnel with the headers of the ClientSession.
             for_proxy = _less(for_proxy, self._session_keys)
         if headers is request.headers and for_proxy is request.proxy_headers:
             return request

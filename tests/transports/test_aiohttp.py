@@ -92,6 +92,30 @@ class TestProxies:
             assert [connect.identifiers for connect in proxy.arrived] == [{}] * 2
             assert [connect.get("X-Mine") for connect in proxy.arrived] == ["x"] * 2
 
+    @pytest.mark.parametrize("given", ["taken off by a middleware above", "as proxy_headers"])
+    def test_get_none_that_the_request_itself_lacks(self, tls, given: str):
+        async def without(request, handler):
+            request.headers.popall("X-Cagent-Session-Id")
+            return await handler(request)
+
+        async def main(url: str, proxy: str, *middlewares: Any, headers: Any = None) -> None:
+            trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=tls.ca))
+            options: Any = {"middlewares": middlewares, "connector": trust}
+            own = {"X-Cagent-Session-Id": "mine"}
+            async with aiohttp.ClientSession(headers=None if headers else own, **options) as http:
+                await http.get(url, proxy=proxy, proxy_headers=headers)
+
+        with Server(tls=tls.context) as server, Proxy() as proxy, session_scope("s1"):
+            ours = GatewayMiddleware(Gateway(server.origin, forward=FORWARD))
+            if given == "as proxy_headers":
+                headers = {"X-Cagent-Session-Id": "mine", "X-Mine": "x"}
+                asyncio.run(main(server.origin, proxy.origin, ours, headers=headers))
+                assert proxy.arrived[0].get("X-Mine") == "x"
+            else:
+                asyncio.run(main(server.origin, proxy.origin, without, ours))
+            assert [connect.identifiers for connect in proxy.arrived] == [{}]
+            assert [arrived.session_id for arrived in server.arrived] == ["s1"]
+
 
 class TestMiddlewares:
     def test_of_a_single_call_replace_those_of_the_client(self, server: Server, gateway: Gateway):
