@@ -155,8 +155,7 @@ def _outside_every_session(url: Any, route: Route, lineage: Lineage) -> None:
             )
         raise SessionRequired(message)
     if not lineage.is_deliberate:
-        _warn_once(
-            route,
+        route.warn_once(
             "outside",
             f"a request to {urls.redacted(str(url))} leaves outside every session: send it "
             f"{_IN_A_SESSION}. Gateway(require_session=True) refuses such requests; if this one is "
@@ -183,8 +182,7 @@ def note_redirect(router: Router, route: Route, url: str, location: str, in_sess
         return
     is_same_host = here is not None and there is not None and here.host == there.host
     if is_same_host and in_session and not router.knows(target):
-        _warn_once(
-            route,
+        route.warn_once(
             "redirect",
             f"{here} redirects a gateway-bound request to {there}, another origin, which gets no "
             "session: if the gateway listens there, write that URL in Gateway(...). Further "
@@ -196,11 +194,3 @@ def note_redirect(router: Router, route: Route, url: str, location: str, in_sess
             urls.redacted(url),
             urls.redacted(target),
         )
-
-
-def _warn_once(route: Route, what: str, message: str) -> None:
-    """Warn once for each gateway, and once in this process for all URLs that no gateway owns."""
-    this_call = object()
-    # setdefault() is atomic, so of several threads only one finds its own object.
-    if route.warned.setdefault(what, this_call) is this_call:
-        _log.warning("%s", message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +20,8 @@ from .validation import PREFIX
 if TYPE_CHECKING:
     from .gateway import Gateway
 
+_log = logging.getLogger("cagent_session")
+
 # A header as a library keeps it, with its value at the end: (name, value), in httpx
 # (name, name in lower case, value) in bytes.
 Header: TypeAlias = tuple[Any, ...]
@@ -32,8 +35,8 @@ _host = re.compile(r"https?://(?:\[([^\]]*)\]|([^/?#:@\[\]\\\s]*))", re.IGNORECA
 # What may follow a gateway's URL in a URL that needs no closer look: nothing that is escaped, and
 # no backslash.
 _is_plain = re.compile(r"(?:[/?#][!-$&-\[\]-~]*)?").fullmatch
-# What a server may read otherwise: escapes, parameters, dot segments and several slashes.
-_may_be_read_otherwise = re.compile(r"[%;\\]|/[./]").search
+# What a server may read in more than one way: escapes, parameters, dot segments, several slashes.
+_is_ambiguous = re.compile(r"[%;\\]|/[./]|[^!-~]").search
 
 FORWARD_KEY = FORWARD.lower()
 #: The headers that HTTP libraries add by themselves, by their names in lower case. The gate leaves
@@ -201,6 +204,7 @@ class Route:
         #: It is often empty.
         self.path = urls.canonical(parts.path.rstrip("/"))
         self.place: Place = self.origin, self.path
+        self.segments = urls.decoded_segments(parts.path) or []
         self.query = [(_query_name(pair), pair) for pair in parts.query.split("&") if pair]
         #: (name, value) by the name in lower case
         self.gateway_headers = {
@@ -233,6 +237,13 @@ class Route:
             not urls.has_dot_segment(parts.path)
             and f"{urls.canonical(parts.path)}/".startswith(f"{self.path}/")
         )
+
+    def warn_once(self, what: str, message: str) -> None:
+        """Warn once for each gateway, and once in this process for all URLs that none owns."""
+        this_call = object()
+        # setdefault() is atomic, so of several threads only one finds its own object.
+        if self.warned.setdefault(what, this_call) is this_call:
+            _log.warning("%s", message)
 
     def with_query(self, url: str) -> str:
         """Return ``url`` with the gateway's query parameters that it does not have yet."""
@@ -268,8 +279,8 @@ BARE = Route()
 class Router:
     """Find the gateway that a URL belongs to: the one with the longest path.
 
-    A URL that a server could read as one of a gateway further down, as ``/./openai`` where there is
-    one at ``/openai``, belongs to none: it must not carry the headers of the one above.
+    A URL that a server could read as one of a deeper gateway, as ``/./openai`` with gateways at
+    ``/`` and ``/openai``, belongs to neither: the outer gateway's headers must not reach the inner.
 
     :raises TypeError: for anything but gateways.
     :raises ValueError: for two different gateways with the same origin and path.
@@ -323,12 +334,18 @@ class Router:
             routes = self.hosts.get((host[1] or host[2] or "").lower(), [])
             for position, route in enumerate(routes):
                 if route.owns(url):
-                    is_doubtful = (
-                        position
-                        and _may_be_read_otherwise(url, len("https://"))
-                        and _may_be_at(routes[:position], url)
+                    # Those before it have longer paths.
+                    deeper = _deeper_one(routes[:position], url) if position else None
+                    if deeper is None:
+                        return route
+                    route.warn_once(
+                        "ambiguous",
+                        f"{urls.redacted(url)} could be read as a URL of the gateway at "
+                        f"{route.base} or of the one at {deeper.base}, so it is neither's: write "
+                        "its path without dot segments, further slashes and escapes. Further ones "
+                        "are not reported",
                     )
-                    return BARE if is_doubtful else route
+                    return BARE
         return BARE
 
     def knows(self, url: str) -> bool:
@@ -339,13 +356,19 @@ class Router:
         return Router, tuple(self.gateways.values())
 
 
-def _may_be_at(routes: Iterable[Route], url: str) -> bool:
-    """Return whether a server could read ``url`` as one of the gateways of ``routes``."""
-    parts = urls.split(url)
-    return parts is None or any(
-        route.origin == parts.origin and urls.may_lie_below(parts.path, route.path)
-        for route in routes
-    )
+def _deeper_one(routes: Iterable[Route], url: str) -> Route | None:
+    """Return the first of ``routes`` whose gateway a server could read ``url`` as a URL of."""
+    address = url.partition("#")[0].partition("?")[0]
+    parts = urls.split(url) if _is_ambiguous(address, len("https://")) else None
+    if parts is None:
+        return None
+    segments = urls.decoded_segments(parts.path)
+    for route in routes:
+        if route.origin == parts.origin and (
+            segments is None or segments[: len(route.segments)] == route.segments
+        ):
+            return route
+    return None
 
 
 def _route_of(gateway: Any) -> Route:

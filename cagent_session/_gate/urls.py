@@ -109,32 +109,26 @@ def canonical(path: str) -> str:
 
 def has_dot_segment(path: str) -> bool:
     """Return whether a server could read a ``.`` or ``..`` segment in ``path``, however spelt."""
-    segments = _as_servers_may_read(path)
-    return segments is None or not {".", ".."}.isdisjoint(segments)
+    return decoded_segments(path) is None
 
 
-def may_lie_below(path: str, base: str) -> bool:
-    """Return whether a server could read ``path`` as one at or below ``base``.
+def decoded_segments(path: str) -> list[str] | None:
+    """Return the segments of ``path`` as a server could read them.
 
-    Servers resolve dot segments or escapes, and take several slashes for one.
+    They are decoded, and without parameters and empty segments. ``None`` if there may be a dot
+    segment among them: servers disagree on what that leaves.
     """
-    segments, above = _as_servers_may_read(path), _as_servers_may_read(base)
-    if segments is None or above is None or not {".", ".."}.isdisjoint(segments):
-        return True
-    segments, above = list(filter(None, segments)), list(filter(None, above))
-    return segments[: len(above)] == above
-
-
-def _as_servers_may_read(path: str) -> list[str] | None:
-    """Return the segments of ``path``, decoded and without parameters, or ``None`` if unclear."""
+    path = path.encode(errors="replace").decode("latin-1")  # a character as its escapes are decoded
     for _ in range(_ROUNDS):
         # An escape that was escaped many times over is decoded at once: %25252e is %2e.
         decoded = unquote(re.sub(r"%(?:25)+", "%", path), "latin-1")
         if decoded == path:
-            segments = path.replace("\\", "/").split("/")
-            return [segment.partition(";")[0] for segment in segments]
+            break
         path = decoded
-    return None
+    else:
+        return None
+    segments = [re.split("[;?#]", each)[0] for each in path.replace("\\", "/").split("/")]
+    return None if "." in segments or ".." in segments else list(filter(None, segments))
 
 
 def redacted(url: str) -> str:

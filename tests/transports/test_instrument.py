@@ -222,14 +222,22 @@ class TestEachRequest:
             "/openai%2fx",
             "/%256fpenai/x",
             "/openai;a=b/x",
+            "/openai%3fx",
         ],
     )
-    def test_is_not_the_outer_ones_if_it_may_be_the_inner_ones(self, get, server: Server, path):
+    def test_is_not_the_outer_ones_if_it_may_be_the_inner_ones(
+        self, get, server: Server, path: str, caplog
+    ):
         root = Gateway(server.origin, forward="https://root.example", headers={"X-Api-Key": "key"})
         instrument(root, Gateway(f"{server.origin}/openai", forward=FORWARD))
         with session_scope("s1"):
             get(server.origin + path)
-            assert [request.get("X-Api-Key") for request in server.arrived] == [None]
+            get(server.origin + path)
+            assert [request.get("X-Api-Key") for request in server.arrived] == [None, None]
+            # urllib3 and httpx may have resolved what is ambiguous.
+            if {request.forward for request in server.arrived} == {None}:
+                (record,) = caplog.records
+                assert f"or of the one at {server.origin}/openai, so it" in record.getMessage()
             instrument(root)
             get(server.origin + path)
             assert server.arrived[-1].get("X-Api-Key") == "key"
