@@ -438,6 +438,18 @@ class TestTheyReturn:
             assert [request.session_id for request in server.arrived] == ["s1", "s1"]
             assert stranger.arrived[0].identifiers == {}
 
+    def test_response_request_shows_what_was_sent_last(self, http, server: Server):
+        http.mount(server.origin, GatewayAdapter())
+        with session_scope("first"):
+            answer = http.get(server.origin, headers=MARKERS)
+        with session_scope("second"):
+            http.send(answer.request.copy())
+        assert answer.request.headers["X-Cagent-Session-Id"] == "first"
+        with session_scope("third"):
+            http.send(answer.request)
+        assert answer.request.headers["X-Cagent-Session-Id"] == "third"
+        assert [r.session_id for r in server.arrived] == ["first", "second", "third"]
+
     def test_response_request_shows_them_after_authentication(self, http, server: Server):
         def respond(request):
             if request.get("Authorization") is None:
