@@ -27,6 +27,7 @@ from cagent_session import (
     instrument,
     no_session,
     session_scope,
+    uninstrument,
 )
 
 FORWARD = "https://api.openai.com/v1"
@@ -297,6 +298,54 @@ def test_a_copy_gets_the_marks_of_the_gateway_it_goes_to(http, again):
         twin.url = stranger.origin
         http.send(twin)
         assert stranger.arrived[0].get("X-Key") is None
+
+
+class TestResponseRequest:
+    """Sent again somewhere else, with a header of the caller's that another gateway reads."""
+
+    @pytest.fixture(params=["mount", "instrument"])
+    def switch_on(self, request: pytest.FixtureRequest, http):
+        def switch_on(*gateways: Gateway) -> None:
+            if request.param == "instrument":
+                instrument(*gateways)
+            else:
+                for gateway in gateways:
+                    gateway.mount(http)
+
+        yield switch_on
+        uninstrument()
+
+    def test_at_another_gateway_and_then_at_a_stranger(self, http, server: Server, switch_on):
+        with Server() as other, Server() as stranger, session_scope("s1"):
+            switch_on(
+                Gateway(server.origin, forward=FORWARD, headers={"X-Key": "one"}),
+                Gateway(other.origin, session_header="X-Other", headers={"X-Key": "other"}),
+            )
+            sent = http.get(server.origin, headers={"X-Other": "mine"}).request
+            for origin in (other.origin, other.origin, stranger.origin):
+                sent.url = f"{origin}/x"
+                http.send(sent)
+            assert [arrived.get("X-Key") for arrived in other.arrived] == ["other"] * 2
+            assert [arrived.get("X-Other") for arrived in other.arrived] == ["s1"] * 2
+            for arrived in (*other.arrived, *stranger.arrived):
+                assert arrived.identifiers == {}
+            assert stranger.arrived[0].get("X-Key") is None
+
+    def test_at_a_gateway_that_redirects_to_a_stranger(self, http, server: Server, switch_on):
+        with Server() as stranger:
+            away = redirect(307, stranger.origin)
+            server.respond = lambda request: away if request.path == "/b" else response()
+            switch_on(
+                Gateway(f"{server.origin}/a", forward=FORWARD),
+                Gateway(f"{server.origin}/b", session_header="X-Other"),
+            )
+            for scope in (session_scope("s1"), no_session()):
+                with scope:
+                    sent = http.get(f"{server.origin}/a", headers={"X-Other": "mine"}).request
+                    sent.url = f"{server.origin}/b"
+                    http.send(sent)
+                assert stranger.arrived[-1].get("X-Other") is None
+            assert len(stranger.arrived) == 2
 
 
 def _with_headers(sent: requests.PreparedRequest, headers) -> requests.PreparedRequest:
