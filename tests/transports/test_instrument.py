@@ -236,8 +236,8 @@ class TestEachRequest:
             assert [request.get("X-Api-Key") for request in server.arrived] == [None, None]
             # urllib3 and httpx may have resolved what is ambiguous.
             if {request.forward for request in server.arrived} == {None}:
-                (record,) = caplog.records
-                assert f"or of the one at {server.origin}/openai, so it" in record.getMessage()
+                (message,) = [r.getMessage() for r in caplog.records if r.name == "cagent_session"]
+                assert f"or of the one at {server.origin}/openai, so it" in message
             instrument(root)
             get(server.origin + path)
             assert server.arrived[-1].get("X-Api-Key") == "key"
