@@ -67,17 +67,22 @@ def middlewares(request: pytest.FixtureRequest, gateway: Gateway) -> list[object
 
 
 class TestProxies:
+    """aiohttp asks a proxy for a tunnel with the headers of the ``ClientSession``."""
+
+    @staticmethod
+    def get(url: str, proxy: str, ca: str, *middlewares: Any, own: Any, **options: Any) -> None:
+        async def main() -> None:
+            trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=ca))
+            session: Any = {"middlewares": middlewares, "connector": trust, "headers": own}
+            client = aiohttp.ClientSession(**session)
+            async with client as http, http.get(url, proxy=proxy, **options) as answer:
+                await answer.read()
+            await asyncio.sleep(0.1)  # aiohttp closes TLS after the ClientSession
+
+        asyncio.run(main())
+
     @pytest.mark.parametrize("switched_on", ["middleware", "instrument", "instrument, no gateway"])
     def test_get_no_identifiers_of_the_callers(self, tls, switched_on: str):
-        """aiohttp asks the proxy for a tunnel with the headers of the ``ClientSession``."""
-
-        async def main(url: str, proxy: str, *middlewares: Any) -> None:
-            trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=tls.ca))
-            options: Any = {"middlewares": middlewares, "connector": trust}
-            headers = {**CALLERS, "X-Mine": "x"}
-            async with aiohttp.ClientSession(headers=headers, **options) as http:
-                await http.get(url, proxy=proxy)
-
         with Server(tls=tls.context) as stranger, Proxy() as proxy, session_scope("s1"):
             elsewhere = redirect(307, f"{stranger.origin}/x")
             with Server(lambda request: elsewhere, tls=tls.context) as server:
@@ -85,7 +90,8 @@ class TestProxies:
                 middlewares = [GatewayMiddleware(gateway)] if switched_on == "middleware" else []
                 if switched_on != "middleware":
                     instrument(*([gateway] if switched_on == "instrument" else []))
-                asyncio.run(main(f"{server.origin}/p/x", proxy.origin, *middlewares))
+                own = {**CALLERS, "X-Mine": "x"}
+                self.get(f"{server.origin}/p/x", proxy.origin, tls.ca, *middlewares, own=own)
                 assert [arrived.session_id for arrived in server.arrived] == ["s1"]
             assert [arrived.identifiers for arrived in stranger.arrived] == [{}]
             assert [connect.method for connect in proxy.arrived] == ["CONNECT"] * 2
@@ -98,22 +104,17 @@ class TestProxies:
             request.headers.popall("X-Cagent-Session-Id")
             return await handler(request)
 
-        async def main(url: str, proxy: str, *middlewares: Any, headers: Any = None) -> None:
-            trust = aiohttp.TCPConnector(ssl=ssl.create_default_context(cafile=tls.ca))
-            options: Any = {"middlewares": middlewares, "connector": trust}
-            own = {"X-Cagent-Session-Id": "mine"}
-            async with aiohttp.ClientSession(headers=None if headers else own, **options) as http:
-                await http.get(url, proxy=proxy, proxy_headers=headers)
-
         with Server(tls=tls.context) as server, Proxy() as proxy, session_scope("s1"):
-            ours = GatewayMiddleware(Gateway(server.origin, forward=FORWARD))
+            middlewares: list[Any] = [GatewayMiddleware(Gateway(server.origin, forward=FORWARD))]
+            own: dict[str, str] = {"X-Cagent-Session-Id": "mine", "X-Mine": "x"}
+            options: dict[str, Any] = {"own": own}
             if given == "as proxy_headers":
-                headers = {"X-Cagent-Session-Id": "mine", "X-Mine": "x"}
-                asyncio.run(main(server.origin, proxy.origin, ours, headers=headers))
-                assert proxy.arrived[0].get("X-Mine") == "x"
+                options = {"own": {}, "proxy_headers": own}
             else:
-                asyncio.run(main(server.origin, proxy.origin, without, ours))
+                middlewares.insert(0, without)
+            self.get(server.origin, proxy.origin, tls.ca, *middlewares, **options)
             assert [connect.identifiers for connect in proxy.arrived] == [{}]
+            assert proxy.arrived[0].get("X-Mine") == "x"
             assert [arrived.session_id for arrived in server.arrived] == ["s1"]
 
 
