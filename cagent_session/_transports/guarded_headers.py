@@ -19,7 +19,7 @@ from requests.structures import CaseInsensitiveDict
 from urllib3._collections import HTTPHeaderDict
 
 from .._gate.passage import Passage, is_stamped
-from .._gate.routes import BARE, Route, is_identifier, lower, may_get_identifiers
+from .._gate.routes import BARE, Route, Router, is_identifier, lower, may_get_identifiers
 from .._gate.validation import PREFIX
 from .._session.scopes import current_lineage
 from ..headers import FORWARD
@@ -46,6 +46,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     session_keys: frozenset[str]  #: names of session headers, at this hop and earlier ones
     passage: Passage | None
     route: Route = BARE  #: to the gateway whose headers these are
+    router: Router = Router()  #: that found it
     left: tuple[Item, ...] | None = None
     request: weakref.ref[PreparedRequest] | None = None  #: weak, as the request holds the headers
 
@@ -119,10 +120,12 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         """Return the route for which ``request``, which has these headers, was stamped before.
 
         :data:`BARE` unless it is a copy that has its identifiers again, and that goes to the same
-        gateway.
+        gateway. At a path of that gateway there may be another one.
         """
         is_restored = self.left is None and not self.are_callers_own(request)
-        return self.route if is_restored and self.route.owns(request.url or "") else BARE
+        if is_restored and self.router.route(request.url or "") is self.route:
+            return self.route
+        return BARE
 
     def for_no_gateway(self) -> Any:
         """Return a copy in the plain base class for a request that is not gateway-bound.
@@ -172,7 +175,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         passage: Passage | None = None,
     ) -> GuardedHeaders:
         made: GuardedHeaders = type(self)(items)
-        made.url, made.session_keys, made.route = self.url, self.session_keys, self.route
+        made.url, made.session_keys = self.url, self.session_keys
+        made.route, made.router = self.route, self.router
         made.passage, made.left = passage, left
         return made
 
@@ -221,7 +225,7 @@ class GuardedCaseInsensitiveDict(GuardedHeaders, CaseInsensitiveDict):  # type: 
     def copy(self) -> Any:  # the plain code is the mixin's
         if self.passage is not None and self.passage.is_open:
             made = with_store(self._store.copy(), self.url, self.session_keys, self.passage)
-            made.route = self.route
+            made.route, made.router = self.route, self.router
             return made
         return self.guarded_copy()
 

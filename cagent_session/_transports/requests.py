@@ -268,7 +268,7 @@ def _through_gate(
     if router.hosts:
         route = router.route(url)
     elif before is not None:
-        route = before.route_of_copy(request)
+        route, router = before.route_of_copy(request), before.router
     if route is BARE and not _carries_forward(headers):
         note_unbound(url)
         return (request, None, None) if before is None else _unbound(request, before)
@@ -290,7 +290,7 @@ def _through_gate(
     outgoing = _shallow_copy(request)
     outgoing.url = passage.url
     outgoing.headers = guarded = _stamped(headers, table, stamp, session_keys, passage)
-    guarded.route = route
+    guarded.route, guarded.router = route, router
     return outgoing, guarded, passage
 
 
@@ -450,7 +450,7 @@ def _guard_replaced(request: Any, sent: PreparedRequest | None, guarded: Guarded
         return
     if isinstance(headers, Mapping):
         request.headers = guard(headers, guarded.url, guarded.session_keys)
-        request.headers.route = guarded.route
+        request.headers.route, request.headers.router = guarded.route, guarded.router
 
 
 def _note_redirect(router: Router, sent: GuardedHeaders, response: Response) -> None:

@@ -300,6 +300,38 @@ def test_a_copy_gets_the_marks_of_the_gateway_it_goes_to(http, again):
         assert stranger.arrived[0].get("X-Key") is None
 
 
+@pytest.mark.parametrize("again", ["copy", "redirect", "twice"])
+@pytest.mark.parametrize("switched_on", ["adapter", "instrument"])
+def test_a_bare_gate_leaves_a_copy_for_the_inner_gateway_to_that(http, again, switched_on: str):
+    def respond(request):
+        return redirect(307, "/inner") if request.path == "/outer" else response()
+
+    with Server(respond) as server, session_scope("s1"):
+        outer = Gateway(server.origin, forward=FORWARD, headers={"X-Key": "outer"})
+        inner = Gateway(f"{server.origin}/inner", session_header="X-Inner", headers={"X-Key": "in"})
+        with instrument(outer, inner):
+            if switched_on == "adapter":
+                http.mount("http://", GatewayAdapter())
+            sent = http.get(f"{server.origin}/outer", allow_redirects=False)
+            if again == "redirect":
+                list(http.resolve_redirects(sent, sent.request))
+            else:
+                twin = sent.request.copy()
+                if again == "twice":
+                    twin.url = f"{server.origin}/else"
+                    twin = http.send(twin).request.copy()
+                    assert server.arrived[-1].get("X-Key") == "outer"
+                twin.url = f"{server.origin}/inner"
+                http.send(twin)
+        arrived = server.arrived[-1]
+        assert (arrived.path, arrived.get("X-Key"), arrived.get("X-Inner")) == (
+            "/inner",
+            "in",
+            "s1",
+        )
+        assert arrived.forward is None
+
+
 class TestResponseRequest:
     """Sent again somewhere else, with a header of the caller's that another gateway reads."""
 
