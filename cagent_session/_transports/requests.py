@@ -268,6 +268,7 @@ def _through_gate(
     if router.hosts:
         route = router.route(url)
     elif before is not None:
+        # This gate has no gateways of its own: the copy goes where the request was stamped for.
         route, router = before.route_of_copy(request), before.router
     if route is BARE and not _carries_forward(headers):
         note_unbound(url)
