@@ -145,6 +145,15 @@ def _async_httpx(library: Any, gateway_transport: Any) -> Any:
     return open_client
 
 
+async def connections_closed() -> None:
+    """Wait until the event loop has no connections: aiohttp ends TLS after the client is closed."""
+    loop: Any = asyncio.get_running_loop()
+    for _ in range(500):
+        if len(loop._selector.get_map()) == 1:  # by which other threads wake the loop
+            return
+        await asyncio.sleep(0.01)
+
+
 @contextlib.contextmanager
 def _aiohttp(
     gateway: Gateway | None = None,
@@ -164,7 +173,9 @@ def _aiohttp(
             ) as http:
                 options = {"headers": headers, "data": body, "ssl": _verify(ca)}
                 async with http.request(method, url, **options) as answer:
-                    return answer.status
+                    status = answer.status
+            await connections_closed()
+            return status
 
         return asyncio.run(once())
 

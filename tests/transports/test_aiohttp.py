@@ -20,6 +20,7 @@ import pytest
 from aiohttp import web
 from httpx_aiohttp import AiohttpTransport
 from multidict import CIMultiDict
+from support.transports import connections_closed
 from support.wire import Proxy, Server, redirect, response
 
 from cagent_session import (
@@ -77,7 +78,7 @@ class TestProxies:
             client = aiohttp.ClientSession(**session)
             async with client as http, http.get(url, proxy=proxy, **options) as answer:
                 await answer.read()
-            await asyncio.sleep(0.1)  # aiohttp closes TLS after the ClientSession
+            await connections_closed()
 
         asyncio.run(main())
 
