@@ -50,6 +50,11 @@ class Passage:
         )
 
 
+#: Stands for the passage of a stamp that nothing more is known of: it covers no request, and its
+#: URL is of no origin.
+LOST = Passage("", "")
+
+
 class Stamped(str):
     """The value of a header that the gate set. Copies of the headers keep it, as they share values.
 
@@ -112,12 +117,18 @@ def passage_of(headers: Any, items: Iterable[tuple[Any, ...]], index: int = 1) -
 def passage_in(items: Iterable[tuple[Any, ...]], index: int = 1) -> Passage | None:
     """Return the passage that the value of one of some headers holds.
 
+    :data:`LOST` if the gate set some of the values, and the one with the passage is gone. urllib3
+    drops headers when a pool follows a redirect.
+
     :param index: where the value is in each header.
     """
+    found: Passage | None = None
     for item in items:
         # The plain code would be is_stamped(value) and value.passage. Hardly any value is stamped,
         # and this says so in half the time.
         kind = item[index].__class__
-        if (kind is Stamped or kind is StampedBytes) and item[index].passage:
-            return item[index].passage  # type: ignore[no-any-return]
-    return None
+        if kind is Stamped or kind is StampedBytes:
+            if item[index].passage:
+                return item[index].passage  # type: ignore[no-any-return]
+            found = LOST
+    return found

@@ -76,7 +76,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
             key = lower(item[0])
             if self._is_gateway_header(key, item):
                 left.append(item)
-                kept += _replaced_by(item)
+                kept += replaced_by(item)
             elif is_identifier(key, self.session_keys):
                 left.append(item)
             else:
@@ -146,7 +146,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         for item in self.items():
             key = lower(item[0])
             if self._is_gateway_header(key, item):
-                kept += _replaced_by(item)
+                kept += replaced_by(item)
             elif self._may_return(key, item):
                 kept.append(item)
         return kept
@@ -181,7 +181,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         return made
 
 
-def _replaced_by(item: Item) -> list[Item]:
+def replaced_by(item: Item) -> list[Item]:
     """Return the library's own header that a gateway header has replaced, if there was one."""
     replaced = getattr(item[1], "replaces", None)
     return [] if replaced is None else [replaced]

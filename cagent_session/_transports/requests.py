@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from requests import PreparedRequest, RequestException, Response
@@ -19,9 +19,19 @@ from requests.utils import default_headers
 
 from .._gate.gate import Stamp, gate, note_redirect, note_unbound
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, passage_in
-from .._gate.routes import BARE, FORWARD_KEY, Library, Plan, Route, Router, lower
-from .guarded_headers import GuardedHeaders, Item, guard, with_store
+from .._gate.passage import Passage, is_stamped, passage_in
+from .._gate.routes import (
+    BARE,
+    FORWARD_KEY,
+    Library,
+    Plan,
+    Route,
+    Router,
+    is_identifier,
+    lower,
+    may_get_identifiers,
+)
+from .guarded_headers import GuardedHeaders, Item, guard, replaced_by, with_store
 from .mappings import with_stamp
 
 if TYPE_CHECKING:
@@ -264,6 +274,13 @@ def _through_gate(
         # Set on the request, too: response.request is to show what was sent, also where an
         # authentication handler puts a copy in its place.
         before = headers = request.headers = headers.restored_for(request)
+    elif may_be_rebuilt:
+        earlier = passage_in(_items_of(headers))
+        if earlier is not None and earlier.covers(request.method, url):
+            return request, None, None
+        if earlier is not None and earlier.is_open:
+            request = _less_stamp_of_another(router, request, earlier)
+            headers = request.headers
     route = BARE
     if router.hosts:
         route = router.route(url)
@@ -274,8 +291,8 @@ def _through_gate(
         note_unbound(url)
         return (request, None, None) if before is None else _unbound(request, before)
     plan, table, by_name = _read(headers, route, _STREAMED if stream else _REQUESTS)
-    if may_be_rebuilt:
-        earlier = passage_in(headers.items() if table is None else dict.values(table))
+    if may_be_rebuilt and before is not None:
+        earlier = passage_in(_items_of(headers))
         if earlier is not None and earlier.covers(request.method, url):
             return request, None, None
     passage = Passage(request.method, route.with_query(url))
@@ -293,6 +310,25 @@ def _through_gate(
     outgoing.headers = guarded = _stamped(headers, table, stamp, session_keys, passage)
     guarded.route, guarded.router = route, router
     return outgoing, guarded, passage
+
+
+def _less_stamp_of_another(
+    router: Router, request: PreparedRequest, earlier: Passage
+) -> PreparedRequest:
+    """Return a copy of ``request``, to which an adapter has copied a stamp, without that stamp.
+
+    :param earlier: the passage of the stamped request, which has another URL or method.
+    """
+    is_home = may_get_identifiers(earlier.url, request.url or "")
+    kept: list[Item] = []
+    for item in _items_of(request.headers):
+        if is_stamped(item[1]):
+            kept += replaced_by(item)
+        elif is_home or not is_identifier(lower(item[0]), router.session_keys):
+            kept.append(item)
+    copied = _shallow_copy(request)
+    copied.headers = CaseInsensitiveDict(kept)
+    return copied
 
 
 def _show_what_was_sent(request: PreparedRequest, guarded: GuardedHeaders) -> None:
@@ -370,6 +406,12 @@ def _carries_forward(headers: Any) -> bool:
 def _table_of(headers: Any) -> dict[Any, Item] | None:
     """Return requests' own table of headers. The ``_store`` of another class may differ."""
     return getattr(headers, "_store", None) if isinstance(headers, CaseInsensitiveDict) else None
+
+
+def _items_of(headers: Any) -> Iterable[Item]:
+    table = _table_of(headers)
+    # Through the table, because the items() of requests' own class is slow.
+    return headers.items() if table is None else dict.values(table)
 
 
 def _read(

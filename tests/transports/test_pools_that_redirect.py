@@ -18,6 +18,7 @@ from cagent_session import (
     GatewayProxyManager,
     gateway_headers,
     instrument,
+    no_session,
     session_scope,
     uninstrument,
 )
@@ -91,6 +92,24 @@ def test_a_stranger_behind_a_forwarding_proxy_gets_nothing(
         assert len(server.arrived) == len(stranger.arrived) == 2
         assert {request.session_id for request in server.arrived} == {"s1"}
         assert secrets(stranger) == []
+
+
+@pytest.mark.parametrize("last", ["Authorization", "Content-Type"])
+def test_a_stamp_comes_off_when_urllib3_dropped_part_of_it(by: str, server: Server, last: str):
+    """What tells that the gate set the headers is in the last of them, outside every session.
+
+    For a 303, urllib3 drops ``Content-Type``, and for another host ``Authorization``.
+    """
+    fixed = {"X-Api-Key": "GATEWAY-KEY-2", last: "GATEWAY-KEY"}
+    gateway = Gateway(server.origin, session_header="X-Session-Id", headers=fixed)
+    with Server() as stranger, Proxy() as proxy:
+        server.respond = lambda request: redirect(303, f"{stranger.at('localhost')}/x")
+        with manager(by, gateway, proxy=proxy.origin) as http, no_session():
+            pool = http.connection_from_url(server.origin)
+            headers = {"User-Agent": "mine"}  # else the gate sets one, after the gateway's headers
+            pool.urlopen("POST", f"{server.origin}/a", b"x", headers, assert_same_host=False)
+        assert [request.get("X-Api-Key") for request in server.arrived] == ["GATEWAY-KEY-2"]
+        assert [request.get("X-Api-Key") for request in stranger.arrived] == [None]
 
 
 def test_each_of_two_gateways_on_a_host_gets_its_own_key(server: Server):
