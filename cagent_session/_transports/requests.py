@@ -23,6 +23,7 @@ from .._gate.passage import Passage, is_stamped, passage_in
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
+    Headers,
     Library,
     Plan,
     Route,
@@ -319,15 +320,22 @@ def _less_stamp_of_another(
 
     :param earlier: the passage of the stamped request, which has another URL or method.
     """
+    headers: Any = request.headers
     is_home = may_get_identifiers(earlier.url, request.url or "")
-    kept: list[Item] = []
-    for item in _items_of(request.headers):
+    gone: set[str] = set()
+    back: Headers = {}
+    for item in _items_of(headers):
+        key = lower(item[0])
         if is_stamped(item[1]):
-            kept += replaced_by(item)
-        elif is_home or not is_identifier(lower(item[0]), router.session_keys):
-            kept.append(item)
+            gone.add(key)
+            back |= {lower(each[0]): each for each in replaced_by(item)}
+        elif not is_home and is_identifier(key, router.session_keys):
+            gone.add(key)
+    made: Any = with_stamp(headers, back, gone)
     copied = _shallow_copy(request)
-    copied.headers = CaseInsensitiveDict(kept)
+    if isinstance(headers, CaseInsensitiveDict):
+        made = CaseInsensitiveDict(made)
+    copied.headers = made
     return copied
 
 

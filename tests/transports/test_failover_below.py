@@ -1,0 +1,147 @@
+"""Code of others, below a gate, sends a stamped request to another host.
+
+Without ``instrument`` nothing of ours is below that code. With it, the stamp comes off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import aiohttp
+import httpx
+import httpx2
+import pytest
+import requests
+from multidict import CIMultiDict
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from support.wire import Arrived, Server
+from urllib3._collections import HTTPHeaderDict
+
+from cagent_session import Gateway, GatewayAdapter, instrument, no_session, session_scope
+from cagent_session.integrations import aiohttp as for_aiohttp
+from cagent_session.integrations import httpx as for_httpx
+from cagent_session.integrations import httpx2 as for_httpx2
+
+KEYS = {"X-Api-Key": "KEY", "Authorization": "KEY"}
+CALLERS = {"User-Agent": "mine", "X-Cagent-Model": "model", "X-Trace": "trace"}
+
+#: Makes the headers to send elsewhere from (name, value) of the stamped ones, bytes for httpx.
+Rebuild = Callable[[list[tuple[Any, Any]]], list[tuple[Any, Any]]]
+
+
+def _whole(items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    return items
+
+
+def _without_authorization(items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """What tells that the gate set the headers is in this one, outside every session."""
+    return [item for item in items if item[0].lower() not in ("authorization", b"authorization")]
+
+
+def _over_requests(kind: Any) -> Callable[..., None]:
+    def get(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
+        class Failover(HTTPAdapter):
+            def send(self, request: Any, *args: Any, **options: Any) -> Any:
+                request = request.copy()
+                request.url = elsewhere
+                request.headers = kind(rebuild(list(request.headers.items())))
+                return super().send(request, *args, **options)
+
+        with requests.Session() as http:
+            http.mount("http://", GatewayAdapter(gateway, adapter=Failover()))
+            http.get(url, headers=CALLERS, timeout=10)
+
+    return get
+
+
+def _over_httpx(library: Any, ours: Any) -> Callable[..., None]:
+    def get(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
+        class Failover(library.BaseTransport):  # type: ignore[misc]
+            def handle_request(self, request: Any) -> Any:
+                headers = [item for item in request.headers.raw if item[0].lower() != b"host"]
+                return transport.handle_request(
+                    library.Request("GET", elsewhere, headers=rebuild(headers))
+                )
+
+        with (
+            library.HTTPTransport() as transport,
+            library.Client(transport=ours.GatewayTransport(gateway, Failover())) as http,
+        ):
+            http.get(url, headers=CALLERS)
+
+    return get
+
+
+def _over_aiohttp(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
+    async def failover(request: Any, handler: Any) -> Any:
+        request.headers = CIMultiDict(rebuild(list(request.headers.items())))
+        request.url = aiohttp.client.URL(elsewhere)
+        request.update_host(request.url)
+        return await handler(request)
+
+    async def main() -> None:
+        middlewares = (for_aiohttp.GatewayMiddleware(gateway), failover)
+        async with (
+            aiohttp.ClientSession(middlewares=middlewares) as http,
+            http.get(url, headers=CALLERS) as answer,
+        ):
+            await answer.read()
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def stranger() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
+@pytest.mark.parametrize("rebuild", [_whole, _without_authorization])
+@pytest.mark.parametrize(
+    "get",
+    [
+        pytest.param(_over_requests(dict), id="requests-dict"),
+        pytest.param(_over_requests(CaseInsensitiveDict), id="requests-its-own"),
+        pytest.param(_over_requests(HTTPHeaderDict), id="requests-urllib3"),
+        pytest.param(_over_httpx(httpx, for_httpx), id="httpx"),
+        pytest.param(_over_httpx(httpx2, for_httpx2), id="httpx2"),
+        pytest.param(_over_aiohttp, id="aiohttp"),
+    ],
+)
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
+def test_takes_no_stamp_along(
+    server: Server,
+    stranger: Server,
+    get: Any,
+    rebuild: Rebuild,
+    scope: contextlib.AbstractContextManager[object],
+    is_known: bool,
+):
+    gateway = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
+    with instrument(*[gateway] if is_known else []), scope:
+        get(gateway, server.origin, stranger.at("localhost"), rebuild)
+    (arrived,) = stranger.arrived
+    assert _of_ours(arrived) == {}
+    assert arrived.get("X-Trace") == "trace"
+
+
+def test_keeps_all_values_of_a_name(server: Server, stranger: Server):
+    def twice(items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        return [*items, ("X-Twice", "1"), ("X-Twice", "2")]
+
+    gateway = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
+    with instrument(gateway), session_scope("s1"):
+        get = _over_requests(HTTPHeaderDict)
+        get(gateway, server.origin, stranger.at("localhost"), twice)
+    (arrived,) = stranger.arrived
+    assert [value for name, value in arrived.headers if name == "X-Twice"] == ["1", "2"]
+
+
+def _of_ours(arrived: Arrived) -> dict[str, str]:
+    values = {"KEY", "s1", "model"}
+    return {name: value for name, value in arrived.headers if value in values}
