@@ -74,7 +74,7 @@ def gate(
     removed: tuple[str, ...] = ()
     lineage = current_lineage()
     if passage is not None:
-        passage.lineage = lineage
+        passage.lineage, passage.route = lineage, route
     if lineage.session is not None:
         removed = plan.callers_session_keys
         if not _add_session(stamped, plan, lineage, passage):

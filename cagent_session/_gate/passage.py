@@ -8,10 +8,13 @@ cannot tell which request that was, because the code that sends a request may se
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._session.scopes import Lineage
 from . import urls
+
+if TYPE_CHECKING:
+    from .routes import Route
 
 
 class Passage:
@@ -28,6 +31,7 @@ class Passage:
 
     is_open = True  #: until the request has been sent
     lineage: Lineage | None = None  #: of the session in which the gate stamped the request
+    route: Route  #: to the gateway for which the gate stamped the request
 
     def __init__(self, method: Any, url: Any, layer: str | None = None) -> None:
         self.method = method
@@ -50,17 +54,12 @@ class Passage:
         )
 
 
-#: Stands for the passage of a stamp that nothing more is known of: it covers no request, and its
-#: URL is of no origin.
-LOST = Passage("", "")
-
-
 class Stamped(str):
     """The value of a header that the gate set. Copies of the headers keep it, as they share values.
 
     Values of gateway headers are made once per plan, and shared by all its requests. Values of
     session headers are made for each request, and hold its passage. Where there are none,
-    :func:`attach` lets a copy of another value hold the passage.
+    :func:`attach` lets copies of the other values hold the passage.
     """
 
     passage: Passage | None = None
@@ -98,14 +97,15 @@ def are_plain_text(values: Iterable[Any]) -> bool:
 
 
 def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None:
-    """Let one of the values that the gate set, the last one, hold the passage."""
-    for key in reversed(stamped):  # only the last one, if there is one
-        *names, value = stamped[key]
+    """Let all values that the gate set hold the passage: code further down may drop some of them.
+
+    urllib3 drops ``Authorization`` and others where a pool follows a redirect.
+    """
+    for key, (*names, value) in stamped.items():
         made = type(value)(value)  # a copy, because other requests share the value
         made.__dict__.update(value.__dict__)
         made.passage = passage
         stamped[key] = (*names, made)
-        return
 
 
 def passage_of(headers: Any, items: Iterable[tuple[Any, ...]], index: int = 1) -> Passage | None:
@@ -117,18 +117,12 @@ def passage_of(headers: Any, items: Iterable[tuple[Any, ...]], index: int = 1) -
 def passage_in(items: Iterable[tuple[Any, ...]], index: int = 1) -> Passage | None:
     """Return the passage that the value of one of some headers holds.
 
-    :data:`LOST` if the gate set some of the values, and the one with the passage is gone. urllib3
-    drops headers when a pool follows a redirect.
-
     :param index: where the value is in each header.
     """
-    found: Passage | None = None
     for item in items:
         # The plain code would be is_stamped(value) and value.passage. Hardly any value is stamped,
         # and this says so in half the time.
         kind = item[index].__class__
-        if kind is Stamped or kind is StampedBytes:
-            if item[index].passage:
-                return item[index].passage  # type: ignore[no-any-return]
-            found = LOST
-    return found
+        if (kind is Stamped or kind is StampedBytes) and item[index].passage:
+            return item[index].passage  # type: ignore[no-any-return]
+    return None

@@ -16,6 +16,7 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.models import REDIRECT_STATI
 from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
+from urllib3._collections import HTTPHeaderDict
 
 from .._gate.gate import Stamp, gate, note_redirect, note_unbound
 from .._gate.gateway import Gateway
@@ -23,7 +24,6 @@ from .._gate.passage import Passage, is_stamped, passage_in
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
-    Headers,
     Library,
     Plan,
     Route,
@@ -277,9 +277,9 @@ def _through_gate(
         before = headers = request.headers = headers.restored_for(request)
     elif may_be_rebuilt:
         earlier = passage_in(_items_of(headers))
-        if earlier is not None and earlier.covers(request.method, url):
-            return request, None, None
         if earlier is not None and earlier.is_open:
+            if earlier.covers(request.method, url) or _is_still_for(router, url, earlier):
+                return request, None, None
             request = _less_stamp_of_another(router, request, earlier)
             headers = request.headers
     route = BARE
@@ -293,7 +293,7 @@ def _through_gate(
         return (request, None, None) if before is None else _unbound(request, before)
     plan, table, by_name = _read(headers, route, _STREAMED if stream else _REQUESTS)
     if may_be_rebuilt and before is not None:
-        earlier = passage_in(_items_of(headers))
+        earlier = passage_in(headers.items())
         if earlier is not None and earlier.covers(request.method, url):
             return request, None, None
     passage = Passage(request.method, route.with_query(url))
@@ -313,29 +313,38 @@ def _through_gate(
     return outgoing, guarded, passage
 
 
+def _is_still_for(router: Router, url: str, earlier: Passage) -> bool:
+    """Return whether ``url`` belongs to the gateway that a request was stamped for."""
+    route = router.route(url)
+    if route is not BARE:
+        return route.place == earlier.route.place
+    # This gate does not know the gateway.
+    return may_get_identifiers(earlier.url, url) and (
+        earlier.route is BARE or earlier.route.owns(url)
+    )
+
+
 def _less_stamp_of_another(
     router: Router, request: PreparedRequest, earlier: Passage
 ) -> PreparedRequest:
     """Return a copy of ``request``, to which an adapter has copied a stamp, without that stamp.
 
-    :param earlier: the passage of the stamped request, which has another URL or method.
+    :param earlier: the passage of the stamped request.
     """
-    headers: Any = request.headers
     is_home = may_get_identifiers(earlier.url, request.url or "")
-    gone: set[str] = set()
-    back: Headers = {}
-    for item in _items_of(headers):
-        key = lower(item[0])
+    kept: list[Item] = []
+    back: list[Item] = []
+    for item in _items_of(request.headers):
         if is_stamped(item[1]):
-            gone.add(key)
-            back |= {lower(each[0]): each for each in replaced_by(item)}
-        elif not is_home and is_identifier(key, router.session_keys):
-            gone.add(key)
-    made: Any = with_stamp(headers, back, gone)
+            back += replaced_by(item)
+        elif is_home or not is_identifier(lower(item[0]), router.session_keys):
+            kept.append(item)
+    names = {lower(name) for name, _ in kept}
+    kept += [item for item in back if lower(item[0]) not in names]
+    kinds: Any = (CaseInsensitiveDict, HTTPHeaderDict)
+    kind: Any = next((each for each in kinds if isinstance(request.headers, each)), dict)
     copied = _shallow_copy(request)
-    if isinstance(headers, CaseInsensitiveDict):
-        made = CaseInsensitiveDict(made)
-    copied.headers = made
+    copied.headers = kind(kept)
     return copied
 
 
@@ -417,9 +426,9 @@ def _table_of(headers: Any) -> dict[Any, Item] | None:
 
 
 def _items_of(headers: Any) -> Iterable[Item]:
-    table = _table_of(headers)
-    # Through the table, because the items() of requests' own class is slow.
-    return headers.items() if table is None else dict.values(table)
+    # The plain code would be headers.items(), which is slow in requests' own class.
+    is_usual = type(headers) is CaseInsensitiveDict
+    return dict.values(headers._store) if is_usual else headers.items()
 
 
 def _read(

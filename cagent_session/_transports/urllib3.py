@@ -23,7 +23,7 @@ from urllib3.util.proxy import connection_requires_http_tunnel
 from .._gate import urls
 from .._gate.gate import Stamp, gate, is_bound, note_redirect, note_unbound
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, are_plain_text, is_stamped, passage_of
+from .._gate.passage import Passage, are_plain_text, attach, is_stamped, passage_of
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
@@ -272,6 +272,7 @@ def _through_gate(
         return headers, None
     if follows_redirects:
         headers = homed(headers, plan, origin_of(url))
+        attach(passage, stamp[0])
     return _stamped(headers, plan, stamp, passage), passage
 
 

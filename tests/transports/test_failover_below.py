@@ -142,6 +142,57 @@ def test_keeps_all_values_of_a_name(server: Server, stranger: Server):
     assert [value for name, value in arrived.headers if name == "X-Twice"] == ["1", "2"]
 
 
+def test_keeps_a_credential_of_its_own(server: Server, stranger: Server):
+    def with_another_key(items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        return [*items, ("authorization", "OTHER")]  # beside the gateway's, in a dict
+
+    gateway = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
+    with instrument(gateway), session_scope("s1"):
+        get = _over_requests(dict)
+        get(gateway, server.origin, stranger.at("localhost"), with_another_key)
+    (arrived,) = stranger.arrived
+    assert [value for name, value in arrived.headers if name.lower() == "authorization"] == [
+        "OTHER"
+    ]
+
+
+@pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
+@pytest.mark.parametrize("rebuild", [_whole, _without_authorization])
+@pytest.mark.parametrize("path", ["/x", "/x?a=1"])
+@pytest.mark.parametrize("instrumented", [[], ["/other"], ["/"]], ids=["none", "other", "same"])
+def test_keeps_the_stamp_at_the_same_gateway(
+    server: Server,
+    rebuild: Rebuild,
+    path: str,
+    scope: contextlib.AbstractContextManager[object],
+    instrumented: list[str],
+):
+    """Whether or not ``instrument`` knows it, and what else the code below changes."""
+    gateway = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
+    others = [
+        Gateway(f"{server.origin}{each}", session_header="X-Other", headers={"X-Api-Key": "OTHER"})
+        if each != "/"
+        else gateway
+        for each in instrumented
+    ]
+    with instrument(*others), scope:
+        get = _over_requests(dict)
+        get(gateway, f"{server.origin}/x", f"{server.origin}{path}", rebuild)
+    (arrived,) = server.arrived
+    assert arrived.target == path
+    assert (arrived.get("X-Api-Key"), arrived.get("X-Cagent-Model")) == ("KEY", "model")
+
+
+def test_leaves_the_stamp_behind_for_another_gateway_of_the_host(server: Server):
+    gateway = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
+    inner = Gateway(f"{server.origin}/inner", session_header="X-Inner")
+    with instrument(gateway, inner), session_scope("s1"):
+        get = _over_requests(dict)
+        get(gateway, f"{server.origin}/x", f"{server.origin}/inner", _whole)
+    (arrived,) = server.arrived
+    assert _of_ours(arrived) == {"X-Cagent-Model": "model", "X-Inner": "s1"}
+
+
 def _of_ours(arrived: Arrived) -> dict[str, str]:
     values = {"KEY", "s1", "model"}
     return {name: value for name, value in arrived.headers if value in values}

@@ -936,6 +936,25 @@ def test_a_stamp_comes_off_below_also_in_a_session_that_has_no_header(server: Se
         assert stranger.arrived[0].get("X-Api-Key") is None
 
 
+@pytest.mark.parametrize("by", ["requests", "urllib3", "httpx"])
+def test_a_value_that_was_copied_by_hand_goes_where_the_caller_sends_it(server: Server, by: str):
+    gateway = Gateway(
+        server.origin, session_header="X-Session-ID", headers={"Authorization": "KEY"}
+    )
+    with Server() as elsewhere, instrument(gateway), session_scope("s1"):
+        copied = requests.get(server.origin, timeout=10).request.headers["Authorization"]
+        headers = {"Authorization": copied, "X-Cagent-Model": "model"}
+        send = {"requests": requests.get, "httpx": httpx.get, "urllib3": _get_by_urllib3}[by]
+        send(elsewhere.at("localhost"), headers=headers)
+        (arrived,) = elsewhere.arrived
+    assert (arrived.get("Authorization"), arrived.get("X-Cagent-Model")) == ("KEY", "model")
+
+
+def _get_by_urllib3(url: str, headers: dict[str, str]) -> None:
+    with urllib3.PoolManager() as http:
+        http.request("GET", url, headers=headers)
+
+
 def test_byte_and_text_are_never_compared():
     code = """
         import httpx
