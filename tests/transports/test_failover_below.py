@@ -38,7 +38,7 @@ def _whole(items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 
 def _without_authorization(items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """What tells that the gate set the headers is in this one, outside every session."""
+    """It is the last header that the gate sets outside every session."""
     return [item for item in items if item[0].lower() not in ("authorization", b"authorization")]
 
 
