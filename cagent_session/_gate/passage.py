@@ -14,7 +14,7 @@ from .._session.scopes import Lineage
 from . import urls
 
 if TYPE_CHECKING:
-    from .routes import Route
+    from .routes import Route, Router
 
 
 class Passage:
@@ -32,6 +32,7 @@ class Passage:
     is_open = True  #: until the request has been sent
     lineage: Lineage | None = None  #: of the session in which the gate stamped the request
     route: Route  #: to the gateway for which the gate stamped the request
+    router: Router | None = None  #: that found the route; known for requests alone
 
     def __init__(self, method: Any, url: Any, layer: str | None = None) -> None:
         self.method = method
@@ -87,6 +88,14 @@ def is_stamped(value: Any) -> bool:
     return value.__class__ in _STAMPED
 
 
+def belongs_to_open(value: Any) -> bool:
+    """Return whether a value in the headers of an open passage belongs to its stamp.
+
+    All that the gate has set do, but those that a caller has copied from a request that is over.
+    """
+    return value.__class__ in _STAMPED and (value.passage is None or value.passage.is_open)
+
+
 def are_plain_text(values: Iterable[Any]) -> bool:
     """Return whether all values are of the class ``str`` itself, so that none is ours."""
     # The plain code would be all(...). A loop takes two thirds of that time.
@@ -115,14 +124,19 @@ def passage_of(headers: Any, items: Iterable[tuple[Any, ...]], index: int = 1) -
 
 
 def passage_in(items: Iterable[tuple[Any, ...]], index: int = 1) -> Passage | None:
-    """Return the passage that the value of one of some headers holds.
+    """Return the passage that the value of one of some headers holds, an open one if there is.
+
+    A caller may have copied values of earlier requests.
 
     :param index: where the value is in each header.
     """
+    found: Passage | None = None
     for item in items:
         # The plain code would be is_stamped(value) and value.passage. Hardly any value is stamped,
         # and this says so in half the time.
         kind = item[index].__class__
         if (kind is Stamped or kind is StampedBytes) and item[index].passage:
-            return item[index].passage  # type: ignore[no-any-return]
-    return None
+            found = item[index].passage
+            if found.is_open:
+                return found
+    return found

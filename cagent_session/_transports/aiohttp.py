@@ -18,7 +18,7 @@ from multidict import CIMultiDict, istr
 from yarl import URL
 
 from .._gate.gate import Stamp, gate, note_redirect, note_unbound
-from .._gate.passage import Passage, are_plain_text, is_stamped, passage_of
+from .._gate.passage import Passage, are_plain_text, belongs_to_open, passage_of
 from .._gate.routes import (
     BARE,
     Library,
@@ -137,7 +137,9 @@ class Hops:
         earlier = passage_of(headers, headers.items())
         if earlier is not None and earlier.covers(request.method, url):
             return self._for_origin_of(headers, url), True
-        if earlier is None:
+        is_in_flight = isinstance(headers, InFlightHeaders)
+        if earlier is None or not (earlier.is_open or is_in_flight):
+            # The caller may have copied values of a request that is over.
             return self._for_origin_of(headers, url), False
         # A middleware of ours, further up, has stamped the request for another URL or method. One
         # in between has changed that, and the stamp has to come off.
@@ -145,7 +147,7 @@ class Hops:
         if isinstance(headers, InFlightHeaders):
             session_keys |= headers.session_keys
             headers = headers.callers
-        headers = CIMultiDict(item for item in headers.items() if not is_stamped(item[1]))
+        headers = CIMultiDict(item for item in headers.items() if not belongs_to_open(item[1]))
         if not may_get_identifiers(earlier.url, url):
             headers = _less(headers, session_keys)
         return headers, False
@@ -196,7 +198,7 @@ def _less(headers: CIMultiDict[str], session_keys: frozenset[str]) -> CIMultiDic
     made = type(headers)(
         item
         for item in headers.items()
-        if is_stamped(item[1]) or not is_identifier(item[0].lower(), session_keys)
+        if belongs_to_open(item[1]) or not is_identifier(item[0].lower(), session_keys)
     )
     if isinstance(headers, InFlightHeaders) and isinstance(made, InFlightHeaders):
         made.passage, made.session_keys = headers.passage, headers.session_keys

@@ -16,7 +16,7 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from .._gate import urls
-from .._gate.passage import are_plain_text
+from .._gate.passage import are_plain_text, belongs_to_open, passage_of
 from .._gate.routes import Plan
 
 
@@ -116,8 +116,14 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
         made.update(_texts_with_home(plan.callers_identifiers, values, origin))
         made.home = origin
         return made
+    earlier = passage_of(headers, headers.items())
+    is_open = earlier is not None and earlier.is_open
     items = [
-        (name, _with_home(value, origin) if origin and name in plan.callers_identifiers else value)
+        (name, value)
+        if not origin
+        or name not in plan.callers_identifiers
+        or (is_open and belongs_to_open(value))
+        else (name, _with_home(value, origin))
         for name, value in headers.items()
     ]
     if not any(value.__class__ in _HOMED for _, value in items):

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from .._gate.gate import Stamp, gate, is_bound, note_redirect, note_unbound
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, is_stamped, passage_of
+from .._gate.passage import Passage, belongs_to_open, passage_of
 from .._gate.routes import (
     BARE,
     DEFAULT_KEYS,
@@ -107,7 +107,7 @@ class Httpx:
         passage = passage_of(headers, items, 2)
         if passage is None or not passage.is_open or passage.covers(method, url):
             return headers
-        kept = [item for item in items if not is_stamped(item[2])]
+        kept = [item for item in items if not belongs_to_open(item[2])]
         if not may_get_identifiers(str(passage.url), str(url)):
             names = getattr(headers, "session_keys", BARE.session_keys)
             kept = _without_identifiers(kept, router.session_keys | names)

@@ -20,7 +20,7 @@ from urllib3._collections import HTTPHeaderDict
 
 from .._gate.gate import Stamp, gate, note_redirect, note_unbound
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, is_stamped, passage_in
+from .._gate.passage import Passage, belongs_to_open, passage_in
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
@@ -278,7 +278,7 @@ def _through_gate(
     elif may_be_rebuilt:
         earlier = passage_in(_items_of(headers))
         if earlier is not None and earlier.is_open:
-            if earlier.covers(request.method, url) or _is_still_for(router, url, earlier):
+            if earlier.covers(request.method, url) or _is_another_gates(router, url, earlier):
                 return request, None, None
             request = _less_stamp_of_another(router, request, earlier)
             headers = request.headers
@@ -297,6 +297,7 @@ def _through_gate(
         if earlier is not None and earlier.covers(request.method, url):
             return request, None, None
     passage = Passage(request.method, route.with_query(url))
+    passage.router = router
     stamp = gate(url, plan, by_name, passage)
     if stamp is None:
         return (request, None, None) if before is None else _unbound(request, before)
@@ -313,15 +314,12 @@ def _through_gate(
     return outgoing, guarded, passage
 
 
-def _is_still_for(router: Router, url: str, earlier: Passage) -> bool:
-    """Return whether ``url`` belongs to the gateway that a request was stamped for."""
-    route = router.route(url)
-    if route is not BARE:
-        return route.place == earlier.route.place
-    # This gate does not know the gateway.
-    return may_get_identifiers(earlier.url, url) and (
-        earlier.route is BARE or earlier.route.owns(url)
-    )
+def _is_another_gates(router: Router, url: str, earlier: Passage) -> bool:
+    """Return whether ``url`` belongs to the gateway of an earlier stamp, and to none of ours."""
+    if earlier.router is None or router.knows(url):
+        return False
+    is_home = may_get_identifiers(earlier.url, url)
+    return is_home and earlier.router.route(url) is earlier.route
 
 
 def _less_stamp_of_another(
@@ -331,11 +329,11 @@ def _less_stamp_of_another(
 
     :param earlier: the passage of the stamped request.
     """
-    is_home = may_get_identifiers(earlier.url, request.url or "")
+    is_home = may_get_identifiers(str(earlier.url), request.url or "")
     kept: list[Item] = []
     back: list[Item] = []
     for item in _items_of(request.headers):
-        if is_stamped(item[1]):
+        if belongs_to_open(item[1]):
             back += replaced_by(item)
         elif is_home or not is_identifier(lower(item[0]), router.session_keys):
             kept.append(item)

@@ -23,7 +23,7 @@ from urllib3.util.proxy import connection_requires_http_tunnel
 from .._gate import urls
 from .._gate.gate import Stamp, gate, is_bound, note_redirect, note_unbound
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, are_plain_text, attach, is_stamped, passage_of
+from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, passage_of
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
@@ -342,7 +342,7 @@ def _for_this_attempt(
     gone = {
         lower(name)
         for name, value in headers.items()
-        if is_for_another(value, origin) or (is_open and is_stamped(value))
+        if is_for_another(value, origin) or (is_open and belongs_to_open(value))
     }
     return without(headers, gone) if gone else headers
 
@@ -374,7 +374,8 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
     """Return a copy of the headers for one hop of a manager, or ``None`` if they may stay.
 
     In the copy, identifiers keep their home. If the hop is gateway-bound, its origin becomes the
-    home of those that have none.
+    home of those that have none. If it is made by code below another gate, from a request that is
+    being sent, that request's origin does.
 
     :param given: the headers of the call or, if it has none, of the manager. ``None`` in the call
         means none at all.
@@ -385,6 +386,10 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
     names = names_of(headers)
     if not identifiers_among(names, router.session_keys):
         return None
+    earlier = passage_of(headers, headers.items())
+    is_below_another = earlier is not None and earlier.is_open
+    if is_below_another:
+        url = str(earlier.url)  # type: ignore[union-attr]
     route = router.route(url)
     if route is BARE and router.hosts:
         # It may be a gateway's once urllib3 has read it: without user info, without dot segments.
@@ -392,7 +397,7 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
         route = router.route(url)
     plan = route.plan(_URLLIB3, names)
     forward = plan.find_by_name(headers)[FORWARD_KEY][-1] if plan.has_forward else None
-    origin = origin_of(url) if is_bound(forward, route) else None
+    origin = origin_of(url) if is_below_another or is_bound(forward, route) else None
     made = homed(headers, plan, origin)
     return None if made is headers else made
 

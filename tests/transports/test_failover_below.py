@@ -15,6 +15,7 @@ import httpx
 import httpx2
 import pytest
 import requests
+import urllib3
 from multidict import CIMultiDict
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
@@ -56,6 +57,30 @@ def _over_requests(kind: Any) -> Callable[..., None]:
             http.get(url, headers=CALLERS, timeout=10)
 
     return get
+
+
+def _over_requests_by_urllib3(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
+    class Failover(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            headers = dict(rebuild(list(request.headers.items())))
+            with urllib3.PoolManager() as http:
+                answer = http.request("GET", elsewhere, headers=headers, preload_content=False)
+                return self.build_response(request, answer)
+
+    with requests.Session() as http:
+        http.mount("http://", GatewayAdapter(gateway, adapter=Failover()))
+        http.get(url, headers=CALLERS, timeout=10)
+
+
+def _over_httpx_by_requests(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
+    class Failover(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            headers = [item for item in request.headers.raw if item[0].lower() != b"host"]
+            answer = requests.get(elsewhere, headers=dict(rebuild(headers)), timeout=10)
+            return httpx.Response(answer.status_code)
+
+    with httpx.Client(transport=for_httpx.GatewayTransport(gateway, Failover())) as http:
+        http.get(url, headers=CALLERS)
 
 
 def _over_httpx(library: Any, ours: Any) -> Callable[..., None]:
@@ -108,12 +133,15 @@ def stranger() -> Iterator[Server]:
         pytest.param(_over_requests(dict), id="requests-dict"),
         pytest.param(_over_requests(CaseInsensitiveDict), id="requests-its-own"),
         pytest.param(_over_requests(HTTPHeaderDict), id="requests-urllib3"),
+        pytest.param(_over_requests_by_urllib3, id="requests-by-urllib3"),
+        pytest.param(_over_httpx_by_requests, id="httpx-by-requests"),
         pytest.param(_over_httpx(httpx, for_httpx), id="httpx"),
         pytest.param(_over_httpx(httpx2, for_httpx2), id="httpx2"),
         pytest.param(_over_aiohttp, id="aiohttp"),
     ],
 )
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
+@pytest.mark.parametrize("forward", [None, "https://api.example"], ids=["own-header", "forward"])
 def test_takes_no_stamp_along(
     server: Server,
     stranger: Server,
@@ -121,8 +149,9 @@ def test_takes_no_stamp_along(
     rebuild: Rebuild,
     scope: contextlib.AbstractContextManager[object],
     is_known: bool,
+    forward: str | None,
 ):
-    gateway = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
+    gateway = Gateway(server.origin, forward=forward, session_header="X-Session-ID", headers=KEYS)
     with instrument(*[gateway] if is_known else []), scope:
         get(gateway, server.origin, stranger.at("localhost"), rebuild)
     (arrived,) = stranger.arrived
@@ -193,6 +222,57 @@ def test_leaves_the_stamp_behind_for_another_gateway_of_the_host(server: Server)
     assert _of_ours(arrived) == {"X-Cagent-Model": "model", "X-Inner": "s1"}
 
 
+def test_leaves_the_stamp_behind_for_a_gateway_that_only_the_session_has(server: Server):
+    outer = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
+    inner = Gateway(f"{server.origin}/inner", session_header="X-Inner")
+
+    class Moving(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            request = request.copy()
+            request.url, request.headers = f"{server.origin}/inner", dict(request.headers)
+            return super().send(request, *args, **options)
+
+    with requests.Session() as http, instrument(), session_scope("s1"):
+        http.mount("http://", Moving())
+        outer.mount(http)
+        inner.mount(http)
+        http.get(f"{server.origin}/x", timeout=10)
+    (arrived,) = server.arrived
+    assert _of_ours(arrived) == {}
+
+
+def test_gets_the_query_of_the_gateway_at_another_path(server: Server):
+    gateway = Gateway(f"{server.origin}?tenant=t", session_header="X-Session-ID", headers=KEYS)
+    with instrument(gateway), session_scope("s1"):
+        get = _over_requests(dict)
+        get(gateway, f"{server.origin}/x", f"{server.origin}/y", _whole)
+    (arrived,) = server.arrived
+    assert (arrived.target, arrived.get("X-Session-ID")) == ("/y?tenant=t", "s1")
+
+
+def test_that_asks_the_gateway_itself_does_so_in_its_own_session(server: Server):
+    """Although it sends the headers of the request in flight."""
+    gateway = Gateway(
+        server.origin, session_header="X-Session-ID", parent_header="X-Parent", headers=KEYS
+    )
+
+    class Asking(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            with session_scope("aux"):
+                requests.get(f"{server.origin}/quota", headers=dict(request.headers), timeout=10)
+            return super().send(request, *args, **options)
+
+    with requests.Session() as http, instrument(gateway), session_scope("s1"):
+        http.mount("http://", GatewayAdapter(gateway, adapter=Asking()))
+        http.get(f"{server.origin}/x", timeout=10)
+    seen = [(each.path, each.get("X-Session-ID"), each.get("X-Parent")) for each in server.arrived]
+    assert seen == [("/quota", "aux", "s1"), ("/x", "s1", None)]
+
+
 def _of_ours(arrived: Arrived) -> dict[str, str]:
     values = {"KEY", "s1", "model"}
-    return {name: value for name, value in arrived.headers if value in values}
+    return {
+        name: value
+        for name, value in arrived.headers
+        if value in values or name.lower().startswith("x-cagent-")
+    }

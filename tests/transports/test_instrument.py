@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import io
 import itertools
@@ -17,7 +18,9 @@ import textwrap
 import threading
 import time
 import unittest.mock
+from typing import Any
 
+import aiohttp
 import httpx
 import httpx2
 import pytest
@@ -936,23 +939,37 @@ def test_a_stamp_comes_off_below_also_in_a_session_that_has_no_header(server: Se
         assert stranger.arrived[0].get("X-Api-Key") is None
 
 
-@pytest.mark.parametrize("by", ["requests", "urllib3", "httpx"])
-def test_a_value_that_was_copied_by_hand_goes_where_the_caller_sends_it(server: Server, by: str):
+@pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
+@pytest.mark.parametrize("name", ["Authorization", "X-Session-ID"])
+@pytest.mark.parametrize("by", ["requests", "urllib3", "httpx", "aiohttp"])
+def test_a_value_that_was_copied_by_hand_goes_where_the_caller_sends_it(
+    server: Server, by: str, name: str, scope: contextlib.AbstractContextManager[object]
+):
     gateway = Gateway(
         server.origin, session_header="X-Session-ID", headers={"Authorization": "KEY"}
     )
-    with Server() as elsewhere, instrument(gateway), session_scope("s1"):
-        copied = requests.get(server.origin, timeout=10).request.headers["Authorization"]
-        headers = {"Authorization": copied, "X-Cagent-Model": "model"}
-        send = {"requests": requests.get, "httpx": httpx.get, "urllib3": _get_by_urllib3}[by]
-        send(elsewhere.at("localhost"), headers=headers)
+    with Server() as elsewhere, instrument(gateway), scope:
+        sent = requests.get(server.origin, headers={"X-Session-ID": "mine"}, timeout=10).request
+        headers = {"X-Copied": sent.headers[name], "X-Cagent-Model": "model"}
+        senders: dict[str, Any] = {"requests": requests.get, "httpx": httpx.get}
+        senders |= {"urllib3": _by_urllib3, "aiohttp": _by_aiohttp}
+        senders[by](elsewhere.at("localhost"), headers=headers)
         (arrived,) = elsewhere.arrived
-    assert (arrived.get("Authorization"), arrived.get("X-Cagent-Model")) == ("KEY", "model")
+    assert arrived.get("X-Copied") == sent.headers[name]
+    assert arrived.get("X-Cagent-Model") == "model"
 
 
-def _get_by_urllib3(url: str, headers: dict[str, str]) -> None:
+def _by_urllib3(url: str, headers: dict[str, str]) -> None:
     with urllib3.PoolManager() as http:
         http.request("GET", url, headers=headers)
+
+
+def _by_aiohttp(url: str, headers: dict[str, str]) -> None:
+    async def main() -> None:
+        async with aiohttp.ClientSession() as http, http.get(url, headers=headers) as answer:
+            await answer.read()
+
+    asyncio.run(main())
 
 
 def test_byte_and_text_are_never_compared():

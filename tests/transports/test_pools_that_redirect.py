@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import requests
 import urllib3
 from support.wire import Proxy, Server, redirect, response
 from urllib3.util import Retry
@@ -118,6 +119,27 @@ def test_a_stamp_comes_off_when_urllib3_dropped_part_of_it(
             )
         assert [request.get("X-Api-Key") for request in server.arrived] == ["GATEWAY-KEY-2"]
         assert [request.get("X-Api-Key") for request in stranger.arrived] == [None]
+
+
+@pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
+@pytest.mark.parametrize("status", [303, 307])
+def test_a_value_of_an_earlier_request_does_not_hide_the_stamp(
+    by: str, server: Server, scope: contextlib.AbstractContextManager[object], status: int
+):
+    """The caller has copied it, so it goes along, which what the gate has set does not."""
+    gateway = Gateway(server.origin, session_header="X-Session-Id", headers=KEYS)
+    with requests.Session() as session, session_scope("s0"):
+        gateway.mount(session)
+        copied = session.get(server.origin).request.headers["X-Session-Id"]
+    server.arrived.clear()
+    with Server() as stranger, Proxy() as proxy:
+        server.respond = lambda request: redirect(status, f"{stranger.at('localhost')}/x")
+        with manager(by, gateway, proxy=proxy.origin) as http, scope:
+            pool = http.connection_from_url(server.origin)
+            headers = {"X-Copied": copied}
+            pool.urlopen("POST", f"{server.origin}/a", b"x", headers, assert_same_host=False)
+        assert secrets(stranger) == []
+        assert [request.get("X-Copied") for request in stranger.arrived] == ["s0"]
 
 
 def test_each_of_two_gateways_on_a_host_gets_its_own_key(server: Server):
