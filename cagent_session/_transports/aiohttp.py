@@ -136,7 +136,7 @@ class Hops:
             return self._for_origin_of(headers, url), False
         earlier = passage_of(headers, headers.items())
         if earlier is not None and earlier.covers(request.method, url):
-            return self._for_origin_of(headers, url), True
+            return self._for_origin_of(headers, url, has_stamp=True), True
         is_in_flight = isinstance(headers, InFlightHeaders)
         if earlier is None or not (earlier.is_open or is_in_flight):
             # The caller may have copied values of a request that is over.
@@ -152,12 +152,17 @@ class Hops:
             headers = _less(headers, session_keys)
         return headers, False
 
-    def _for_origin_of(self, headers: CIMultiDict[str], url: str) -> CIMultiDict[str]:
-        """Return ``headers``, without the caller's identifiers if these are for another origin."""
+    def _for_origin_of(
+        self, headers: CIMultiDict[str], url: str, *, has_stamp: bool = False
+    ) -> CIMultiDict[str]:
+        """Return ``headers``, without the caller's identifiers if these are for another origin.
+
+        :param has_stamp: whether another middleware of ours has stamped the request.
+        """
         # Comparing the URLs first saves parsing them for a request that is sent again.
         if self._home in (None, url) or may_get_identifiers(self._home, url):
             return headers
-        return _less(headers, self._session_keys)
+        return _less(headers, self._session_keys, has_stamp=has_stamp)
 
     def _with_headers(self, request: ClientRequest, headers: CIMultiDict[str]) -> ClientRequest:
         """Return ``request`` with ``headers``, and without identifiers in what a proxy gets.
@@ -193,12 +198,18 @@ def _names_of(headers: CIMultiDict[str]) -> tuple[str, ...]:
     return tuple([name for name, _ in headers.items()])  # multidict 7 iterates each name once
 
 
-def _less(headers: CIMultiDict[str], session_keys: frozenset[str]) -> CIMultiDict[str]:
-    """Return a copy of ``headers`` without the caller's identifiers; what the gate set stays."""
+def _less(
+    headers: CIMultiDict[str], session_keys: frozenset[str], *, has_stamp: bool = False
+) -> CIMultiDict[str]:
+    """Return a copy of ``headers`` without the caller's identifiers.
+
+    :param has_stamp: whether the gate has set some of them, which stay.
+    """
     made = type(headers)(
         item
         for item in headers.items()
-        if belongs_to_open(item[1]) or not is_identifier(item[0].lower(), session_keys)
+        if not is_identifier(item[0].lower(), session_keys)
+        or (has_stamp and belongs_to_open(item[1]))
     )
     if isinstance(headers, InFlightHeaders) and isinstance(made, InFlightHeaders):
         made.passage, made.session_keys = headers.passage, headers.session_keys

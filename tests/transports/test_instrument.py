@@ -951,12 +951,46 @@ def test_a_value_that_was_copied_by_hand_goes_where_the_caller_sends_it(
     with Server() as elsewhere, instrument(gateway), scope:
         sent = requests.get(server.origin, headers={"X-Session-ID": "mine"}, timeout=10).request
         headers = {"X-Copied": sent.headers[name], "X-Cagent-Model": "model"}
-        senders: dict[str, Any] = {"requests": requests.get, "httpx": httpx.get}
-        senders |= {"urllib3": _by_urllib3, "aiohttp": _by_aiohttp}
-        senders[by](elsewhere.at("localhost"), headers=headers)
+        _senders()[by](elsewhere.at("localhost"), headers=headers)
         (arrived,) = elsewhere.arrived
     assert arrived.get("X-Copied") == sent.headers[name]
     assert arrived.get("X-Cagent-Model") == "model"
+
+
+@pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
+@pytest.mark.parametrize("later", [no_session(), session_scope("s2")], ids=["outside", "inside"])
+@pytest.mark.parametrize("only", ["", "x-cagent-forward"], ids=["all", "forward"])
+@pytest.mark.parametrize("by", ["requests", "urllib3", "httpx", "aiohttp"])
+def test_identifiers_that_were_copied_by_hand_follow_no_redirect(
+    server: Server,
+    by: str,
+    only: str,
+    scope: contextlib.AbstractContextManager[object],
+    later: contextlib.AbstractContextManager[object],
+):
+    with Server() as stranger, instrument(Gateway(server.origin, forward=FORWARD)):
+        with scope:
+            sent = requests.get(server.origin, timeout=10).request
+        copied = {
+            name: value
+            for name, value in sent.headers.items()
+            if name.lower().startswith(only or "x-cagent-")
+        }
+        server.respond = lambda request: redirect(307, stranger.at("localhost"))
+        with later:
+            _senders()[by](server.origin, headers=copied)
+        (arrived,) = stranger.arrived
+    assert arrived.identifiers == {}
+
+
+def _senders() -> dict[str, Any]:
+    follow = functools.partial(httpx.get, follow_redirects=True)
+    return {
+        "requests": requests.get,
+        "httpx": follow,
+        "urllib3": _by_urllib3,
+        "aiohttp": _by_aiohttp,
+    }
 
 
 def _by_urllib3(url: str, headers: dict[str, str]) -> None:
