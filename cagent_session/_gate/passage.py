@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Passage:
     """One gateway-bound request, while a transport is sending it.
 
-    A transport makes one for each request, gives it to ``gate()``, which attaches it to the headers,
+    A transport makes one for each request, gives it to ``gate()``, which attaches it to headers,
     and sets ``is_open`` to false once the library has sent the request, successfully or not.
 
     :param method: the request's.
