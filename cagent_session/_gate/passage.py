@@ -59,8 +59,8 @@ class Stamped(str):
     """The value of a header that the gate set. Copies of the headers keep it, as they share values.
 
     Values of gateway headers are made once per plan, and shared by all its requests. Values of
-    session headers are made for each request, and hold its passage. Where there are none,
-    :func:`attach` lets copies of the other values hold the passage.
+    session headers are made for each request, and hold its passage. Where there are none, or where
+    urllib3 may drop them, :func:`attach` lets copies of all values hold the passage.
     """
 
     passage: Passage | None = None
@@ -93,7 +93,7 @@ def belongs_to_open(value: Any) -> bool:
 
     All that the gate has set do, but those that a caller has copied from a request that is over.
     """
-    return value.__class__ in _STAMPED and (value.passage is None or value.passage.is_open)
+    return is_stamped(value) and (value.passage is None or value.passage.is_open)
 
 
 def are_plain_text(values: Iterable[Any]) -> bool:

@@ -137,8 +137,7 @@ class Hops:
         earlier = passage_of(headers, headers.items())
         if earlier is not None and earlier.covers(request.method, url):
             return self._for_origin_of(headers, url, has_stamp=True), True
-        is_in_flight = isinstance(headers, InFlightHeaders)
-        if earlier is None or not (earlier.is_open or is_in_flight):
+        if earlier is None or not (earlier.is_open or isinstance(headers, InFlightHeaders)):
             # The caller may have copied values of a request that is over.
             return self._for_origin_of(headers, url), False
         # A middleware of ours, further up, has stamped the request for another URL or method. One

@@ -126,7 +126,7 @@ def test_a_stamp_comes_off_when_urllib3_dropped_part_of_it(
 def test_a_value_of_an_earlier_request_does_not_hide_the_stamp(
     by: str, server: Server, scope: contextlib.AbstractContextManager[object], status: int
 ):
-    """The caller has copied it, so it goes along, which what the gate has set does not."""
+    """The caller has copied it, so it goes along. What the gate has set does not."""
     gateway = Gateway(server.origin, session_header="X-Session-Id", headers=KEYS)
     with requests.Session() as session, session_scope("s0"):
         gateway.mount(session)
