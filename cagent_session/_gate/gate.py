@@ -11,10 +11,20 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 from urllib.parse import urljoin
 
-from .._session.scopes import Lineage, current_lineage
+from .._session.scopes import OUTSIDE, Lineage, current_lineage
 from . import urls
 from .passage import Passage, Stamped, StampedBytes, attach
-from .routes import BARE, DEFAULT_KEYS, FORWARD_KEY, Header, Headers, Plan, Route, Router
+from .routes import (
+    BARE,
+    DEFAULT_KEYS,
+    FORWARD_KEY,
+    Header,
+    Headers,
+    Plan,
+    Route,
+    Router,
+    may_get_identifiers,
+)
 
 #: (the headers to set, the lower-case names of headers to remove). Remove first, then set: a name
 #: can be in both.
@@ -89,6 +99,31 @@ def gate(
         where = "no session" if lineage.session is None else f"session {lineage.session}"
         _log.debug("gateway-bound, as %s, in %s: %s", why, where, urls.redacted(str(url)))
     return stamped, removed
+
+
+def has_passed(passage: Passage | None, method: Any, url: Any, router: Router) -> bool:
+    """Return whether a request has been stamped further up, so that it is sent unchanged.
+
+    Code in between may have sent it to another URL of the same gateway. It keeps its stamp there,
+    unless the place that asks would make another one: for a gateway that only it knows, for another
+    session, or with the gateway's query.
+
+    :param passage: the one in the headers of the request.
+    :param router: of the place that asks.
+    """
+    if passage is None or not passage.is_open:
+        return False
+    if passage.covers(method, url):
+        return True
+    url = str(url)
+    is_home = may_get_identifiers(str(passage.url), url)
+    if not is_home or passage.router.route(url) is not passage.route:
+        return False
+    route = router.route(url)
+    if route is not passage.route:
+        return route is BARE  # without the stamp, nothing here would know that it is gateway-bound
+    is_of_same_session = current_lineage() in (OUTSIDE, passage.lineage)
+    return is_of_same_session and route.with_query(url) == url
 
 
 def note_unbound(url: Any, forward: str | bytes | None = None) -> None:

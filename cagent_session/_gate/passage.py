@@ -25,6 +25,7 @@ class Passage:
 
     :param method: the request's.
     :param url: the URL that is sent, the gateway's query included.
+    :param router: that found the gateway.
     :param layer: in urllib3, which of our two hooks judged the request: ``"pool"`` for a
         ``GatewayPool``, ``"patch"`` for ``instrument``. ``None`` in all other libraries.
     """
@@ -32,11 +33,11 @@ class Passage:
     is_open = True  #: until the request has been sent
     lineage: Lineage | None = None  #: of the session in which the gate stamped the request
     route: Route  #: to the gateway for which the gate stamped the request
-    router: Router | None = None  #: that found the route; known for requests alone
 
-    def __init__(self, method: Any, url: Any, layer: str | None = None) -> None:
+    def __init__(self, method: Any, url: Any, router: Router, layer: str | None = None) -> None:
         self.method = method
         self.url = url
+        self.router = router
         self.layer = layer
 
     def covers(self, method: Any, url: Any, layer: str | None = None) -> bool:

@@ -17,7 +17,7 @@ from aiohttp.http import SERVER_SOFTWARE
 from multidict import CIMultiDict, istr
 from yarl import URL
 
-from .._gate.gate import Stamp, gate, note_redirect, note_unbound
+from .._gate.gate import Stamp, gate, has_passed, note_redirect, note_unbound
 from .._gate.passage import Passage, are_plain_text, belongs_to_open, passage_of
 from .._gate.routes import (
     BARE,
@@ -98,7 +98,7 @@ class Hops:
         if route is BARE and not plan.has_forward:
             note_unbound(url)
             return await handler(self._with_headers(request, headers))
-        passage = Passage(request.method, route.with_query(url))
+        passage = Passage(request.method, route.with_query(url), self._router)
         stamp = gate(url, plan, plan.find_by_name(headers), passage)
         if stamp is None:
             return await handler(self._with_headers(request, headers))
@@ -135,7 +135,7 @@ class Hops:
         if headers.__class__ is CIMultiDict and are_plain_text(headers.values()):
             return self._for_origin_of(headers, url), False
         earlier = passage_of(headers, headers.items())
-        if earlier is not None and earlier.covers(request.method, url):
+        if has_passed(earlier, request.method, url, self._router):
             return self._for_origin_of(headers, url, has_stamp=True), True
         if earlier is None or not (earlier.is_open or isinstance(headers, InFlightHeaders)):
             # The caller may have copied values of a request that is over.

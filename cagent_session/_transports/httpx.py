@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from .._gate.gate import Stamp, gate, is_bound, note_redirect, note_unbound
+from .._gate.gate import Stamp, gate, has_passed, is_bound, note_redirect, note_unbound
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, belongs_to_open, passage_of
 from .._gate.routes import (
@@ -105,7 +105,7 @@ class Httpx:
         """Return ``headers``, or a copy if they were stamped for a request to another URL."""
         items = headers._list if self._has_known_layout else _items(headers)
         passage = passage_of(headers, items, 2)
-        if passage is None or not passage.is_open or passage.covers(method, url):
+        if passage is None or not passage.is_open or has_passed(passage, method, url, router):
             return headers
         kept = [item for item in items if not belongs_to_open(item[2])]
         if not may_get_identifiers(str(passage.url), str(url)):
@@ -134,9 +134,9 @@ class Httpx:
             note_unbound(url)
             return request, None, None
         passage = passage_of(request.headers, items, 2)
-        if passage is not None and passage.covers(request.method, request.url):
+        if has_passed(passage, request.method, request.url, router):
             return request, None, None
-        passage = Passage(request.method, request.url)
+        passage = Passage(request.method, request.url, router)
         stamp = gate(url, plan, plan.find(items), passage)
         if stamp is None:
             return request, None, None

@@ -18,7 +18,7 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 from urllib3._collections import HTTPHeaderDict
 
-from .._gate.gate import Stamp, gate, note_redirect, note_unbound
+from .._gate.gate import Stamp, gate, has_passed, note_redirect, note_unbound
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, belongs_to_open, passage_in
 from .._gate.routes import (
@@ -278,7 +278,7 @@ def _through_gate(
     elif may_be_rebuilt:
         earlier = passage_in(_items_of(headers))
         if earlier is not None and earlier.is_open:
-            if earlier.covers(request.method, url) or _is_another_gates(router, url, earlier):
+            if has_passed(earlier, request.method, url, router):
                 return request, None, None
             request = _less_stamp_of_another(router, request, earlier)
             headers = request.headers
@@ -296,8 +296,7 @@ def _through_gate(
         earlier = passage_in(headers.items())
         if earlier is not None and earlier.covers(request.method, url):
             return request, None, None
-    passage = Passage(request.method, route.with_query(url))
-    passage.router = router
+    passage = Passage(request.method, route.with_query(url), router)
     stamp = gate(url, plan, by_name, passage)
     if stamp is None:
         return (request, None, None) if before is None else _unbound(request, before)
@@ -312,14 +311,6 @@ def _through_gate(
     outgoing.headers = guarded = _stamped(headers, table, stamp, session_keys, passage)
     guarded.route, guarded.router = route, router
     return outgoing, guarded, passage
-
-
-def _is_another_gates(router: Router, url: str, earlier: Passage) -> bool:
-    """Return whether ``url`` belongs to the gateway of an earlier stamp, and to none of ours."""
-    if earlier.router is None or router.knows(url):
-        return False
-    is_home = may_get_identifiers(earlier.url, url)
-    return is_home and earlier.router.route(url) is earlier.route
 
 
 def _less_stamp_of_another(

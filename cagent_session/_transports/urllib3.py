@@ -21,7 +21,7 @@ from urllib3._version import __version__
 from urllib3.util.proxy import connection_requires_http_tunnel
 
 from .._gate import urls
-from .._gate.gate import Stamp, gate, is_bound, note_redirect, note_unbound
+from .._gate.gate import Stamp, gate, has_passed, is_bound, note_redirect, note_unbound
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, passage_of
 from .._gate.routes import (
@@ -193,7 +193,7 @@ def send(
     headers = before = _as_dict(given)
     if not _are_fit_to_send(headers, url):
         earlier = passage_of(headers, headers.items())
-        if earlier is not None and earlier.covers(method, url, layer):
+        if _has_passed(earlier, method, url, router, layer):
             return pass_on(method, target, *args, **kwargs)
         headers = _for_this_attempt(router, headers, url, earlier)
     # A manager follows redirects itself, and passes False to its pools.
@@ -231,10 +231,18 @@ def send_switched_off(
     given = args[1] if len(args) > 1 else kwargs.get("headers")
     if isinstance(given, _InFlight | HTTPHeaderDict):
         url, earlier = full_url(pool, base, target), passage_of(given, given.items())
-        if earlier is not None and not earlier.covers(method, url, "patch"):
-            headers = _for_this_attempt(Router(), given, url, earlier)
+        router = Router()
+        if earlier is not None and not _has_passed(earlier, method, url, router, "patch"):
+            headers = _for_this_attempt(router, given, url, earlier)
             args, kwargs = _with_headers(headers, args, kwargs)
     return pass_on(method, target, *args, **kwargs)
+
+
+def _has_passed(earlier: Passage | None, method: str, url: str, router: Router, layer: str) -> bool:
+    """Return whether another hook, or the gate of another library, has stamped the attempt."""
+    if earlier is None or earlier.layer:
+        return earlier is not None and earlier.covers(method, url, layer)
+    return has_passed(earlier, method, url, router)
 
 
 def _with_headers(
@@ -266,7 +274,7 @@ def _through_gate(
     if route is BARE and not plan.has_forward:
         note_unbound(url)
         return headers, None
-    passage = Passage(method, route.with_query(url), layer)
+    passage = Passage(method, route.with_query(url), router, layer)
     stamp = gate(url, plan, plan.find_by_name(headers), passage)
     if stamp is None:
         return headers, None

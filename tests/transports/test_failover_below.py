@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -19,10 +20,17 @@ import urllib3
 from multidict import CIMultiDict
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from support.wire import Arrived, Server
+from support.wire import Arrived, Server, redirect, response
 from urllib3._collections import HTTPHeaderDict
 
-from cagent_session import Gateway, GatewayAdapter, instrument, no_session, session_scope
+from cagent_session import (
+    Gateway,
+    GatewayAdapter,
+    current_session_id,
+    instrument,
+    no_session,
+    session_scope,
+)
 from cagent_session.integrations import aiohttp as for_aiohttp
 from cagent_session.integrations import httpx as for_httpx
 from cagent_session.integrations import httpx2 as for_httpx2
@@ -125,20 +133,22 @@ def stranger() -> Iterator[Server]:
         yield server
 
 
+#: Each sends a request to a URL by a client of the gateway, and below the gate to another URL.
+LIBRARIES = [
+    pytest.param(_over_requests(dict), id="requests-dict"),
+    pytest.param(_over_requests(CaseInsensitiveDict), id="requests-its-own"),
+    pytest.param(_over_requests(HTTPHeaderDict), id="requests-urllib3"),
+    pytest.param(_over_requests_by_urllib3, id="requests-by-urllib3"),
+    pytest.param(_over_httpx(httpx, for_httpx), id="httpx"),
+    pytest.param(_over_httpx(httpx2, for_httpx2), id="httpx2"),
+    pytest.param(_over_aiohttp, id="aiohttp"),
+]
+
+
 @pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
 @pytest.mark.parametrize("rebuild", [_whole, _without_authorization])
 @pytest.mark.parametrize(
-    "get",
-    [
-        pytest.param(_over_requests(dict), id="requests-dict"),
-        pytest.param(_over_requests(CaseInsensitiveDict), id="requests-its-own"),
-        pytest.param(_over_requests(HTTPHeaderDict), id="requests-urllib3"),
-        pytest.param(_over_requests_by_urllib3, id="requests-by-urllib3"),
-        pytest.param(_over_httpx_by_requests, id="httpx-by-requests"),
-        pytest.param(_over_httpx(httpx, for_httpx), id="httpx"),
-        pytest.param(_over_httpx(httpx2, for_httpx2), id="httpx2"),
-        pytest.param(_over_aiohttp, id="aiohttp"),
-    ],
+    "get", [*LIBRARIES, pytest.param(_over_httpx_by_requests, id="httpx-by-requests")]
 )
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
 @pytest.mark.parametrize("forward", [None, "https://api.example"], ids=["own-header", "forward"])
@@ -189,8 +199,10 @@ def test_keeps_a_credential_of_its_own(server: Server, stranger: Server):
 @pytest.mark.parametrize("rebuild", [_whole, _without_authorization])
 @pytest.mark.parametrize("path", ["/x", "/x?a=1"])
 @pytest.mark.parametrize("instrumented", [[], ["/other"], ["/"]], ids=["none", "other", "same"])
+@pytest.mark.parametrize("get", LIBRARIES)
 def test_keeps_the_stamp_at_the_same_gateway(
     server: Server,
+    get: Any,
     rebuild: Rebuild,
     path: str,
     scope: contextlib.AbstractContextManager[object],
@@ -205,11 +217,58 @@ def test_keeps_the_stamp_at_the_same_gateway(
         for each in instrumented
     ]
     with instrument(*others), scope:
-        get = _over_requests(dict)
+        session_id = current_session_id()
         get(gateway, f"{server.origin}/x", f"{server.origin}{path}", rebuild)
     (arrived,) = server.arrived
     assert arrived.target == path
     assert (arrived.get("X-Api-Key"), arrived.get("X-Cagent-Model")) == ("KEY", "model")
+    assert arrived.get("X-Session-ID") == session_id
+
+
+@pytest.mark.parametrize("copy", [lambda headers: headers, dict], ids=["same", "copied"])
+@pytest.mark.parametrize("instrumented", [[], ["/other"], ["/v1"]], ids=["none", "other", "same"])
+def test_keeps_the_stamp_where_a_manager_below_follows_a_redirect_of_the_gateway(
+    server: Server, copy: Any, instrumented: list[str]
+):
+    class ByAManager(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            answer = self.poolmanager.urlopen(
+                request.method, request.url, headers=copy(request.headers), preload_content=False
+            )
+            return self.build_response(request, answer)
+
+    gateway = Gateway(f"{server.origin}/v1", session_header="X-Session-ID", headers=KEYS)
+    others = [
+        gateway if each == "/v1" else Gateway(f"{server.origin}{each}", session_header="X-Other")
+        for each in instrumented
+    ]
+    server.respond = lambda request: (
+        redirect(307, "/v1/x/") if request.path == "/v1/x" else response()
+    )
+    with requests.Session() as http, instrument(*others), session_scope("s1"):
+        http.mount("http://", GatewayAdapter(gateway, adapter=ByAManager()))
+        http.get(f"{server.origin}/v1/x", timeout=10)
+    assert [
+        (each.path, each.get("X-Session-ID"), each.get("X-Api-Key")) for each in server.arrived
+    ] == [("/v1/x", "s1", "KEY"), ("/v1/x/", "s1", "KEY")]
+
+
+@pytest.mark.parametrize("kind", [dict, CaseInsensitiveDict])
+def test_keeps_the_session_in_a_thread_of_its_own(server: Server, kind: Any):
+    class HardTimeout(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            request = request.copy()
+            request.url += "?version=1"
+            request.headers = kind(request.headers)
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(super().send, request, *args, **options).result(10)
+
+    gateway = Gateway(server.origin, session_header="X-Session-ID", require_session=True)
+    with requests.Session() as http, instrument(gateway), session_scope("s1"):
+        http.mount("http://", GatewayAdapter(gateway, adapter=HardTimeout()))
+        http.get(f"{server.origin}/x", timeout=10)
+    (arrived,) = server.arrived
+    assert (arrived.target, arrived.get("X-Session-ID")) == ("/x?version=1", "s1")
 
 
 def test_leaves_the_stamp_behind_for_another_gateway_of_the_host(server: Server):
