@@ -117,11 +117,11 @@ def has_passed(passage: Passage | None, method: Any, url: Any, router: Router) -
         return True
     url = str(url)
     is_home = may_get_identifiers(str(passage.url), url)
-    if not is_home or passage.router.route(url) is not passage.route:
+    if not is_home or router.route_beside(passage.router, url) is not passage.route:
         return False
     route = router.route(url)
     if route is not passage.route:
-        return route is BARE  # without the stamp, nothing here would know that it is gateway-bound
+        return True  # the place that asks does not know the gateway, and cannot stamp it anew
     is_of_same_session = current_lineage() in (OUTSIDE, passage.lineage)
     return is_of_same_session and route.with_query(url) == url
 

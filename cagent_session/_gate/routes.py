@@ -329,24 +329,18 @@ class Router:
         """Return the route to the gateway that owns ``url``, or :data:`BARE`."""
         if self._only is not None:
             return self._only if self._only.owns(url) else BARE
+        return _owner(self._at_host_of(url), url)
+
+    def route_beside(self, other: Router, url: str) -> Route:
+        """Return what :meth:`route` would, if this router had the gateways of ``other``, too."""
+        routes = [*self._at_host_of(url), *other._at_host_of(url)]
+        routes.sort(key=lambda each: -len(each.path))
+        return _owner(list(dict.fromkeys(routes)), url)
+
+    def _at_host_of(self, url: str) -> list[Route]:
+        """Return the routes to the gateways on the host of ``url``, longest path first."""
         host = _host(url) if self.hosts else None
-        if host is not None:
-            routes = self.hosts.get((host[1] or host[2] or "").lower(), [])
-            for position, route in enumerate(routes):
-                if route.owns(url):
-                    # Those before it have longer paths.
-                    deeper = _deeper_one(routes[:position], url) if position else None
-                    if deeper is None:
-                        return route
-                    route.warn_once(
-                        "ambiguous",
-                        f"{urls.redacted(url)} could be read as a URL of the gateway at "
-                        f"{route.base} or of the one at {deeper.base}, so it is neither's: write "
-                        "its path without dot segments, further slashes and escapes. Further ones "
-                        "are not reported",
-                    )
-                    return BARE
-        return BARE
+        return [] if host is None else self.hosts.get((host[1] or host[2] or "").lower(), [])
 
     def knows(self, url: str) -> bool:
         """Return whether a gateway of the same client owns ``url``."""
@@ -354,6 +348,27 @@ class Router:
 
     def __reduce__(self) -> Any:
         return Router, tuple(self.gateways.values())
+
+
+def _owner(routes: list[Route], url: str) -> Route:
+    """Return the one of ``routes`` whose gateway owns ``url``, or :data:`BARE`.
+
+    :param routes: those with the longest path first.
+    """
+    for position, route in enumerate(routes):
+        if route.owns(url):
+            # Those before it have longer paths.
+            deeper = _deeper_one(routes[:position], url) if position else None
+            if deeper is None:
+                return route
+            route.warn_once(
+                "ambiguous",
+                f"{urls.redacted(url)} could be read as a URL of the gateway at {route.base} or of "
+                f"the one at {deeper.base}, so it is neither's: write its path without dot "
+                "segments, further slashes and escapes. Further ones are not reported",
+            )
+            return BARE
+    return BARE
 
 
 def _deeper_one(routes: Iterable[Route], url: str) -> Route | None:

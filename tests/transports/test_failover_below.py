@@ -281,6 +281,31 @@ def test_leaves_the_stamp_behind_for_another_gateway_of_the_host(server: Server)
     assert _of_ours(arrived) == {"X-Cagent-Model": "model", "X-Inner": "s1"}
 
 
+@pytest.mark.parametrize("path", ["//inner/x", "/inner%2fx"])
+@pytest.mark.parametrize("knows_both", [True, False], ids=["both", "inner"])
+@pytest.mark.parametrize("get", LIBRARIES)
+def test_leaves_the_stamp_behind_where_another_gateway_could_be_meant(
+    server: Server, get: Any, path: str, knows_both: bool
+):
+    gateway = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
+    inner = Gateway(f"{server.origin}/inner", session_header="X-Inner")
+    with instrument(*[gateway, inner] if knows_both else [inner]), session_scope("s1"):
+        get(gateway, f"{server.origin}/x", f"{server.origin}{path}", _whole)
+    (arrived,) = server.arrived
+    assert _of_ours(arrived) == {"X-Cagent-Model": "model"}
+
+
+@pytest.mark.parametrize("get", LIBRARIES)
+def test_keeps_the_stamp_of_a_gateway_inside_one_that_instrument_has(server: Server, get: Any):
+    outer = Gateway(server.origin, session_header="X-Outer", headers={"X-Api-Key": "OUTER"})
+    gateway = Gateway(f"{server.origin}/inner", session_header="X-Session-ID", headers=KEYS)
+    with instrument(outer), session_scope("s1"):
+        get(gateway, gateway.url, f"{gateway.url}/x", _whole)
+    (arrived,) = server.arrived
+    seen = [arrived.get(name) for name in ("X-Session-ID", "X-Outer", "X-Api-Key")]
+    assert (arrived.path, seen) == ("/inner/x", ["s1", None, "KEY"])
+
+
 def test_leaves_the_stamp_behind_for_a_gateway_that_only_the_session_has(server: Server):
     outer = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
     inner = Gateway(f"{server.origin}/inner", session_header="X-Inner")
