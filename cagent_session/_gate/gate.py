@@ -105,8 +105,8 @@ def has_passed(passage: Passage | None, method: Any, url: Any, router: Router) -
     """Return whether a request has been stamped further up, so that it is sent unchanged.
 
     Code in between may have sent it to another URL of the same gateway. It keeps its stamp there,
-    unless the place that asks would make another one: for a gateway that only it knows, for another
-    session, or with the gateway's query.
+    unless the place that asks knows the gateway, too, and can make a new one: code in between may
+    have dropped parts of the stamp.
 
     :param passage: the one in the headers of the request.
     :param router: of the place that asks.
@@ -121,9 +121,10 @@ def has_passed(passage: Passage | None, method: Any, url: Any, router: Router) -
         return False
     route = router.route(url)
     if route is not passage.route:
-        return True  # the place that asks does not know the gateway, and cannot stamp it anew
-    is_of_same_session = current_lineage() in (OUTSIDE, passage.lineage)
-    return is_of_same_session and route.with_query(url) == url
+        return True  # the place that asks does not know the gateway
+    # In a thread of its own, a new stamp would lack the session.
+    would_lose_session = current_lineage() == OUTSIDE and passage.lineage != OUTSIDE
+    return would_lose_session and route.with_query(url) == url
 
 
 def note_unbound(url: Any, forward: str | bytes | None = None) -> None:

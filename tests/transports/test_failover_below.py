@@ -253,6 +253,30 @@ def test_keeps_the_stamp_where_a_manager_below_follows_a_redirect_of_the_gateway
     ] == [("/v1/x", "s1", "KEY"), ("/v1/x/", "s1", "KEY")]
 
 
+def test_gets_back_a_key_that_a_manager_below_has_dropped(server: Server):
+    """urllib3 drops ``Authorization`` at each redirect that a proxy has forwarded."""
+
+    class ByAManager(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            with urllib3.ProxyManager(server.origin) as manager:
+                answer = manager.urlopen(
+                    request.method, request.url, headers=request.headers, preload_content=False
+                )
+                return self.build_response(request, answer)
+
+    gateway = Gateway("http://gateway.test/v1", session_header="X-Session-ID", headers=KEYS)
+    server.respond = lambda request: (
+        redirect(307, f"{gateway.url}/x/") if request.path.endswith("/x") else response()
+    )
+    with requests.Session() as http, instrument(gateway), session_scope("s1"):
+        http.mount("http://", GatewayAdapter(gateway, adapter=ByAManager()))
+        http.get(f"{gateway.url}/x", timeout=10)
+    assert [(each.get("X-Session-ID"), each.get("Authorization")) for each in server.arrived] == [
+        ("s1", "KEY"),
+        ("s1", "KEY"),
+    ]
+
+
 @pytest.mark.parametrize("kind", [dict, CaseInsensitiveDict])
 def test_keeps_the_session_in_a_thread_of_its_own(server: Server, kind: Any):
     class HardTimeout(HTTPAdapter):
