@@ -101,9 +101,14 @@ class Httpx:
         copied.headers = headers
         return copied
 
+    def has_passed(self, router: Router, headers: Any, method: Any, url: Any) -> bool:
+        """Return whether a request with ``headers`` has been stamped further up."""
+        passage = passage_of(headers, self._items_of(headers), 2)
+        return has_passed(passage, method, url, router)
+
     def less_stamp_of_another(self, router: Router, headers: Any, method: Any, url: Any) -> Any:
         """Return ``headers``, or a copy if they were stamped for a request to another URL."""
-        items = headers._list if self._has_known_layout else _items(headers)
+        items = self._items_of(headers)
         passage = passage_of(headers, items, 2)
         if passage is None or not passage.is_open or has_passed(passage, method, url, router):
             return headers
@@ -128,7 +133,7 @@ class Httpx:
         if router.hosts and url.raw_host in router.hosts_in_bytes:
             url = str(url)
             route = router.route(url)
-        items = request.headers._list if self._has_known_layout else _items(request.headers)
+        items = self._items_of(request.headers)
         plan = route.plan(self._library, tuple([key for _, key, _ in items]))
         if route is BARE and not plan.has_forward:
             note_unbound(url)
@@ -219,6 +224,10 @@ class Httpx:
         if target.scheme and not target.host:
             return ""  # the client keeps this host, but takes the default port of that scheme
         return str(target if target.scheme else request.url.join(target))
+
+    def _items_of(self, headers: Any) -> list[_Item]:
+        items: list[_Item] = headers._list if self._has_known_layout else _items(headers)
+        return items
 
     def _headers(self, items: list[_Item], like: Any) -> Any:
         if self._has_known_layout:

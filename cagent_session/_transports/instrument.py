@@ -239,11 +239,12 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         **options: Any,
     ) -> Any:
         pass_on, router = original.__get__(self, type(self)), _active_router
-        passage = getattr(headers, "passage", None)  # if the patch of httpx has stamped the request
+        httpx = _httpx_of(headers)
+        gate = None if httpx is None else gate_for(httpx)
         if (
             router is None
             or isinstance(self.connector, aiohttp.UnixConnector | aiohttp.NamedPipeConnector)
-            or (passage is not None and passage.covers(method, str_or_url))
+            or (gate is not None and gate.has_passed(router, headers, method, str_or_url))
         ):
             return await pass_on(
                 method, str_or_url, headers=headers, middlewares=middlewares, **options
@@ -251,9 +252,7 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         # Innermost: middlewares above it may send a request again, or another request.
         above = self._middlewares if middlewares is None else middlewares
         this_call = hops(router)
-        httpx = _httpx_of(headers)
-        if httpx is not None:
-            gate = gate_for(httpx)
+        if gate is not None:
             this_call.use_defaults_of(gate)
             headers = gate.less_stamp_of_another(router, headers, method, str_or_url)
         return await pass_on(

@@ -484,6 +484,34 @@ class TestHttpxOverAiohttp:
         bound = [r for r in caplog.records if r.getMessage().startswith("gateway-bound")]
         assert len(bound) == 1
 
+    @pytest.mark.parametrize("path", ["/p/x", "/p/y"])
+    def test_passes_once_where_a_transport_in_between_makes_another_request(
+        self, server: Server, gateway: Gateway, path: str
+    ):
+        class Rebuilding(httpx.AsyncBaseTransport):
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                url = f"{server.origin}{path}"
+                rebuilt = httpx.Request(request.method, url, headers=request.headers)
+                return await inner.handle_async_request(rebuilt)
+
+        gateway = replace(gateway, session_header="X-Session-ID")
+        outer = Gateway(server.origin, session_header="X-Outer", headers={"X-Api-Key": "OUTER"})
+
+        async def main() -> None:
+            nonlocal inner
+            inner = AiohttpTransport()
+            transport = GatewayTransport(gateway, Rebuilding())
+            async with inner, httpx.AsyncClient(transport=transport) as http:
+                await http.get(f"{server.origin}/p/x")
+
+        inner: Any = None
+        instrument(outer)
+        with session_scope("s1"):
+            asyncio.run(main())
+        (arrived,) = server.arrived
+        names = ("X-Session-ID", "X-Outer", "X-Api-Key", "X-Cagent-Session-Id")
+        assert [arrived.get(name) for name in names] == ["s1", None, None, None]
+
     def test_the_callers_identifiers_stay_at_their_origin(self, server: Server, gateway: Gateway):
         instrument(gateway)
         with Server() as stranger, session_scope("s1"):
