@@ -55,6 +55,12 @@ class Passage:
             and urls.equivalent(str(self.url), str(url))
         )
 
+    def __deepcopy__(self, memo: object) -> Passage:
+        return self  # a copy of the request is part of the same passage
+
+    def __reduce__(self) -> Any:
+        return type(None), ()  # whoever unpickles the request is not sending it
+
 
 class Stamped(str):
     """The value of a header that the gate set. Copies of the headers keep it, as they share values.

@@ -104,6 +104,20 @@ class TestRequests:
             assert answer.request is other
         assert b"cagent_session" not in pickle.dumps(answer)
 
+    def test_a_transport_below_can_pickle_the_request_in_flight(self):
+        """A cache on disk does."""
+        kept = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            kept.append(pickle.loads(pickle.dumps(request)))
+            return httpx.Response(200)
+
+        transport = GatewayTransport(GATEWAY, httpx.MockTransport(answer))
+        with httpx.Client(transport=transport) as http, session_scope("s1"):
+            http.get(GATEWAY.endpoint("x"))
+        (twin,) = kept
+        assert twin.headers["X-Cagent-Session-Id"] == "s1"
+
 
 class TestStreams:
     def test_bodies_stay_streams(self, server: Server):
