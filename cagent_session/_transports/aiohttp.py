@@ -60,7 +60,8 @@ class InFlightHeaders(CIMultiDict[str]):
 
     passage: Passage
     session_keys: frozenset[str]  #: the names of session headers, in lower case
-    callers: CIMultiDict[str]  #: the headers without the stamp
+    #: the headers that the stamp has replaced or removed
+    replaced: tuple[tuple[Any, str], ...]
 
 
 class Hops:
@@ -141,12 +142,17 @@ class Hops:
             # The caller may have copied values of a request that is over.
             return self._for_origin_of(headers, url), False
         # A middleware of ours, further up, has stamped the request for another URL or method. One
-        # in between has changed that, and the stamp has to come off.
+        # in between has changed that, perhaps headers, too. The stamp has to come off.
         session_keys = self._session_keys
+        kept = CIMultiDict(
+            (name, value)
+            for name, value in headers.items()
+            if not (belongs_to_open(value) or getattr(value, "passage", None) is earlier)
+        )
         if isinstance(headers, InFlightHeaders):
             session_keys |= headers.session_keys
-            headers = headers.callers
-        headers = CIMultiDict(item for item in headers.items() if not belongs_to_open(item[1]))
+            kept.extend([item for item in headers.replaced if item[0] not in kept])
+        headers = kept
         if not may_get_identifiers(earlier.url, url):
             headers = _less(headers, session_keys)
         return headers, False
@@ -212,7 +218,7 @@ def _less(
     )
     if isinstance(headers, InFlightHeaders) and isinstance(made, InFlightHeaders):
         made.passage, made.session_keys = headers.passage, headers.session_keys
-        made.callers = headers.callers
+        made.replaced = headers.replaced
     return made
 
 
@@ -231,9 +237,10 @@ def _stamped(
     """Return a copy of ``headers`` with the stamp."""
     stamped, removed = stamp
     sent = InFlightHeaders(headers)
-    for _, key in plan.droppable:
+    replaced: list[tuple[Any, str]] = []
+    for index, key in plan.droppable:
         if key in stamped or key in removed:
-            sent.popall(key, None)
+            replaced += [(plan.names[index], value) for value in sent.popall(key, ())]
     sent.extend(list(stamped.values()))
-    sent.passage, sent.session_keys, sent.callers = passage, session_keys, headers
+    sent.passage, sent.session_keys, sent.replaced = passage, session_keys, tuple(replaced)
     return sent

@@ -466,6 +466,37 @@ def test_headers_of_another_library_are_sent(server: Server, gateway: Gateway, h
     assert [arrived.session_id for arrived in server.arrived] == ["s1", None]
 
 
+class TestMiddlewaresInBetween:
+    @pytest.mark.parametrize("elsewhere", [True, False], ids=["elsewhere", "same-gateway"])
+    def test_what_they_change_on_a_request_that_they_move_stays_changed(
+        self, server: Server, elsewhere: bool
+    ):
+        gateway = Gateway(server.origin, session_header="X-Session-ID", headers={"X-Key": "KEY"})
+
+        async def move(request: Any, handler: Any) -> Any:
+            url = stranger.at("localhost") if elsewhere else f"{server.origin}/y"
+            request.url = aiohttp.client.URL(url)
+            request.update_host(request.url)
+            request.headers["Authorization"] = "changed"
+            request.headers["X-New"] = "new"
+            del request.headers["X-Gone"]
+            return await handler(request)
+
+        async def main() -> None:
+            middlewares = (GatewayMiddleware(gateway), move)
+            headers = {"Authorization": "callers", "X-Gone": "gone", "X-Trace": "trace"}
+            async with aiohttp.ClientSession(middlewares=middlewares) as http:
+                await http.get(f"{server.origin}/x", headers=headers)
+
+        instrument(gateway)
+        with Server() as stranger, session_scope("s1"):
+            asyncio.run(main())
+            (arrived,) = stranger.arrived if elsewhere else server.arrived
+        names = ("Authorization", "X-New", "X-Gone", "X-Trace", "X-Session-ID", "X-Key")
+        ours = [None, None] if elsewhere else ["s1", "KEY"]
+        assert [arrived.get(name) for name in names] == ["changed", "new", None, "trace", *ours]
+
+
 class TestHttpxOverAiohttp:
     def get(self, url: str, **options: object) -> None:
         async def main() -> None:
