@@ -142,7 +142,8 @@ class Hops:
             # The caller may have copied values of a request that is over.
             return self._for_origin_of(headers, url), False
         # A middleware of ours, further up, has stamped the request for another URL or method. One
-        # in between has changed that, perhaps headers, too. The stamp has to come off.
+        # in between has changed that, perhaps headers, too. The stamp has to come off, also where
+        # the middleware sends a request again that is over.
         session_keys = self._session_keys
         kept = CIMultiDict(
             (name, value)

@@ -240,8 +240,8 @@ def send_switched_off(
 
 def _has_passed(earlier: Passage | None, method: str, url: str, router: Router, layer: str) -> bool:
     """Return whether another hook, or the gate of another library, has stamped the attempt."""
-    if earlier is None or earlier.layer:
-        return earlier is not None and earlier.covers(method, url, layer)
+    if earlier is not None and earlier.layer:
+        return earlier.covers(method, url, layer)
     return has_passed(earlier, method, url, router)
 
 
