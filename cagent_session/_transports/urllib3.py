@@ -12,7 +12,7 @@ the last attempt. So the value of a header has to say by itself where it may be 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
@@ -187,8 +187,10 @@ def send(
     given = args[1] if len(args) > 1 else kwargs.get("headers")
     given = pool.headers if given is None else given
     url = full_url(pool, base, target)
-    if layer == "patch" and _is_judged(router, given, url):
-        return pass_on(method, target, *args, **kwargs)
+    if layer == "patch":
+        judged = getattr(given, JUDGED, ()) or getattr(method, JUDGED, ())
+        if _is_judged(router, judged, url):
+            return pass_on(_JudgedMethod(method, judged), target, *args, **kwargs)
     # What is not changed is not passed on either: the library then gets what the caller gave.
     headers = before = _as_dict(given)
     if not _are_fit_to_send(headers, url):
@@ -284,17 +286,33 @@ def _through_gate(
     return _stamped(headers, plan, stamp, passage), passage
 
 
-def _is_judged(router: Router, headers: Any, url: str) -> bool:
+class _JudgedMethod(str):
+    """The method of a request that the patch of requests has judged.
+
+    Where urllib3 tries once more, it passes on the same method, but a copy of the headers, which
+    lacks the attribute.
+    """
+
+    def __new__(cls, method: str, judged: Iterable[tuple[Router, str]]) -> _JudgedMethod:
+        made = super().__new__(cls, method)
+        setattr(made, JUDGED, tuple(judged))
+        return made
+
+    def __reduce__(self) -> Any:
+        return str, (str.__str__(self),)
+
+
+def _is_judged(router: Router, judged: Iterable[tuple[Router, str]], url: str) -> bool:
     """Return whether the patch of requests has found that the request is not gateway-bound."""
     return any(
         by is router
         and (
-            urls.equivalent(judged, url)
-            or urls.equivalent(read_by_urllib3(judged), url)
+            urls.equivalent(given, url)
+            or urls.equivalent(read_by_urllib3(given), url)
             # An adapter for a scheme of its own, http+unix, does not connect to the URL's host.
-            or not judged.lower().startswith(("http:", "https:"))
+            or not given.lower().startswith(("http:", "https:"))
         )
-        for by, judged in getattr(headers, JUDGED, ())
+        for by, given in judged
     )
 
 
