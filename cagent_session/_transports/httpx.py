@@ -219,11 +219,11 @@ class Httpx:
         """Return where the client will follow ``response`` to; empty if that is doubtful."""
         try:
             target = self.module.URL(response.headers["Location"])
+            if target.scheme and not target.raw_host:
+                return ""  # the client keeps this host, but takes the default port of that scheme
+            return str(target if target.scheme else request.url.join(target))
         except (self.module.InvalidURL, ValueError):
             return ""  # the client refuses it, too
-        if target.scheme and not target.host:
-            return ""  # the client keeps this host, but takes the default port of that scheme
-        return str(target if target.scheme else request.url.join(target))
 
     def _items_of(self, headers: Any) -> list[_Item]:
         items: list[_Item] = headers._list if self._has_known_layout else _items(headers)

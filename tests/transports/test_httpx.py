@@ -240,6 +240,18 @@ class TestRedirects:
             assert server.arrived[0].session_id == "s1"
             assert all(request.identifiers == {} for request in stranger.arrived)
 
+    @pytest.mark.parametrize("location", ["http://xn--zz.example/", "http://h:99999/", "http://[/"])
+    def test_a_location_that_the_client_refuses_costs_no_connection(self, location: str):
+        """The client closes such an answer, but only one that it gets."""
+        own = httpx.HTTPTransport(limits=httpx.Limits(max_connections=1))
+        with Server(lambda r: redirect(307, location) if r.path == "/1" else response()) as server:
+            transport = GatewayTransport(Gateway(server.origin, forward=FORWARD), own)
+            with httpx.Client(transport=transport, timeout=5, follow_redirects=True) as http:
+                with pytest.raises((httpx.HTTPError, httpx.InvalidURL, ValueError)) as refused:
+                    http.get(f"{server.origin}/1")
+                assert not isinstance(refused.value, httpx.TimeoutException)
+                assert http.get(f"{server.origin}/2").status_code == 200
+
     @pytest.mark.parametrize(
         "location",
         ["http:/x", "http:///x", "http:?x", "HTTP:/x", "http:////gateway.example:8080/x"],
