@@ -58,7 +58,8 @@ def respond(request: Arrived) -> bytes:
 
 class Agents:
     def __init__(self, gateway: Gateway, stranger: str, budget: int) -> None:
-        retry = Retry(20, status_forcelist=[503], backoff_factor=0, allowed_methods=None)
+        # Half of all attempts fail. With 20, so would one run of a million requests in ten.
+        retry = Retry(100, status_forcelist=[503], backoff_factor=0, allowed_methods=None)
         self.http = requests.Session()
         self.http.trust_env = False
         gateway.mount(self.http, max_retries=retry, pool_maxsize=THREADS)
