@@ -267,7 +267,8 @@ def _through_gate(
       gateway-bound now, but carries identifiers, so the copy has to be guarded after sending.
     """
     url = request.url or ""
-    headers: Any = request.headers
+    # A request that was prepared by hand may have None.
+    headers: Any = {} if request.headers is None else request.headers
     before: GuardedHeaders | None = None  # the request's headers, if they were guarded before
     if isinstance(headers, GuardedHeaders):
         if headers.passage is not None and headers.passage.covers(request.method, url):
@@ -362,9 +363,9 @@ def _pass_on_judged(
     urllib3 gets the URL without user info, and would take some for a gateway's.
     """
     headers = request.headers
-    if not hasattr(headers, "__dict__"):  # a plain dict
+    if not hasattr(headers, "__dict__"):  # a plain dict, or None
         copied = _shallow_copy(request)
-        copied.headers = _DictWithAttributes(headers)  # type: ignore[assignment]
+        copied.headers = _DictWithAttributes(headers or ())  # type: ignore[assignment]
         response = _pass_on_judged(pass_on, router, copied, **options)
         if getattr(response, "request", None) is copied:
             response.request = request

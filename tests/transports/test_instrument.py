@@ -883,6 +883,22 @@ def test_headers_in_a_dict_are_judged_once(server: Server):
     assert server.arrived[0].identifiers == {}
 
 
+@pytest.mark.parametrize("by", ["instrument", "mount"])
+def test_a_request_without_headers_is_sent(server: Server, by: str):
+    """``prepare_headers()`` was never called, so they are ``None``."""
+    gateway = Gateway(f"{server.origin}/a", forward=FORWARD)
+    wired = instrument(gateway) if by == "instrument" else contextlib.nullcontext()
+    with requests.Session() as http, wired, session_scope("s1"):
+        if by == "mount":
+            http.mount("http://", GatewayAdapter(gateway))
+        for path, authority in (("a", ""), ("b", ""), ("a", "us:pw@")):
+            prepared = requests.PreparedRequest()
+            prepared.prepare_method("GET")
+            prepared.prepare_url(f"http://{authority}127.0.0.1:{server.port}/{path}", None)
+            assert http.send(prepared).status_code == 200
+    assert [request.session_id for request in server.arrived] == ["s1", None, None]
+
+
 @pytest.mark.parametrize("authority", ["us:pw@127.0.0.1:{port}", "127.0.0.1:0{port}"])
 def test_a_copy_for_a_url_that_no_gateway_owns_is_sent_as_it_is(server: Server, authority: str):
     gateway = Gateway(server.origin, forward=FORWARD)
