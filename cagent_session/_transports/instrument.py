@@ -86,7 +86,10 @@ def instrument(*gateways: Gateway | None) -> AbstractContextManager[object]:
 
 
 def uninstrument() -> None:
-    """Switch off what :func:`instrument` switched on, for the whole process."""
+    """Switch off what :func:`instrument` switched on, for the whole process.
+
+    A call of aiohttp that is under way keeps its gateways to its end, redirects included.
+    """
     _activate(None)
 
 
