@@ -49,6 +49,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     router: Router = Router()  #: that found it
     left: tuple[Item, ...] | None = None
     request: weakref.ref[PreparedRequest] | None = None  #: weak, as the request holds the headers
+    by_instrument = False  #: whether that was not an adapter of ours, but the patch of requests
 
     def copy(self) -> Any:
         if self.passage is not None and self.passage.is_open:

@@ -127,9 +127,13 @@ def _requests_patch(original: Any) -> Any:
         if router is not None:
             return for_requests.send(router, pass_on, request, options, may_be_rebuilt=True)
         headers = request.headers
-        if isinstance(headers, GuardedHeaders) and headers.are_callers_own(request):
-            # The caller's headers were guarded before uninstrument(). urllib3 sends a copy, which
-            # would lack the caller's identifiers.
+        if (
+            isinstance(headers, GuardedHeaders)
+            and headers.by_instrument
+            and headers.are_callers_own(request)
+        ):
+            # They were guarded before uninstrument(). urllib3 sends a copy, which would lack the
+            # caller's identifiers.
             request.headers = headers.plain()
         return pass_on(request, **options)
 

@@ -250,6 +250,8 @@ def send(
     copied: Any = getattr(response, "request", None)
     if copied is not outgoing:
         _guard_replaced(copied, outgoing, guarded)
+        if passage is None:
+            _adopt(getattr(copied, "headers", None), request, guarded)
     if passage is not None and getattr(response, "status_code", None) in REDIRECT_STATI:
         _note_redirect(router, guarded, response)
     return response
@@ -306,7 +308,7 @@ def _through_gate(
     )
     # The caller may have set identifiers.
     if plan.callers_identifiers or (before is not None and not plan.keys.isdisjoint(session_keys)):
-        _guard_callers_headers(request, before, session_keys)
+        _guard_callers_headers(request, before, session_keys, may_be_rebuilt)
     outgoing = _shallow_copy(request)
     outgoing.url = passage.url
     outgoing.headers = guarded = _stamped(headers, table, stamp, session_keys, passage)
@@ -349,6 +351,20 @@ def _show_what_was_sent(request: PreparedRequest, guarded: GuardedHeaders) -> No
         return
     if not headers.are_callers_own(request):
         request.headers = guarded
+
+
+def _adopt(sent: Any, request: PreparedRequest, guarded: GuardedHeaders) -> None:
+    """Let ``request``, which is not gateway-bound here, know of the stamp of a gate further down.
+
+    The next request is a copy of this one.
+
+    :param sent: the headers of ``response.request``.
+    :param guarded: the headers of ``request``, which know the names of earlier hops alone.
+    """
+    if isinstance(sent, GuardedHeaders) and sent.passage is not None:
+        sent.session_keys = guarded.session_keys = sent.session_keys | guarded.session_keys
+        if may_get_identifiers(sent.url, request.url or ""):
+            _show_what_was_sent(request, sent)
 
 
 class _DictWithAttributes(dict[str, Any]):
@@ -468,7 +484,10 @@ def _stamped(
 
 
 def _guard_callers_headers(
-    request: PreparedRequest, before: GuardedHeaders | None, session_keys: frozenset[str]
+    request: PreparedRequest,
+    before: GuardedHeaders | None,
+    session_keys: frozenset[str],
+    by_instrument: bool,
 ) -> None:
     """Let copies of the caller's request leave behind the identifiers that the caller set.
 
@@ -482,7 +501,7 @@ def _guard_callers_headers(
         guarded = with_store(headers._store, url, session_keys, None)
     else:
         guarded = guard(headers, url, session_keys)
-    guarded.request = weakref.ref(request)
+    guarded.request, guarded.by_instrument = weakref.ref(request), by_instrument
     request.headers = guarded
 
 

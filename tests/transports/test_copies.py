@@ -1070,3 +1070,73 @@ def test_gateway_headers_do_not_return_at_a_path_that_is_not_the_gateways(http, 
     assert server.arrived[0].get("X-Api-Key") == "KEY"
     assert server.arrived[1].get("X-Api-Key") is None
     assert server.arrived[1].identifiers == {}
+
+
+class TestTwoGates:
+    """The outer gate does not know the gateway for which the inner one stamps a request."""
+
+    @pytest.fixture(params=["adapters", "a bare adapter", "mount"])
+    def gateways(self, request, http, server: Server) -> Iterator[tuple[Gateway, Gateway]]:
+        headers = {"X-Api-Key": "KEY"}
+        one = Gateway(f"{server.origin}/one", session_header="X-One")
+        two = Gateway(
+            f"{server.origin}/two", forward=FORWARD, session_header="X-Two", headers=headers
+        )
+        if request.param == "adapters":
+            http.mount("http://", GatewayAdapter(one, adapter=GatewayAdapter(two)))
+            yield one, two
+            return
+        if request.param == "mount":
+            one.mount(http)
+        else:
+            http.mount("http://", GatewayAdapter())
+        with instrument(one, two):
+            yield one, two
+
+    @pytest.mark.parametrize("by", ["redirects", "a copy"])
+    def test_what_the_caller_set_for_the_second_gateway_stays_there(
+        self, http, server: Server, gateways, by: str
+    ):
+        with Server() as stranger, session_scope("s1"):
+            targets = {"/one/x": "/two/x", "/two/x": f"{stranger.origin}/"}
+            server.respond = lambda request: (
+                redirect(307, targets[request.path]) if request.path in targets else response()
+            )
+            mine = {"X-One": "mine", "X-Two": "mine"}
+            if by == "redirects":
+                http.get(f"{server.origin}/one/x", headers=mine)
+            else:
+                again = http.get(f"{server.origin}/one/y", headers=mine).request.copy()
+                again.url = f"{server.origin}/two/x"
+                http.send(again)
+            assert server.arrived[-1].get("X-Two") == "s1"
+            (arrived,) = stranger.arrived
+        assert (arrived.get("X-One"), arrived.get("X-Two")) == (None, None)
+
+    def test_response_request_is_what_was_sent(self, http, server: Server, gateways):
+        """``HTTPDigestAuth`` puts the copy that it made there."""
+        challenge = {"WWW-Authenticate": 'Digest realm="r", nonce="n", qop="auth"'}
+        server.respond = lambda request: (
+            response() if request.get("Authorization") else response(401, b"", challenge)
+        )
+        with session_scope("s1"):
+            answer = http.get(f"{server.origin}/two/x", auth=HTTPDigestAuth("u", "p"))
+        arrived = server.arrived[-1]
+        for name in ("X-Cagent-Forward", "X-Api-Key", "User-Agent", "X-Two", "Authorization"):
+            assert answer.request.headers[name] == arrived.get(name)
+
+
+def test_whether_instrument_was_ever_called_changes_nothing(http, server: Server):
+    """A request that a mounted adapter has guarded is not the patch's to give back."""
+    http.mount(server.origin, GatewayAdapter())
+    with Server() as stranger, requests.Session() as plain:
+        prepared = requests.Request("GET", server.origin, headers=MARKERS).prepare()
+        for _ in range(2):
+            server.respond = lambda request: response()
+            http.send(prepared)
+            server.respond = lambda request: redirect(307, stranger.origin)
+            plain.send(prepared)
+            with instrument():
+                pass
+        assert [each.forward for each in server.arrived] == [FORWARD, None] * 2
+        assert [each.identifiers for each in stranger.arrived] == [{}, {}]
