@@ -33,6 +33,7 @@ from .._gate.routes import (
     may_get_identifiers,
 )
 from .guarded_headers import GuardedHeaders, Item, guard, replaced_by, with_store
+from .judged_headers import judged
 from .mappings import with_stamp
 
 if TYPE_CHECKING:
@@ -250,8 +251,10 @@ def send(
     copied: Any = getattr(response, "request", None)
     if copied is not outgoing:
         _guard_replaced(copied, outgoing, guarded)
-        if passage is None:
-            _adopt(getattr(copied, "headers", None), request, guarded)
+        below = getattr(copied, "headers", None)
+        if passage is None and isinstance(below, GuardedHeaders):
+            # A gate further down has stamped it. The next request is a copy of this one.
+            guarded.session_keys |= below.session_keys
     if passage is not None and getattr(response, "status_code", None) in REDIRECT_STATI:
         _note_redirect(router, guarded, response)
     return response
@@ -353,47 +356,21 @@ def _show_what_was_sent(request: PreparedRequest, guarded: GuardedHeaders) -> No
         request.headers = guarded
 
 
-def _adopt(sent: Any, request: PreparedRequest, guarded: GuardedHeaders) -> None:
-    """Let ``request``, which is not gateway-bound here, know of the stamp of a gate further down.
-
-    The next request is a copy of this one.
-
-    :param sent: the headers of ``response.request``.
-    :param guarded: the headers of ``request``, which know the names of earlier hops alone.
-    """
-    if isinstance(sent, GuardedHeaders) and sent.passage is not None:
-        sent.session_keys = guarded.session_keys = sent.session_keys | guarded.session_keys
-        if may_get_identifiers(sent.url, request.url or ""):
-            _show_what_was_sent(request, sent)
-
-
-class _DictWithAttributes(dict[str, Any]):
-    """Headers that a caller keeps in a plain dict, which takes no attribute."""
-
-
 def _pass_on_judged(
     pass_on: Callable[..., Response], router: Router, request: PreparedRequest, **options: Any
 ) -> Response:
-    """Send a request that is not gateway-bound, and let the patch of urllib3 know that.
-
-    urllib3 gets the URL without user info, and would take some for a gateway's.
-    """
-    headers = request.headers
-    if not hasattr(headers, "__dict__"):  # a plain dict, or None
-        copied = _shallow_copy(request)
-        copied.headers = _DictWithAttributes(headers or ())  # type: ignore[assignment]
-        response = _pass_on_judged(pass_on, router, copied, **options)
-        if getattr(response, "request", None) is copied:
-            response.request = request
-        return response
-    # A list, which is changed atomically: other threads may be sending the same headers.
-    judged = vars(headers).setdefault(JUDGED, [])
-    this_one = router, request.url
-    judged.append(this_one)
+    """Send a request that is not gateway-bound, and let the patch of urllib3 know that."""
+    outgoing = _shallow_copy(request)
+    outgoing.headers = judged(request.headers, router, request.url or "")
     try:
-        return pass_on(request, **options)
-    finally:
-        judged.remove(this_one)
+        response = pass_on(outgoing, **options)
+    except RequestException as error:
+        if error.request is outgoing:
+            error.request = request
+        raise
+    if getattr(response, "request", None) is outgoing:
+        response.request = request
+    return response
 
 
 def _unbound(
@@ -501,7 +478,9 @@ def _guard_callers_headers(
         guarded = with_store(headers._store, url, session_keys, None)
     else:
         guarded = guard(headers, url, session_keys)
-    guarded.request, guarded.by_instrument = weakref.ref(request), by_instrument
+    guarded.request = weakref.ref(request)
+    is_guarded = before is not None and before.are_callers_own(request)
+    guarded.by_instrument = by_instrument and (not is_guarded or before.by_instrument)  # type: ignore[union-attr]
     request.headers = guarded
 
 

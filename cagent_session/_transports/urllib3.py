@@ -12,7 +12,7 @@ the last attempt. So the value of a header has to say by itself where it may be 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
@@ -42,8 +42,8 @@ from .homed_headers import (
     origin_of,
     read_by_urllib3,
 )
+from .judged_headers import JudgedHeaders
 from .mappings import with_stamp, without
-from .requests import JUDGED
 
 if TYPE_CHECKING:
     # To a type checker the mixins are what they are always mixed into.
@@ -187,10 +187,8 @@ def send(
     given = args[1] if len(args) > 1 else kwargs.get("headers")
     given = pool.headers if given is None else given
     url = full_url(pool, base, target)
-    if layer == "patch":
-        judged = getattr(given, JUDGED, ()) or getattr(method, JUDGED, ())
-        if _is_judged(router, judged, url):
-            return pass_on(_JudgedMethod(method, judged), target, *args, **kwargs)
+    if layer == "patch" and isinstance(given, JudgedHeaders) and given.are_for(router, url):
+        return pass_on(method, target, *args, **kwargs)
     # What is not changed is not passed on either: the library then gets what the caller gave.
     headers = before = _as_dict(given)
     if not _are_fit_to_send(headers, url):
@@ -284,36 +282,6 @@ def _through_gate(
         headers = homed(headers, plan, origin_of(url))
         attach(passage, stamp[0])
     return _stamped(headers, plan, stamp, passage), passage
-
-
-class _JudgedMethod(str):
-    """The method of a request that the patch of requests has judged.
-
-    Where urllib3 tries once more, it passes on the same method, but a copy of the headers, which
-    lacks the attribute.
-    """
-
-    def __new__(cls, method: str, judged: Iterable[tuple[Router, str]]) -> _JudgedMethod:
-        made = super().__new__(cls, method)
-        setattr(made, JUDGED, tuple(judged))
-        return made
-
-    def __reduce__(self) -> Any:
-        return str, (str.__str__(self),)
-
-
-def _is_judged(router: Router, judged: Iterable[tuple[Router, str]], url: str) -> bool:
-    """Return whether the patch of requests has found that the request is not gateway-bound."""
-    return any(
-        by is router
-        and (
-            urls.equivalent(given, url)
-            or urls.equivalent(read_by_urllib3(given), url)
-            # An adapter for a scheme of its own, http+unix, does not connect to the URL's host.
-            or not given.lower().startswith(("http:", "https:"))
-        )
-        for by, given in judged
-    )
 
 
 def _as_dict(headers: Any) -> Any:
