@@ -33,7 +33,6 @@ from .._gate.routes import (
     may_get_identifiers,
 )
 from .guarded_headers import GuardedHeaders, Item, guard, replaced_by, with_store
-from .judged_headers import judged
 from .mappings import with_stamp
 
 if TYPE_CHECKING:
@@ -356,21 +355,33 @@ def _show_what_was_sent(request: PreparedRequest, guarded: GuardedHeaders) -> No
         request.headers = guarded
 
 
+class _DictWithAttributes(dict[str, Any]):
+    """Headers that a caller keeps in a plain dict, which takes no attribute."""
+
+
 def _pass_on_judged(
     pass_on: Callable[..., Response], router: Router, request: PreparedRequest, **options: Any
 ) -> Response:
-    """Send a request that is not gateway-bound, and let the patch of urllib3 know that."""
-    outgoing = _shallow_copy(request)
-    outgoing.headers = judged(request.headers, router, request.url or "")
+    """Send a request that is not gateway-bound, and let the patch of urllib3 know that.
+
+    urllib3 gets the URL without user info, and would take some for a gateway's.
+    """
+    headers = request.headers
+    if not hasattr(headers, "__dict__"):  # a plain dict, or None
+        copied = _shallow_copy(request)
+        copied.headers = _DictWithAttributes(headers or ())  # type: ignore[assignment]
+        response = _pass_on_judged(pass_on, router, copied, **options)
+        if getattr(response, "request", None) is copied:
+            response.request = request
+        return response
+    # A list, which is changed atomically: other threads may be sending the same headers.
+    judged = vars(headers).setdefault(JUDGED, [])
+    this_one = router, request.url
+    judged.append(this_one)
     try:
-        response = pass_on(outgoing, **options)
-    except RequestException as error:
-        if error.request is outgoing:
-            error.request = request
-        raise
-    if getattr(response, "request", None) is outgoing:
-        response.request = request
-    return response
+        return pass_on(request, **options)
+    finally:
+        judged.remove(this_one)
 
 
 def _unbound(

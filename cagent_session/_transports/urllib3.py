@@ -42,8 +42,8 @@ from .homed_headers import (
     origin_of,
     read_by_urllib3,
 )
-from .judged_headers import JudgedHeaders
 from .mappings import with_stamp, without
+from .requests import JUDGED
 
 if TYPE_CHECKING:
     # To a type checker the mixins are what they are always mixed into.
@@ -187,7 +187,10 @@ def send(
     given = args[1] if len(args) > 1 else kwargs.get("headers")
     given = pool.headers if given is None else given
     url = full_url(pool, base, target)
-    if layer == "patch" and isinstance(given, JudgedHeaders) and given.are_for(router, url):
+    if layer == "patch" and _is_judged(router, method, given, url):
+        if isinstance(method, str) and not isinstance(method, _JudgedMethod):
+            method = _JudgedMethod(method)
+            method.judged = tuple(getattr(given, JUDGED))
         return pass_on(method, target, *args, **kwargs)
     # What is not changed is not passed on either: the library then gets what the caller gave.
     headers = before = _as_dict(given)
@@ -282,6 +285,38 @@ def _through_gate(
         headers = homed(headers, plan, origin_of(url))
         attach(passage, stamp[0])
     return _stamped(headers, plan, stamp, passage), passage
+
+
+class _JudgedMethod(str):
+    """The method of a request that the patch of requests has judged.
+
+    Where urllib3 tries once more, it passes on the same method, but a copy of the headers, which
+    lacks the attribute.
+    """
+
+    judged: tuple[tuple[Router, str], ...]
+
+    def __reduce__(self) -> Any:
+        return str, (str.__str__(self),)
+
+
+def _is_judged(router: Router, method: Any, headers: Any, url: str) -> bool:
+    """Return whether the patch of requests has found that the request is not gateway-bound."""
+    notes = getattr(headers, JUDGED, ())
+    if not notes and isinstance(method, _JudgedMethod):
+        # An X-Cagent-Forward that has been set since the first attempt makes it gateway-bound.
+        is_marked = any(value and lower(name) == FORWARD_KEY for name, value in headers.items())
+        notes = () if is_marked else method.judged
+    return any(
+        by is router
+        and (
+            urls.equivalent(judged, url)
+            or urls.equivalent(read_by_urllib3(judged), url)
+            # An adapter for a scheme of its own, http+unix, does not connect to the URL's host.
+            or not judged.lower().startswith(("http:", "https:"))
+        )
+        for by, judged in notes
+    )
 
 
 def _as_dict(headers: Any) -> Any:
