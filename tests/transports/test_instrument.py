@@ -273,27 +273,33 @@ def test_a_url_with_user_info_is_no_gateways(server: Server, gateway: Gateway):
     assert server.arrived[0].target == "/p/x"
 
 
+class OwnPool(HTTPAdapter):
+    """An adapter that connects to one port, whatever host a URL names."""
+
+    def __init__(self, port: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.port = port
+
+    def get_connection_with_tls_context(self, *args, **options):
+        return urllib3.HTTPConnectionPool("127.0.0.1", self.port)
+
+    get_connection = get_connection_with_tls_context  # before requests 2.32
+
+    def request_url(self, request, proxies):
+        return request.path_url
+
+
 @pytest.mark.parametrize("answer", [response(503), None], ids=["answered 503", "dropped"])
 @pytest.mark.parametrize("scheme", ["http", "http+docker"])
 def test_a_second_attempt_of_what_no_gateway_owns_is_no_gateways_either(
     answer: bytes | None, scheme: str
 ):
     """urllib3 makes it with a copy of the headers."""
-
-    class OwnPool(HTTPAdapter):
-        def get_connection_with_tls_context(self, *args, **options):
-            return urllib3.HTTPConnectionPool("127.0.0.1", server.port)
-
-        get_connection = get_connection_with_tls_context  # before requests 2.32
-
-        def request_url(self, request, proxies):
-            return request.path_url
-
     retry = urllib3.Retry(3, status_forcelist=[503], backoff_factor=0)
     with Server(lambda r: answer if len(server.arrived) < 3 else response()) as server:
         gateway = Gateway(server.origin, forward=FORWARD, headers={"X-Api-Key": "KEY"})
         with requests.Session() as http, instrument(gateway), session_scope("s1"):
-            http.mount("http+docker://", OwnPool(max_retries=retry))
+            http.mount("http+docker://", OwnPool(server.port, max_retries=retry))
             http.mount("http://", HTTPAdapter(max_retries=retry))
             http.get(f"{scheme}://us:pw@127.0.0.1:{server.port}/a%7eb%2fc")
     assert len(server.arrived) == 3
@@ -874,19 +880,9 @@ class TestHeadersThatWereSentBefore:
 
 def test_a_scheme_of_an_adapters_own_is_no_gateways(server: Server):
     """docker-py's adapter sends ``http+docker://localhost`` to a unix socket."""
-
-    class OwnPool(HTTPAdapter):
-        def get_connection_with_tls_context(self, *args, **options):
-            return urllib3.HTTPConnectionPool("127.0.0.1", server.port)
-
-        get_connection = get_connection_with_tls_context  # before requests 2.32
-
-        def request_url(self, request, proxies):
-            return request.path_url
-
     gateway = Gateway(server.origin, forward=FORWARD, headers={"X-Api-Key": "KEY"})
     with requests.Session() as http, instrument(gateway), session_scope("s1"):
-        http.mount("http+docker://", OwnPool())
+        http.mount("http+docker://", OwnPool(server.port))
         http.get("http+docker://localhost/info")
     assert server.arrived[0].identifiers == {}
     assert server.arrived[0].get("X-Api-Key") is None
