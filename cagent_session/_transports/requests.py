@@ -489,9 +489,9 @@ def _guard_callers_headers(
         guarded = with_store(headers._store, url, session_keys, None)
     else:
         guarded = guard(headers, url, session_keys)
-    guarded.request = weakref.ref(request)
-    is_guarded = before is not None and before.are_callers_own(request)
-    guarded.by_instrument = by_instrument and (not is_guarded or before.by_instrument)  # type: ignore[union-attr]
+    guarded.request, guarded.by_instrument = weakref.ref(request), by_instrument
+    if before is not None and before.are_callers_own(request):
+        guarded.by_instrument &= before.by_instrument  # an adapter of ours may have been first
     request.headers = guarded
 
 
