@@ -91,6 +91,8 @@ def _inherited(owner: type, name: str) -> Any:
     def inherited(self: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(super(owner, self), name)(*args, **kwargs)
 
+    # pickle finds a method by these.
+    inherited.__module__, inherited.__qualname__ = owner.__module__, f"{owner.__qualname__}.{name}"
     return inherited
 
 

@@ -9,6 +9,7 @@ import gc
 import inspect
 import multiprocessing
 import os
+import pickle
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -283,6 +284,15 @@ class TestThreadPool:
         thread_pool.close()
         thread_pool.join()
         assert seen == ["a", "a"]
+
+    @pytest.mark.parametrize("name", ["map", "imap", "starmap", "apply_async", "map_async"])
+    def test_its_methods_can_be_pickled(self, name):
+        method = getattr(ThreadPool, name)
+        assert pickle.loads(pickle.dumps(method)) is method
+
+    def test_methods_of_executors_can_be_pickled(self):
+        for method in (ThreadPoolExecutor.submit, ThreadPoolExecutor.map):
+            assert pickle.loads(pickle.dumps(method)) is method
 
     def test_joblib(self):
         with session_scope("a"):
