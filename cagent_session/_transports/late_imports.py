@@ -43,9 +43,14 @@ def _watch_imports() -> None:
 
 
 def _import_lock(name: str) -> AbstractContextManager[object]:
-    """Return the lock that a thread holds while it imports the module ``name``."""
+    """Return the lock that a thread holds while it imports the module ``name``, if there is one.
+
+    The plain code would lock in any case. A process that is forked meanwhile would then have a lock
+    that nobody releases.
+    """
     manager = getattr(importlib._bootstrap, "_ModuleLockManager", None)
-    return contextlib.nullcontext() if manager is None else manager(name)
+    is_being_imported = name in getattr(importlib._bootstrap, "_module_locks", ())
+    return manager(name) if manager and is_being_imported else contextlib.nullcontext()
 
 
 def _call(module: ModuleType) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.abc
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -221,6 +223,34 @@ def test_an_import_that_has_begun_in_another_thread_is_covered(tmp_path, monkeyp
     waiting.join(10)
     assert found == [module]
     assert "slow_library" not in _waiting
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("library", ["requests", "no_such_library"])
+def test_a_fork_while_another_thread_asks_for_a_library(library, monkeypatch):
+    is_locked, may_go_on = threading.Event(), threading.Event()
+
+    class Slow(importlib._bootstrap._ModuleLockManager):  # type: ignore[name-defined]
+        def __enter__(self):
+            super().__enter__()
+            is_locked.set()
+            may_go_on.wait(10)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib._bootstrap, "_ModuleLockManager", Slow)
+        thread = threading.Thread(target=when_imported, args=[library, lambda module: None])
+        thread.start()
+        is_locked.wait(0.5)  # in vain, if it takes no lock
+    child = os.fork()
+    if not child:
+        signal.alarm(5)  # ends it if it hangs
+        when_imported(library, lambda module: None)
+        os._exit(0)
+    may_go_on.set()
+    thread.join()
+    _waiting.pop(library, None)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_loader_of_the_old_kind_loads_as_it_does_without(monkeypatch):
