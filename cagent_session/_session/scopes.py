@@ -1,8 +1,16 @@
 """The scopes that are open here: one ``ContextVar``, and how its value changes.
 
-The value is a linked list of frames ``(lineage, opener, outer frame)``, innermost first. The opener
-identifies the frame to remove on exit, because scopes may be closed out of order. Frames are
+The value is a linked list of frames ``(lineage, opening, outer frame, room)``, innermost first. The
+opener identifies the frame to remove on exit, because scopes may be closed out of order. Frames are
 immutable, so that threads, tasks and suspended generators can each hold their own.
+
+A task that is started inside a scope has a copy of the context, in which nobody closes that scope.
+If each run of a job starts the next one inside its scope, the list grows with each run. So:
+
+- All copies of a frame share its ``opening``, which says whether the scope has been closed in one
+  of the contexts. Nobody will close it in the others then.
+- ``room`` is the number of frames that may still be added to the frame. Then the list is searched
+  for frames that are out of reach.
 """
 
 from __future__ import annotations
@@ -14,6 +22,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 _KNOWN = 32  # ancestors that are kept with their parents, so that an endless chain stays small
+_ROOM = 64  # frames; few enough to search quickly, and more than most programs ever have
 
 
 class Lineage(NamedTuple):
@@ -47,8 +56,10 @@ OUTSIDE = Lineage(None)  # no scope is open
 NO_SESSION = Lineage(None, is_deliberate=True)  # inside no_session()
 
 _T = TypeVar("_T")
-_Frame: TypeAlias = tuple[Lineage, Any, Any]
-_OUTERMOST: _Frame = (OUTSIDE, None, None)
+_Opening: TypeAlias = list[Any]  # [the opener, whether the scope is still to be closed]
+_Frame: TypeAlias = tuple[Lineage, _Opening, Any, int]
+_BY_NOBODY: _Opening = [None, False]
+_OUTERMOST: _Frame = (OUTSIDE, _BY_NOBODY, None, _ROOM)
 _frame: ContextVar[_Frame] = ContextVar("cagent_session", default=_OUTERMOST)
 
 
@@ -59,7 +70,40 @@ def current_lineage() -> Lineage:
 
 def open_scope(lineage: Lineage, opener: object) -> None:
     """Enter a scope inside those that are open."""
-    _frame.set((lineage, opener, _frame.get()))
+    outer = _frame_with_room()
+    _frame.set((lineage, [opener, True], outer, outer[3] - 1))
+
+
+def _frame_with_room() -> _Frame:
+    """Return the innermost frame, after making room if it has none."""
+    frame = _frame.get()
+    if not frame[3]:
+        frame = _within_reach(frame)
+        _frame.set(frame)
+    return frame
+
+
+def _within_reach(frame: _Frame) -> _Frame:
+    """Return ``frame`` without those outer frames that can never become the innermost one again.
+
+    A frame becomes the innermost one when the scope inside it is closed. Where that one will not be
+    closed any more, the frame can only be removed itself; so it is out of reach if its own scope
+    will not be closed either.
+    """
+    kept: list[tuple[Lineage, _Opening]] = []
+    inner_is_to_be_closed = True  # the innermost frame stays in any case
+    while frame is not _OUTERMOST:
+        lineage, opening, frame, _ = frame
+        is_to_be_closed = opening[1]
+        if inner_is_to_be_closed or is_to_be_closed:
+            kept.append((lineage, opening))
+        inner_is_to_be_closed = is_to_be_closed
+    # Room for as many again, so that opening many scopes takes linear time.
+    room = len(kept) + max(len(kept), _ROOM)
+    for lineage, opening in reversed(kept):
+        room -= 1
+        frame = (lineage, opening, frame, room)
+    return frame
 
 
 def close_scope(opener: object) -> None:
@@ -72,29 +116,30 @@ def close_scope(opener: object) -> None:
         reopen_scopes(nested)
 
 
-def suspend_scopes(opener: object) -> list[tuple[Lineage, Any]]:
+def suspend_scopes(opener: object) -> list[tuple[Lineage, _Opening]]:
     """Leave the innermost scope that ``opener`` opened and everything nested in it.
 
-    :returns: the nested scopes as (lineage, opener), outermost first; empty, also where ``opener``
+    :returns: the nested scopes as (lineage, opening), outermost first; empty, also where ``opener``
         has no open scope here.
     """
-    nested: list[tuple[Lineage, Any]] = []
+    nested: list[tuple[Lineage, _Opening]] = []
     frame = _frame.get()
-    while frame[1] is not opener:
+    while frame[1][0] is not opener:
         if frame is _OUTERMOST:
             return []
-        lineage, other, frame = frame
-        nested.append((lineage, other))
+        lineage, opening, frame, _ = frame
+        nested.append((lineage, opening))
+    frame[1][1] = False
     _frame.set(frame[2])
     nested.reverse()
     return nested
 
 
-def reopen_scopes(nested: list[tuple[Lineage, Any]]) -> None:
+def reopen_scopes(nested: list[tuple[Lineage, _Opening]]) -> None:
     """Enter the scopes that :func:`suspend_scopes` has left."""
     frame = _frame.get()
-    for lineage, opener in nested:
-        frame = (lineage, opener, frame)
+    for lineage, opening in nested:
+        frame = (lineage, opening, frame, max(frame[3] - 1, 0))
     _frame.set(frame)
 
 
@@ -112,7 +157,8 @@ def call_in(lineage: Lineage, fn: Callable[..., _T], /, *args: Any, **kwargs: An
     """Return ``fn(*args, **kwargs)``, called in a scope that is closed by its end."""
     # This is open_scope() and close_scope() in half the time: nothing but the end of the call can
     # close this scope, so it needs no opener, and a token replaces the search for its frame.
-    token = _frame.set((lineage, None, _frame.get()))
+    outer = _frame_with_room()
+    token = _frame.set((lineage, _BY_NOBODY, outer, outer[3] - 1))
     try:
         return fn(*args, **kwargs)
     finally:
@@ -131,7 +177,7 @@ class ResumableScopes:
 
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage
-        self._nested: list[tuple[Lineage, Any]] = []
+        self._nested: list[tuple[Lineage, _Opening]] = []
 
     def __enter__(self) -> None:
         open_scope(self._lineage, self)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import copy
 import enum
+import gc
 import inspect
 import pickle
 import threading
 import time
+import tracemalloc
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +19,7 @@ import pytest
 
 from cagent_session import (
     InvalidSessionID,
+    bind_session,
     current_session_id,
     no_session,
     session_scope,
@@ -98,6 +103,90 @@ class TestScope:
 
         # Quadratic would be 16, cubic 64.
         assert min(time_for(1200) for _ in range(3)) < 40 * min(time_for(300) for _ in range(3))
+        assert current_session_id() is None
+
+    @pytest.mark.parametrize("kind", ["with", "one object", "function", "bound", "coroutine"])
+    def test_job_that_starts_its_successor_takes_no_more_memory(self, kind):
+        one_object = session_scope("s1")
+
+        def job(start, left):
+            with session_scope():
+                start(left)
+
+        def job_with_one_object(start, left):
+            with one_object:
+                start(left)
+
+        @session_scope()
+        def function(start, left):
+            start(left)
+
+        @session_scope()
+        async def coroutine(start, left):
+            await asyncio.sleep(0)
+            start(left)
+
+        async def main(runs):
+            loop = asyncio.get_running_loop()
+            ended = loop.create_future()
+            tasks = set()
+
+            def start(left):
+                if not left:
+                    gc.collect()
+                    ended.set_result(tracemalloc.get_traced_memory()[0])
+                elif kind == "coroutine":
+                    task = loop.create_task(coroutine(start, left - 1))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+                else:
+                    loop.call_soon(jobs[kind](), start, left - 1)
+
+            jobs = {
+                "with": lambda: job,
+                "one object": lambda: job_with_one_object,
+                "function": lambda: function,
+                "bound": lambda: bind_session(call),
+            }
+
+            def call(start, left):
+                start(left)
+
+            start(runs)
+            return await ended
+
+        tracemalloc.start()
+        try:
+            few, many = (asyncio.run(main(runs)) for runs in (300, 3300))
+        finally:
+            tracemalloc.stop()
+        assert many - few < 100_000  # 3,000 frames would be more than 300,000
+
+    def test_scope_ends_below_many_that_nobody_can_close(self):
+        def body():
+            outer, inner = session_scope("outer"), session_scope("inner")
+            outer.__enter__()
+            for number in range(300):
+                session_scope(f"s{number}").__enter__()
+            inner.__enter__()
+            outer.__exit__(None, None, None)
+            assert current_session_id() == "inner"
+            inner.__exit__(None, None, None)
+            assert current_session_id() == "s299"
+
+        contextvars.Context().run(body)
+
+    def test_scope_that_a_generator_in_a_cycle_left_open_is_closed(self):
+        class Agent:
+            def __init__(self):
+                self.steps = self.run()
+
+            def run(self):
+                with session_scope("a"):
+                    yield
+
+        next(Agent().steps)
+        gc.collect()
         assert current_session_id() is None
 
     def test_a_with_around_a_yield_leaks_as_documented(self):
