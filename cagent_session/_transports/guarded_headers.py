@@ -51,6 +51,11 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     request: weakref.ref[PreparedRequest] | None = None  #: weak, as the request holds the headers
     by_instrument = False  #: whether that was not an adapter of ours, but the patch of requests
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        # Other code may call type(headers)(...): it gets plain headers. guard() and with_store() do
+        # not come through here.
+        return _plain_class(cls)(*args, **kwargs)
+
     def copy(self) -> Any:
         if self.passage is not None and self.passage.is_open:
             return self._with(self.items(), None, self.passage)
@@ -65,7 +70,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
 
     def __reduce__(self) -> Any:
         # A response carries its request, and the process that unpickles it may lack this package.
-        return _plain_class(self), (list(self.items()),)
+        return _plain_class(type(self)), (list(self.items()),)
 
     def guarded_copy(self) -> GuardedHeaders:
         """Return a copy without the identifiers and without the gateway headers."""
@@ -86,7 +91,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
 
     def plain(self) -> Any:
         """Return a complete copy in the plain base class."""
-        return _plain_class(self)(self.items())
+        return _plain_class(type(self))(self.items())
 
     def are_callers_own(self, request: PreparedRequest) -> bool:
         """Return whether the caller set identifiers on ``request`` itself, not on one it copies."""
@@ -135,7 +140,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         so stamped session headers of such names come off, too. Those of other names stay, as this
         is still their origin.
         """
-        return _plain_class(self)(
+        return _plain_class(type(self))(
             item
             for item in self._without_gateway_headers()
             if not (is_stamped(item[1]) and lower(item[0]).startswith(PREFIX))
@@ -175,10 +180,9 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         left: tuple[Item, ...] | None,
         passage: Passage | None = None,
     ) -> GuardedHeaders:
-        made: GuardedHeaders = type(self)(items)
-        made.url, made.session_keys = self.url, self.session_keys
+        made = guard(_plain_class(type(self))(items), self.url, self.session_keys, passage)
         made.route, made.router = self.route, self.router
-        made.passage, made.left = passage, left
+        made.left = left
         return made
 
 
@@ -197,16 +201,18 @@ def guard(
     :param session_keys: the names of session headers, in lower case.
     :param passage: of the request that is about to be sent with them.
     """
-    plain: Any = _plain_class(headers) if isinstance(headers, GuardedHeaders) else type(headers)
+    plain: Any = type(headers)
+    if isinstance(headers, GuardedHeaders):
+        plain = _plain_class(plain)
     if not issubclass(plain, CaseInsensitiveDict | HTTPHeaderDict):
         plain = dict
     kind = _guarded_class(plain)
-    made: GuardedHeaders
+    new: Any = super(GuardedHeaders, kind).__new__
+    made: GuardedHeaders = new(kind)
     if plain is dict:
-        made = kind(headers.items())
+        made.update(headers.items())
     else:
         # The caller may hold the headers and set further ones, so both objects share their table.
-        made = kind.__new__(kind)
         made.__dict__.update(headers.__dict__)
         # Headers that were guarded before may have had these.
         made.left = made.request = None
@@ -261,5 +267,5 @@ def with_store(
     return made  # type: ignore[no-any-return]
 
 
-def _plain_class(headers: GuardedHeaders) -> Any:
-    return type(headers).__bases__[1]
+def _plain_class(kind: type[GuardedHeaders]) -> Any:
+    return kind.__bases__[1]
