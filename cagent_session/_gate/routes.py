@@ -55,8 +55,6 @@ class Library:
         header of that name.
     :param in_bytes: whether it keeps headers in bytes, as httpx does.
     :param make_name: makes a name that the library can set quickly, from its text.
-    :param adds_twice: whether the library adds a header beside one of the caller's whose name is
-        spelt otherwise.
     """
 
     def __init__(
@@ -66,11 +64,9 @@ class Library:
         replacements: Mapping[str, str] = {},
         in_bytes: bool = False,
         make_name: Callable[[str], str] = str,
-        adds_twice: bool = False,
     ) -> None:
         self.in_bytes = in_bytes
         self.make_name = make_name
-        self.adds_twice = adds_twice
         self.defaults = {
             key: tuple(value if value is None else self.text(value) for value in values)
             for key, values in defaults.items()
@@ -160,8 +156,8 @@ class Plan:
     def find(self, items: Sequence[Header]) -> Headers:
         """Return the headers whose values the gate reads, by names in lower case.
 
-        Of several with one name, the first counts whose value is not empty. If the library adds
-        headers twice, its own default gives way to a later one.
+        Of several with one name, the first counts whose value is neither empty nor the library's
+        default; without one, a default counts.
 
         :param items: all headers of a request.
         """
@@ -170,8 +166,8 @@ class Plan:
         found: Headers = {}
         for index, key in self.read:
             before = found[key][-1] if key in found else None
-            is_added = self.library.adds_twice and before in self.library.defaults.get(key, ())
-            if not before or is_added:
+            value = items[index][-1]
+            if not before or (value and before in self.library.defaults.get(key, ())):
                 found[key] = items[index]
         return found
 

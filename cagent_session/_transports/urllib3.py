@@ -55,7 +55,7 @@ else:
 _IS_VERSION_1 = __version__.startswith("1.")
 # urllib3 sends its own User-Agent where there is none, and this Accept to a proxy that forwards.
 _URLLIB3 = Library({"user-agent": (None,)})
-_OVER_A_PROXY = Library({"user-agent": (None,), "accept": ("*/*",)}, adds_twice=True)
+_OVER_A_PROXY = Library({"user-agent": (None,), "accept": ("*/*",)})
 
 
 class GatewayPool(_Pool):
