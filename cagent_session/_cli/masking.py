@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections import defaultdict
@@ -58,13 +59,26 @@ class Secrets:
 
 
 def spellings(values: Iterable[str]) -> set[str]:
-    """Return the words of some values, as they are and as URLs and JSON spell them."""
+    """Return the words of some values, as they are and as URLs, JSON and HTML spell them."""
     words = {word for value in values for word in [value, *value.split()] if len(word) >= SECRET}
-    return {
-        spelling
-        for word in words
-        for spelling in (word, quote(word, safe=""), json.dumps(word)[1:-1])
-    }
+    return {spelling for word in words for spelling in _spellings_of(word)}
+
+
+_ESCAPE = re.compile("%..")
+_IN_HTML = re.compile("[&<>]")
+
+
+def _spellings_of(word: str) -> Iterator[str]:
+    yield word
+    yield html.escape(word)
+    yield word.encode("latin-1", "replace").decode("utf-8", "replace")  # a header's bytes, as shown
+    for quoted in (quote(word), quote(word, safe="")):
+        yield quoted
+        yield _ESCAPE.sub(lambda escape: escape[0].lower(), quoted)
+    in_json = json.dumps(word)[1:-1]
+    yield in_json
+    yield in_json.replace("/", r"\/")  # by PHP
+    yield _IN_HTML.sub(lambda character: rf"\u{ord(character[0]):04x}", in_json)  # by Go
 
 
 def values_in_queries(urls: Iterable[str]) -> Iterator[str]:

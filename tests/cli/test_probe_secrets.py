@@ -128,6 +128,23 @@ def test_secrets_of_the_gateway_are_masked(capsys, name, value, shown):
     assert f"< {name}: {shown}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("secret", "said"),
+    [
+        ("hunter/2", rb"hunter\/2"),  # PHP's JSON
+        ("hunter&2", rb"hunter\u00262"),  # Go's JSON
+        ("hunter&2", b"hunter&amp;2"),
+        ("hunter/+2", b"hunter/%2B2"),
+        ("hunter/+2", b"hunter%2f%2b2"),
+        ("hunter-\xfc", b"hunter-\xfc"),
+    ],
+)
+def test_secrets_as_other_languages_spell_them_are_masked(capsys, secret, said):
+    with Server(lambda request: response(body=said)) as server:
+        assert probe(server.origin, "--forward", FORWARD, "--header", f"X-Any: {secret}") == 0
+    assert "\n***\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("secret", ["hunter/2", 'hunter"2', "hunter-\xfc"])
 def test_secrets_in_another_spelling_are_masked(capsys, recording_gateway, secret):
     recording_gateway.respond = lambda request: {"saw": secret}
