@@ -58,8 +58,7 @@ NO_SESSION = Lineage(None, is_deliberate=True)  # inside no_session()
 _T = TypeVar("_T")
 _Opening: TypeAlias = list[Any]  # [the opener, whether the scope is still to be closed]
 _Frame: TypeAlias = tuple[Lineage, _Opening, Any, int]
-_BY_NOBODY: _Opening = [None, False]
-_OUTERMOST: _Frame = (OUTSIDE, _BY_NOBODY, None, _ROOM)
+_OUTERMOST: _Frame = (OUTSIDE, [None, False], None, _ROOM)
 _frame: ContextVar[_Frame] = ContextVar("cagent_session", default=_OUTERMOST)
 
 
@@ -155,14 +154,19 @@ def exchange_frames(frame: Any = _OUTERMOST) -> Any:
 
 def call_in(lineage: Lineage, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
     """Return ``fn(*args, **kwargs)``, called in a scope that is closed by its end."""
-    # This is open_scope() and close_scope() in half the time: nothing but the end of the call can
-    # close this scope, so it needs no opener, and a token replaces the search for its frame.
-    outer = _frame_with_room()
-    token = _frame.set((lineage, _BY_NOBODY, outer, outer[3] - 1))
+    # This is open_scope() and suspend_scopes() in half the time: mostly, the call leaves the list
+    # as it was, and nobody has to search it.
+    outer, opener = _frame_with_room(), object()
+    frame = (lineage, [opener, True], outer, outer[3] - 1)
+    _frame.set(frame)
     try:
         return fn(*args, **kwargs)
     finally:
-        _frame.reset(token)
+        if _frame.get() is frame:
+            frame[1][1] = False
+            _frame.set(outer)
+        else:
+            suspend_scopes(opener)
         del args, kwargs  # a traceback must not keep what fn has let go of
 
 

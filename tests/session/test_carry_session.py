@@ -219,6 +219,19 @@ class TestThreadPoolExecutor:
         not_carried = ThreadPoolExecutor.submit.__wrapped__
         assert not_carried(pool, see).result() == (None,)
 
+    def test_scopes_that_a_call_closes_stay_closed(self, pool):
+        def body():
+            with session_scope("dead"):
+                yield
+
+        not_carried = ThreadPoolExecutor.submit.__wrapped__
+        steps = body()
+        assert not_carried(pool, lambda: next(steps)).result() is None
+        assert not_carried(pool, see).result() == ("dead",)  # as a with around a yield leaks
+        with session_scope("a"):
+            assert pool.submit(lambda: (steps.close(), see())[1]).result() == ("a",)
+        assert not_carried(pool, see).result() == (None,)
+
     def test_threads_that_are_no_pool_start_without_a_session(self):
         seen = []
         with session_scope("a"):
