@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import ItemsView, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from requests import PreparedRequest
@@ -239,7 +239,12 @@ class GuardedCaseInsensitiveDict(GuardedHeaders, CaseInsensitiveDict):  # type: 
     __copy__ = copy
 
     def items(self) -> Any:  # the plain code is Mapping's
-        return self._store.values()
+        return _Items(self)
+
+
+class _Items(ItemsView[str, Any]):
+    def __iter__(self) -> Any:
+        return iter(self._mapping._store.values())  # type: ignore[attr-defined]
 
 
 @functools.cache

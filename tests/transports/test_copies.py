@@ -806,6 +806,33 @@ class TestTheCallersRequest:
         http.send(prepared, stream=True).close()
         assert server.arrived[0].all("Accept-Encoding") == ["gzip, deflate", "br"]  # as without us
 
+    def test_a_class_of_request_with_slots(self, http, server: Server):
+        class Mine(requests.PreparedRequest):
+            __slots__ = ("tenant",)
+
+        class Reads(GatewayAdapter):
+            def add_headers(self, request, **options):
+                request.headers["X-Tenant"] = request.tenant
+
+        http.mount("http://", Reads(Gateway(server.origin, forward=FORWARD)))
+        mine = Mine()
+        mine.prepare("GET", server.origin)
+        mine.tenant = "a"
+        http.send(mine)
+        assert server.arrived[0].get("X-Tenant") == "a"
+
+    @pytest.mark.parametrize("kind", [dict, CaseInsensitiveDict, HTTPHeaderDict])
+    def test_items_are_compared_as_those_of_the_plain_class(self, http, server: Server, kind):
+        Gateway(server.origin, forward=FORWARD).mount(http)
+        prepared = http.prepare_request(requests.Request("GET", server.origin))
+        prepared.headers = kind({"X-A": "1", **MARKERS})
+        before = kind(prepared.headers).items()
+        sent = http.send(prepared).request
+        assert type(prepared.headers.items() & {("X-A", "1")}) is type(before & {("X-A", "1")})
+        for headers in (prepared.headers, sent.headers):
+            assert {"X-A": "1"}.items() <= headers.items()
+            assert (("x-a", "1") in headers.items()) == (("x-a", "1") in before)
+
     def test_a_class_of_request_that_sets_its_attributes_itself(self, http, server: Server):
         class Mine(requests.PreparedRequest):
             def __setattr__(self, name, value):
