@@ -410,7 +410,6 @@ def is_identifier(key: str, names: frozenset[str]) -> bool:
     return key.startswith(PREFIX) or key in names
 
 
-@functools.lru_cache(maxsize=1024)
 def identifiers_among(names: tuple[Any, ...], session_keys: frozenset[str]) -> tuple[Any, ...]:
     """Return those of the names of some headers that are names of identifiers.
 

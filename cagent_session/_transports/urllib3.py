@@ -399,6 +399,9 @@ def _stamped(headers: Mapping[str, Any], plan: Plan, stamp: Stamp, passage: Pass
     return made
 
 
+_identifiers_among = functools.lru_cache(maxsize=1024)(identifiers_among)
+
+
 def with_homes(router: Router, url: str, given: Any) -> Any:
     """Return a copy of the headers for one hop of a manager, or ``None`` if they may stay.
 
@@ -413,7 +416,7 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
         return None
     headers = _as_dict(given)
     names = names_of(headers)
-    if not identifiers_among(names, router.session_keys):
+    if not _identifiers_among(names, router.session_keys):
         return None
     earlier = passage_of(headers, headers.items())
     is_below_another = earlier is not None and earlier.is_open

@@ -1082,6 +1082,9 @@ def test_byte_and_text_are_never_compared():
         from cagent_session.integrations.httpx import GatewayTransport
         instrument(Gateway("http://gateway.example", forward="https://api.openai.com/v1"))
         GatewayTransport(Gateway("http://gateway.example", session_header="X-Session-ID"))
+        from cagent_session._gate.routes import BARE, Library, Plan
+        Plan(BARE, Library({}), ("host",))
+        Plan(BARE, Library({}, in_bytes=True), (b"host",))
     """
     command = [sys.executable, "-bb", "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
