@@ -50,7 +50,8 @@ class Gateway:
     :param model: the model's ID.
     :param model_name: the model's name in the agent's configuration.
     :param headers: further fixed headers for gateway-bound requests. They replace the HTTP
-        library's own defaults, and give way to what the caller of a request has set.
+        library's own defaults, and give way to what the caller of a request has set. A ``Cookie``
+        gives way to the client's cookie jar, too: put it into that.
     :param session_header: the name of the header that carries the session.
     :param parent_header: the name of the header that carries the session's parent; none by default.
     :param session_headers: further headers made from the session: a dict of names to templates
