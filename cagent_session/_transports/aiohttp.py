@@ -29,6 +29,7 @@ from .._gate.routes import (
     is_identifier,
     may_get_identifiers,
 )
+from .copying import shallow_copy
 
 if TYPE_CHECKING:
     from .httpx import Httpx
@@ -182,8 +183,7 @@ class Hops:
             for_proxy = _less(for_proxy, self._session_keys)
         if headers is request.headers and for_proxy is request.proxy_headers:
             return request
-        copied: ClientRequest = object.__new__(type(request))
-        copied.__dict__.update(request.__dict__)
+        copied = shallow_copy(request)
         copied.headers, copied.proxy_headers = headers, for_proxy
         return copied
 

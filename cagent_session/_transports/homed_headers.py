@@ -76,7 +76,7 @@ class HomedHeaders(dict[str, Any]):
     It lets a pool compare one home in place of one for each header.
     """
 
-    home: Any
+    home: Any = None
 
 
 class _SeveralOfOneName(HTTPHeaderDict):

@@ -29,6 +29,7 @@ from .._gate.routes import (
     may_get_identifiers,
 )
 from ..headers import FORWARD
+from .copying import shallow_copy
 
 # A header as httpx keeps it: the name, the name in lower case, the value.
 _Item: TypeAlias = tuple[bytes, bytes, bytes]
@@ -96,8 +97,7 @@ class Httpx:
         headers = self.less_stamp_of_another(router, request.headers, request.method, request.url)
         if headers is request.headers:
             return request
-        copied = _new(type(request))
-        copied.__dict__ = request.__dict__.copy()
+        copied = shallow_copy(request)
         copied.headers = headers
         return copied
 
@@ -145,10 +145,7 @@ class Httpx:
         stamp = gate(url, plan, plan.find(items), passage)
         if stamp is None:
             return request, None, None
-        # The plain code would be to make a Request. A copy shares everything else with the caller's
-        # request, also the stream, which can be read only once.
-        outgoing = _new(type(request))
-        outgoing.__dict__ = request.__dict__.copy()
+        outgoing = shallow_copy(request)
         outgoing.headers = self._stamped(items, plan, stamp, passage, request.headers)
         outgoing.headers.session_keys = route.session_keys
         if route.query:

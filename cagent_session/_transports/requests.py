@@ -6,7 +6,6 @@ request; ``guarded_headers.py`` says what becomes of the identifiers then.
 
 from __future__ import annotations
 
-import copy
 import functools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -33,6 +32,7 @@ from .._gate.routes import (
     lower,
     may_get_identifiers,
 )
+from .copying import shallow_copy
 from .guarded_headers import GuardedHeaders, Item, guard, replaced_by, with_store
 from .mappings import with_stamp
 
@@ -312,7 +312,7 @@ def _through_gate(
     # The caller may have set identifiers.
     if plan.callers_identifiers or (before is not None and not plan.keys.isdisjoint(session_keys)):
         _guard_callers_headers(request, before, session_keys, may_be_rebuilt)
-    outgoing = _shallow_copy(request)
+    outgoing = shallow_copy(request)
     outgoing.url = passage.url
     outgoing.headers = guarded = _stamped(headers, table, stamp, session_keys, passage)
     guarded.route, guarded.router = route, router
@@ -338,7 +338,7 @@ def _less_stamp_of_another(
     kept += [item for item in back if lower(item[0]) not in names]
     kinds: Any = (CaseInsensitiveDict, HTTPHeaderDict)
     kind: Any = next((each for each in kinds if isinstance(request.headers, each)), dict)
-    copied = _shallow_copy(request)
+    copied = shallow_copy(request)
     copied.headers = kind(kept)
     return copied
 
@@ -369,7 +369,7 @@ def _pass_on_judged(
     """
     headers = request.headers
     if not hasattr(headers, "__dict__"):  # a plain dict, or None
-        copied = _shallow_copy(request)
+        copied = shallow_copy(request)
         copied.headers = _DictWithAttributes(headers or ())  # type: ignore[assignment]
         response = _pass_on_judged(pass_on, router, copied, **options)
         if getattr(response, "request", None) is copied:
@@ -396,7 +396,7 @@ def _unbound(
         return request, None, None
     # urllib3 copies the headers to send them. Copies of guarded ones would lack identifiers that
     # the caller has set for this request, or may send to this origin.
-    outgoing = _shallow_copy(request)
+    outgoing = shallow_copy(request)
     callers_own = before.are_callers_own(request)
     outgoing.headers = before.plain() if callers_own else before.for_no_gateway()
     return outgoing, before, None
@@ -518,16 +518,3 @@ def _note_redirect(router: Router, sent: GuardedHeaders, response: Response) -> 
     if isinstance(location, str):
         in_session = any(sent.get(name) for name in sent.route.choosing_keys)
         note_redirect(router, sent.route, sent.url, location, in_session)
-
-
-def _shallow_copy(request: PreparedRequest) -> PreparedRequest:
-    """Return a copy that shares everything with ``request``.
-
-    The plain code would be the last line alone. That takes more than four times as long, as it goes
-    through ``__reduce_ex__``. ``request.copy()`` would also copy the cookie jar.
-    """
-    if type(request) is PreparedRequest:
-        copied = object.__new__(PreparedRequest)
-        copied.__dict__ = request.__dict__.copy()
-        return copied
-    return copy.copy(request)

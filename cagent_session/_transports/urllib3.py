@@ -155,7 +155,7 @@ class _InFlight(dict[str, Any]):
     for it there, and also serves where the gate set no value.
     """
 
-    passage: Passage
+    passage: Passage | None = None
 
     def copy(self) -> Any:
         made = type(self)(self)

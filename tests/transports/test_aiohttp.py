@@ -59,6 +59,29 @@ def get(url: str, *middlewares: object, **options: object) -> None:
     asyncio.run(main())
 
 
+def test_a_class_of_request_with_slots(server: Server, gateway: Gateway):
+    class Mine(aiohttp.ClientRequest):
+        __slots__ = ("tenant",)
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.tenant = "a"
+            super().__init__(*args, **options)
+
+        async def send(self, connection: Any) -> Any:
+            self.headers["X-Tenant"] = self.tenant
+            return await super().send(connection)
+
+    async def main() -> None:
+        client = aiohttp.ClientSession(middlewares=[GatewayMiddleware(gateway)], request_class=Mine)
+        async with client as http, http.get(gateway.endpoint("x")):
+            pass
+
+    with session_scope("s1"):
+        asyncio.run(main())
+    (arrived,) = server.arrived
+    assert (arrived.get("X-Tenant"), arrived.session_id) == ("a", "s1")
+
+
 @pytest.fixture(params=["middleware", "instrument"])
 def middlewares(request: pytest.FixtureRequest, gateway: Gateway) -> list[object]:
     if request.param == "middleware":

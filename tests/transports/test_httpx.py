@@ -54,6 +54,19 @@ class TestRequests:
                 assert answer.request is request  # the client's own doing
             assert (request.headers.raw, request.url, request.stream) == before
 
+    def test_a_class_of_request_with_slots(self):
+        class Mine(httpx.Request):
+            __slots__ = ("tenant",)
+
+        def say(request):
+            return httpx.Response(200, text=request.tenant + request.headers["x-cagent-session-id"])
+
+        mine = Mine("GET", GATEWAY.endpoint("x"))
+        mine.tenant = "a"
+        transport = GatewayTransport(GATEWAY, httpx.MockTransport(say))
+        with httpx.Client(transport=transport) as http, session_scope("s1"):
+            assert http.send(mine).text == "as1"
+
     def test_an_unbound_request_is_passed_on_itself(self):
         seen = []
 

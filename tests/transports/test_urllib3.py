@@ -187,6 +187,21 @@ class TestPools:
         assert second.target == "http://stranger.example/x"
         assert second.identifiers == {}
 
+    def test_a_class_that_copies_headers_by_their_class(self, server: Server):
+        class Pool(urllib3.HTTPConnectionPool):
+            def urlopen(self, method, url, body=None, headers=None, **options):
+                mine = type(headers)(headers)
+                mine["X-Mine"] = "1"
+                return super().urlopen(method, url, body, mine.copy(), **options)
+
+        gateway = Gateway(server.origin, forward=FORWARD)
+        with GatewayPoolManager(gateway) as http, session_scope("s1"):
+            http.pool_classes_by_scheme = {"http": Pool}
+            http.request("GET", gateway.endpoint("x"))
+            http.request("GET", gateway.endpoint("x"), headers={"X-Cagent-Model": "m"})
+        for arrived in server.arrived:
+            assert (arrived.get("X-Mine"), arrived.session_id) == ("1", "s1")
+
     def test_classes_that_are_put_in_later(self, server: Server):
         """As botocore does."""
 
