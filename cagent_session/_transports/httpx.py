@@ -66,6 +66,7 @@ class Httpx:
     def send(self, router: Router, request: Any, pass_on: Callable[[Any], Any]) -> Any:
         """Send ``request`` by ``pass_on``, or a stamped copy of it if it is gateway-bound."""
         outgoing, route, passage = self._through_gate(router, request)
+        sent = outgoing.headers  # a gate further down may take some off the outgoing request
         try:
             response = pass_on(outgoing)
         finally:
@@ -73,13 +74,14 @@ class Httpx:
                 passage.is_open = False
         if response.status_code // 100 != 3:
             return response
-        return self._redirected(router, request, outgoing, route, response)
+        return self._redirected(router, request, sent, route, response)
 
     async def send_async(
         self, router: Router, request: Any, pass_on: Callable[[Any], Awaitable[Any]]
     ) -> Any:
         """Do what :meth:`send` does, asynchronously."""
         outgoing, route, passage = self._through_gate(router, request)
+        sent = outgoing.headers  # a gate further down may take some off the outgoing request
         try:
             response = await pass_on(outgoing)
         finally:
@@ -87,7 +89,7 @@ class Httpx:
                 passage.is_open = False
         if response.status_code // 100 != 3:
             return response
-        return self._redirected(router, request, outgoing, route, response)
+        return self._redirected(router, request, sent, route, response)
 
     def without_stamp_of_another(self, router: Router, request: Any) -> Any:
         """Return ``request``, or a copy if a transport between ours has sent it elsewhere.
@@ -171,10 +173,11 @@ class Httpx:
         return headers
 
     def _redirected(
-        self, router: Router, request: Any, outgoing: Any, route: Route | None, response: Any
+        self, router: Router, request: Any, sent: Any, route: Route | None, response: Any
     ) -> Any:
         """Prepare ``request`` for its next hop, and log where that leads.
 
+        :param sent: the headers that were sent.
         :param route: the request's, if it was gateway-bound.
         """
         if not response.has_redirect_location:
@@ -182,7 +185,7 @@ class Httpx:
         target = self._target(request, response)
         self._take_off(request, None if route is None else route.session_keys, target)
         if route is not None:
-            in_session = any(outgoing.headers.get(name) for name in route.choosing_keys)
+            in_session = any(sent.get(name) for name in route.choosing_keys)
             note_redirect(router, route, str(request.url), target, in_session)
         return response
 

@@ -14,6 +14,7 @@ from cagent_session import (
     Gateway,
     bind_session,
     gateway_headers,
+    instrument,
     no_session,
     received_session,
     session_scope,
@@ -126,6 +127,17 @@ class TestARedirectToAnotherOriginOfTheHost:
         assert other.origin in message
         assert "hunter2" not in message
         assert [request.session_id for request in other.arrived] == [None, None]
+
+    def test_is_reported_at_a_later_hop_also_under_instrument(
+        self, transport: Transport, server: Server, warnings
+    ):
+        with Server() as other:
+            to = {"/1": "/2", "/2": other.origin}
+            server.respond = lambda request: redirect(308, to[request.path])
+            gateway = gateway_at(server)
+            with transport.open(gateway) as send, instrument(gateway), session_scope("s1"):
+                send("GET", f"{server.origin}/1")
+        assert len(warnings()) == 1
 
     def test_is_not_reported_outside_every_session(
         self, transport: Transport, server: Server, warnings
