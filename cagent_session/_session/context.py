@@ -15,10 +15,10 @@ from .scopes import (
     NO_SESSION,
     OUTSIDE,
     Lineage,
+    Opener,
     ResumableScopes,
     close_scope,
     current_lineage,
-    open_scope,
 )
 from .wrapping import wrap
 
@@ -94,11 +94,11 @@ _FRESH: Any = _Default("a fresh UUID4")
 _INFERRED: Any = _Default("the session outside")
 
 
-class _Scope(Generic[_ID]):
+class _Scope(Opener, Generic[_ID]):
     """Base class of :class:`session_scope` and :class:`no_session`.
 
-    A scope stores nothing about its entries in itself. One object can therefore be entered many
-    times, inside itself, and from many threads at once.
+    A scope stores nothing about its entries in itself, but that there was more than one. One object
+    can therefore be entered many times, inside itself, and from many threads at once.
     """
 
     def lineage_in(self, outside: Lineage) -> Lineage:
@@ -107,7 +107,7 @@ class _Scope(Generic[_ID]):
 
     def __enter__(self) -> _ID:
         lineage = self.lineage_in(current_lineage())
-        open_scope(lineage, self)
+        self._open(lineage)
         return cast(_ID, lineage.session)
 
     def __exit__(self, *exc_info: object) -> None:

@@ -13,10 +13,10 @@ from .ids import InvalidSessionID, check_session_id
 from .scopes import (
     OUTSIDE,
     Lineage,
+    Opener,
     ResumableScopes,
     call_in,
     current_lineage,
-    open_scope,
     suspend_scopes,
 )
 from .wrapping import WrappedCallable, runs_at_once, wrap_call
@@ -72,7 +72,7 @@ class _InLineage:
         return f"session {self._lineage.session!r}"
 
 
-class received_session:
+class received_session(Opener):
     """Run a ``with`` block in a session that came in from outside, or in none.
 
     For the worker of a queue, a consumer's loop, a serverless handler. Nothing is inferred from the
@@ -100,7 +100,7 @@ class received_session:
         self._lineage = received_lineage(session_id, parent, root)
 
     def __enter__(self) -> str | None:
-        open_scope(self._lineage, self)
+        self._open(self._lineage)
         return self._lineage.session
 
     def __exit__(self, *exc_info: object) -> None:

@@ -9,8 +9,8 @@ If each run of a job starts the next one inside its scope, the list grows with e
 
 - All copies of a frame share its ``opening``, which says whether the scope has been closed in one
   of the contexts. Nobody will close it in the others then.
-- ``room`` is the number of frames that may still be added to the frame. Then the list is searched
-  for frames that are out of reach.
+- ``room`` is how many frames may still be put on top of the frame. When none is left, the list is
+  searched for frames that are out of reach.
 """
 
 from __future__ import annotations
@@ -69,25 +69,17 @@ def current_lineage() -> Lineage:
 
 def open_scope(lineage: Lineage, opener: object) -> None:
     """Enter a scope inside those that are open."""
-    outer = _frame_with_room()
+    outer = _frame.get()
+    if not outer[3]:
+        outer = _within_reach(outer)
     _frame.set((lineage, [opener, True], outer, outer[3] - 1))
-
-
-def _frame_with_room() -> _Frame:
-    """Return the innermost frame, after making room if it has none."""
-    frame = _frame.get()
-    if not frame[3]:
-        frame = _within_reach(frame)
-        _frame.set(frame)
-    return frame
 
 
 def _within_reach(frame: _Frame) -> _Frame:
     """Return ``frame`` without those outer frames that can never become the innermost one again.
 
-    A frame becomes the innermost one when the scope inside it is closed. Where that one will not be
-    closed any more, the frame can only be removed itself; so it is out of reach if its own scope
-    will not be closed either.
+    A frame becomes the innermost one when the scope directly inside it is closed. If that will not
+    happen any more, nor will its own scope be closed, the frame stays covered for good.
     """
     kept: list[tuple[Lineage, _Opening]] = []
     inner_is_to_be_closed = True  # the innermost frame stays in any case
@@ -128,7 +120,8 @@ def suspend_scopes(opener: object) -> list[tuple[Lineage, _Opening]]:
             return []
         lineage, opening, frame, _ = frame
         nested.append((lineage, opening))
-    frame[1][1] = False
+    # Of a scope object that was entered again, no exit tells which entry it is for.
+    frame[1][1] = getattr(opener, "_was_entered_again", False)
     _frame.set(frame[2])
     nested.reverse()
     return nested
@@ -154,20 +147,25 @@ def exchange_frames(frame: Any = _OUTERMOST) -> Any:
 
 def call_in(lineage: Lineage, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
     """Return ``fn(*args, **kwargs)``, called in a scope that is closed by its end."""
-    # This is open_scope() and suspend_scopes() in half the time: mostly, the call leaves the list
-    # as it was, and nobody has to search it.
-    outer, opener = _frame_with_room(), object()
-    frame = (lineage, [opener, True], outer, outer[3] - 1)
-    _frame.set(frame)
+    opener = object()
+    open_scope(lineage, opener)
     try:
         return fn(*args, **kwargs)
     finally:
-        if _frame.get() is frame:
-            frame[1][1] = False
-            _frame.set(outer)
-        else:
-            suspend_scopes(opener)
+        suspend_scopes(opener)
         del args, kwargs  # a traceback must not keep what fn has let go of
+
+
+class Opener:
+    """Base class of a context manager that opens a scope, and that may be entered several times."""
+
+    _was_entered = _was_entered_again = False
+
+    def _open(self, lineage: Lineage) -> None:
+        """Enter a scope, for ``__exit__`` to close."""
+        self._was_entered_again = self._was_entered
+        self._was_entered = True
+        open_scope(lineage, self)
 
 
 class ResumableScopes:
