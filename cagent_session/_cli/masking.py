@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import re
@@ -70,15 +71,19 @@ _IN_HTML = re.compile("[&<>]")
 
 def _spellings_of(word: str) -> Iterator[str]:
     yield word
-    yield html.escape(word)
-    yield word.encode("latin-1", "replace").decode("utf-8", "replace")  # a header's bytes, as shown
+    with contextlib.suppress(UnicodeEncodeError):  # then it is in no header
+        yield word.encode("latin-1").decode("utf-8", "replace")
+    in_html = html.escape(word)
+    yield in_html
+    yield in_html.replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
     for quoted in (quote(word), quote(word, safe="")):
         yield quoted
         yield _ESCAPE.sub(lambda escape: escape[0].lower(), quoted)
-    in_json = json.dumps(word)[1:-1]
-    yield in_json
-    yield in_json.replace("/", r"\/")  # by PHP
-    yield _IN_HTML.sub(lambda character: rf"\u{ord(character[0]):04x}", in_json)  # by Go
+    for is_ascii in (True, False):
+        in_json = json.dumps(word, ensure_ascii=is_ascii)[1:-1]
+        yield in_json
+        yield in_json.replace("/", r"\/")  # by PHP
+        yield _IN_HTML.sub(lambda found: rf"\u{ord(found[0]):04x}", in_json)  # by Go
 
 
 def values_in_queries(urls: Iterable[str]) -> Iterator[str]:

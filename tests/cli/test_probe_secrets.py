@@ -133,7 +133,9 @@ def test_secrets_of_the_gateway_are_masked(capsys, name, value, shown):
     [
         ("hunter/2", rb"hunter\/2"),  # PHP's JSON
         ("hunter&2", rb"hunter\u00262"),  # Go's JSON
+        ("h\xfcnter&2", b"h\xc3\xbcnter\\u00262"),
         ("hunter&2", b"hunter&amp;2"),
+        ("hunter'2", b"hunter&#39;2"),
         ("hunter/+2", b"hunter/%2B2"),
         ("hunter/+2", b"hunter%2f%2b2"),
         ("hunter-\xfc", b"hunter-\xfc"),
@@ -143,6 +145,12 @@ def test_secrets_as_other_languages_spell_them_are_masked(capsys, secret, said):
     with Server(lambda request: response(body=said)) as server:
         assert probe(server.origin, "--forward", FORWARD, "--header", f"X-Any: {secret}") == 0
     assert "\n***\n" in capsys.readouterr().out
+
+
+def test_question_marks_are_shown(capsys):
+    with Server(lambda request: response(body=b"what??????")) as server:
+        assert probe(f"{server.origin}/?key={'%E2%82%AC' * 6}", "--forward", FORWARD) == 0
+    assert "\nwhat??????\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("secret", ["hunter/2", 'hunter"2', "hunter-\xfc"])
