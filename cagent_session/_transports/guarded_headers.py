@@ -273,4 +273,4 @@ def with_store(
 
 
 def _plain_class(kind: type[GuardedHeaders]) -> Any:
-    return kind.__bases__[1]
+    return kind.__mro__[kind.__mro__.index(GuardedHeaders) + 1]

@@ -792,6 +792,7 @@ class TestTheCallersRequest:
         again = sent.copy()
         again.headers = type(sent.headers)({"X-B": "2"})
         assert again.headers.copy() == {"X-B": "2"}
+        assert type("Mine", (type(sent.headers),), {})({"X-B": "2"}) == {"X-B": "2"}
         if is_gated:
             http.send(again)
         else:
