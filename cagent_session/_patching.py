@@ -91,7 +91,7 @@ def _inherited(owner: type, name: str) -> Any:
     def inherited(self: Any, *args: Any, **kwargs: Any) -> Any:
         return getattr(super(owner, self), name)(*args, **kwargs)
 
-    # pickle finds a method by these.
+    # pickle looks the method up by these two.
     inherited.__module__, inherited.__qualname__ = owner.__module__, f"{owner.__qualname__}.{name}"
     return inherited
 

@@ -157,7 +157,7 @@ class Plan:
         """Return the headers whose values the gate reads, by names in lower case.
 
         Of several with one name, the first counts whose value is neither empty nor the library's
-        default; without one, a default counts.
+        default; if there is none, a default, or else an empty one.
 
         :param items: all headers of a request.
         """
