@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 _KNOWN = 32  # ancestors that are kept with their parents, so that an endless chain stays small
@@ -57,6 +57,7 @@ NO_SESSION = Lineage(None, is_deliberate=True)  # inside no_session()
 
 _T = TypeVar("_T")
 _Opening: TypeAlias = list[Any]  # [the opener, whether the scope is still to be closed]
+_Nested: TypeAlias = tuple[Lineage, _Opening]
 _Frame: TypeAlias = tuple[Lineage, _Opening, Any, int]
 _OUTERMOST: _Frame = (OUTSIDE, [None, False], None, _ROOM)
 _frame: ContextVar[_Frame] = ContextVar("cagent_session", default=_OUTERMOST)
@@ -69,10 +70,25 @@ def current_lineage() -> Lineage:
 
 def open_scope(lineage: Lineage, opener: object) -> None:
     """Enter a scope inside those that are open."""
-    outer = _frame.get()
-    if not outer[3]:
-        outer = _within_reach(outer)
-    _frame.set((lineage, [opener, True], outer, outer[3] - 1))
+    opening = [opener, True]
+    while True:
+        start = outer = _frame.get()
+        if not outer[3]:
+            outer = _within_reach(outer)
+        if _replaced(start, (lineage, opening, outer, outer[3] - 1)):
+            return
+
+
+def _replaced(start: _Frame, frame: _Frame) -> bool:
+    """Make ``frame`` the innermost one, if ``start`` still is, and return whether it was.
+
+    The garbage collector may run in between, and close a generator with a scope that is open here.
+    """
+    before = _frame.set(frame).old_value
+    if before is start or before is Token.MISSING:
+        return True
+    _frame.set(before)
+    return False
 
 
 def _within_reach(frame: _Frame) -> _Frame:
@@ -81,7 +97,7 @@ def _within_reach(frame: _Frame) -> _Frame:
     A frame becomes the innermost one when the scope directly inside it is closed. If that will not
     happen any more, nor will its own scope be closed, the frame stays covered for good.
     """
-    kept: list[tuple[Lineage, _Opening]] = []
+    kept: list[_Nested] = []
     inner_is_to_be_closed = True  # the innermost frame stays in any case
     while frame is not _OUTERMOST:
         lineage, opening, frame, _ = frame
@@ -103,36 +119,54 @@ def close_scope(opener: object) -> None:
     Scopes may end out of order, or in another context than they began in, as an ordinary ``with``
     in a generator can. The scopes inside the one that ends stay open.
     """
-    if nested := suspend_scopes(opener):
-        reopen_scopes(nested)
+    while True:
+        start = _frame.get()
+        found, nested = _search(start, opener)
+        if found is None or _replaced(start, _with_nested(found[2], nested)):
+            return
 
 
-def suspend_scopes(opener: object) -> list[tuple[Lineage, _Opening]]:
+def suspend_scopes(opener: object) -> list[_Nested]:
     """Leave the innermost scope that ``opener`` opened and everything nested in it.
 
-    :returns: the nested scopes as (lineage, opening), outermost first; empty, also where ``opener``
-        has no open scope here.
+    :returns: the nested scopes, outermost first; empty, also where ``opener`` has no open scope
+        here.
     """
-    nested: list[tuple[Lineage, _Opening]] = []
-    frame = _frame.get()
+    while True:
+        start = _frame.get()
+        found, nested = _search(start, opener)
+        if found is None:
+            return []
+        if _replaced(start, found[2]):
+            return nested
+
+
+def reopen_scopes(nested: list[_Nested]) -> None:
+    """Enter the scopes that :func:`suspend_scopes` has left."""
+    while True:
+        start = _frame.get()
+        if _replaced(start, _with_nested(start, nested)):
+            return
+
+
+def _search(frame: _Frame, opener: object) -> tuple[_Frame | None, list[_Nested]]:
+    """Return the innermost frame of ``opener``, and the scopes nested in it, outermost first."""
+    nested: list[_Nested] = []
     while frame[1][0] is not opener:
         if frame is _OUTERMOST:
-            return []
+            return None, []
         lineage, opening, frame, _ = frame
         nested.append((lineage, opening))
     # Of a scope object that was entered again, no exit tells which entry it is for.
     frame[1][1] = getattr(opener, "_was_entered_again", False)
-    _frame.set(frame[2])
     nested.reverse()
-    return nested
+    return frame, nested
 
 
-def reopen_scopes(nested: list[tuple[Lineage, _Opening]]) -> None:
-    """Enter the scopes that :func:`suspend_scopes` has left."""
-    frame = _frame.get()
+def _with_nested(frame: _Frame, nested: list[_Nested]) -> _Frame:
     for lineage, opening in nested:
         frame = (lineage, opening, frame, max(frame[3] - 1, 0))
-    _frame.set(frame)
+    return frame
 
 
 def exchange_frames(frame: Any = _OUTERMOST) -> Any:
@@ -179,7 +213,7 @@ class ResumableScopes:
 
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage
-        self._nested: list[tuple[Lineage, _Opening]] = []
+        self._nested: list[_Nested] = []
 
     def __enter__(self) -> None:
         open_scope(self._lineage, self)

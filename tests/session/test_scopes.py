@@ -24,6 +24,7 @@ from cagent_session import (
     no_session,
     session_scope,
 )
+from cagent_session._session import scopes
 
 
 class TestScope:
@@ -178,6 +179,31 @@ class TestScope:
             with session_scope("main"):
                 context = contextvars.copy_context()
             assert context.run(body) == "main"
+
+    @pytest.mark.parametrize("during", ["_search", "_with_nested"])
+    def test_scope_that_a_finalizer_closes_meanwhile_stays_closed(self, monkeypatch, during):
+        def body():
+            with session_scope("dead"):
+                yield
+
+        original = getattr(scopes, during)
+
+        def with_collection(*args):
+            result = original(*args)
+            monkeypatch.undo()
+            steps.close()  # as the garbage collector may, at any moment
+            return result
+
+        outer, inner = session_scope("outer"), session_scope("inner")
+        outer.__enter__()
+        steps = body()
+        next(steps)
+        inner.__enter__()
+        monkeypatch.setattr(scopes, during, with_collection)
+        outer.__exit__(None, None, None)
+        assert current_session_id() == "inner"
+        inner.__exit__(None, None, None)
+        assert current_session_id() is None
 
     def test_scope_ends_below_many_that_nobody_can_close(self):
         def body():
