@@ -21,7 +21,7 @@ from ..headers import (
 #: In lower case, what every header of docker-agent's protocol begins with.
 PREFIX = "x-cagent-"
 
-_is_name = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _is_value = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
 
 # Each table below says why a name cannot be configured, by the name in lower case.
@@ -128,16 +128,17 @@ def _check_is_not_taken(what: str, name: str, taken: Collection[str]) -> None:
 def check_name(what: str, name: str) -> None:
     """Raise if ``name`` cannot be a header's name.
 
-    A whole header may have been given by mistake, with a secret after the colon. So the error shows
-    nothing from the first colon or space on.
+    A whole header may have been given by mistake, ``"X-Key: secret"`` or ``"X-Key=secret"``. So the
+    error shows nothing from the first character on that no name can have.
     """
     if not isinstance(name, str):
         raise TypeError(f"{what} must be a str, not {type(name).__name__}")
-    if not _is_name(name):
-        shown = re.split(r"[:\s]", name, maxsplit=1)[0]
+    if not _NAME.fullmatch(name):
+        found = _NAME.match(name)
+        shown = found[0] if found else ""
         cut = "..." if shown != name else ""
         raise ValueError(
-            f"{what} {shown[:60]!a}{cut} is not a valid header name: write the name alone, in "
+            f"{what} {shown[:60]!r}{cut} is not a valid header name: write the name alone, in "
             "letters, digits and hyphens"
         )
 

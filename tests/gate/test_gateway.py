@@ -213,6 +213,14 @@ class TestOtherArguments:
         with pytest.raises(TypeError, match="must be a str"):
             Gateway(GOOD, forward=FORWARD, **options)
 
+    @pytest.mark.parametrize(
+        "name", ["X-A: hunter2", "X-A=hunter2", '"X-A":"hunter2"', "X-A\uff1ahunter2", "a/hunter2=="]
+    )
+    def test_error_for_a_name_shows_no_secret(self, name: str):
+        with pytest.raises(ValueError, match="is not a valid header name") as caught:
+            Gateway(GOOD, forward=FORWARD, headers={name: ""})
+        assert "hunter2" not in str(caught.value)
+
     @pytest.mark.parametrize("headers", ["X-A: hunter2", ["X-A: hunter2"], 5])
     def test_headers_that_are_no_dict(self, headers):
         with pytest.raises(TypeError, match="headers must be a dict of names and values, not a"):
