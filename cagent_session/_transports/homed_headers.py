@@ -116,13 +116,12 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
         made.update(_texts_with_home(plan.callers_identifiers, values, origin))
         made.home = origin
         return made
+    identifiers = frozenset(plan.callers_identifiers)
     earlier = passage_of(headers, headers.items())
     is_open = earlier is not None and earlier.is_open
     items = [
         (name, value)
-        if not origin
-        or name not in plan.callers_identifiers
-        or (is_open and belongs_to_open(value))
+        if not origin or name not in identifiers or (is_open and belongs_to_open(value))
         else (name, _with_home(value, origin))
         for name, value in headers.items()
     ]
