@@ -214,7 +214,7 @@ class TestOtherArguments:
             Gateway(GOOD, forward=FORWARD, **options)
 
     @pytest.mark.parametrize(
-        "name", ["X-A: hunter2", "X-A=hunter2", '"X-A":"hunter2"', "X-A\uff1ahunter2", "a/hunter2=="]
+        "name", ["X-A: hunter2", "X-A=hunter2", '"X-A":"hunter2"', "X-A\uff1ahunter2", "/hunter2=="]
     )
     def test_error_for_a_name_shows_no_secret(self, name: str):
         with pytest.raises(ValueError, match="is not a valid header name") as caught:
