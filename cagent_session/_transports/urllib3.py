@@ -198,7 +198,7 @@ def send(
         earlier = passage_of(headers, headers.items())
         if _has_passed(earlier, method, url, router, layer):
             return pass_on(method, target, *args, **kwargs)
-        headers = _for_this_attempt(router, headers, url, earlier)
+        headers = _for_this_attempt(router, headers, url, target, earlier)
     # A manager follows redirects itself, and passes False to its pools.
     follows = kwargs.get("redirect", True)
     headers, passage = _through_gate(router, pool, headers, method, url, layer, follows)
@@ -236,7 +236,7 @@ def send_switched_off(
         url, earlier = full_url(pool, base, target), passage_of(given, given.items())
         router = Router()
         if earlier is not None and not _has_passed(earlier, method, url, router, "patch"):
-            headers = _for_this_attempt(router, given, url, earlier)
+            headers = _for_this_attempt(router, given, url, target, earlier)
             args, kwargs = _with_headers(headers, args, kwargs)
     return pass_on(method, target, *args, **kwargs)
 
@@ -354,17 +354,19 @@ def names_of(headers: Any) -> tuple[Any, ...]:
 
 
 def _for_this_attempt(
-    router: Router, headers: Any, url: str, earlier: Passage | None
+    router: Router, headers: Any, url: str, target: str, earlier: Passage | None
 ) -> Mapping[str, Any]:
     """Return ``headers`` less what is for an earlier attempt, or for another origin.
 
+    :param url: of the attempt; empty if it is doubtful where the pool sends that.
+    :param target: a path, or a full URL.
     :param earlier: the passage in the headers: of an earlier attempt, or of a request that was
         stamped further up and is now sent with another method or URL.
     """
     is_open = earlier is not None and earlier.is_open
     # The pool follows a redirect itself, from inside the attempt that was redirected.
     if is_open and earlier.layer and not urls.same_origin(earlier.url, url):  # type: ignore[union-attr]
-        _note_redirect(router, earlier, url, headers)  # type: ignore[arg-type]
+        _note_redirect(router, earlier, url or target, headers)  # type: ignore[arg-type]
     if isinstance(headers, GuardedHeaders) and not may_get_identifiers(headers.url, url):
         return headers.guarded_copy()  # the URL was changed below an adapter of requests
     origin = origin_of(url)

@@ -9,9 +9,11 @@ from collections.abc import Callable
 import pytest
 from support.transports import Transport
 from support.wire import Server, redirect, response
+from urllib3.exceptions import HostChangedError
 
 from cagent_session import (
     Gateway,
+    GatewayPoolManager,
     bind_session,
     gateway_headers,
     instrument,
@@ -157,6 +159,16 @@ class TestARedirectToAnotherOriginOfTheHost:
                 headers = gateway_headers(FORWARD) | {"X-Cagent-Session-Id": "mine"}
                 send("GET", server.origin, headers)
         assert len(warnings()) == 1
+
+    def test_is_reported_by_a_pool_that_follows_it(self, server: Server, warnings):
+        server.respond = lambda request: redirect(308, "http://127.0.0.1:9/x")
+        gateway = gateway_at(server)
+        with GatewayPoolManager(gateway) as http, session_scope("s1"):
+            pool = http.connection_from_url(gateway.url)
+            with pytest.raises(HostChangedError):
+                pool.urlopen("GET", "/")
+        (message,) = warnings()
+        assert "http://127.0.0.1:9" in message
 
     def test_other_redirects_are_no_warnings(self, transport: Transport, server: Server, warnings):
         with Server() as other:
