@@ -803,9 +803,10 @@ class TestTheCallersRequest:
     def test_an_encoding_under_a_name_in_bytes(self, http, server: Server):
         http.mount("http://", GatewayAdapter())
         prepared = http.prepare_request(requests.Request("GET", server.origin, headers=MARKERS))
+        default = prepared.headers["Accept-Encoding"]
         prepared.headers[b"Accept-Encoding"] = b"br"
         http.send(prepared, stream=True).close()
-        assert server.arrived[0].all("Accept-Encoding") == ["gzip, deflate", "br"]  # as without us
+        assert server.arrived[0].all("Accept-Encoding") == [default, "br"]  # as without us
 
     def test_a_class_of_request_with_slots(self, http, server: Server):
         class Mine(requests.PreparedRequest):
