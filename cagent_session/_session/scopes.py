@@ -94,8 +94,8 @@ def _replaced(start: _Frame, frame: _Frame) -> bool:
 def _within_reach(frame: _Frame) -> _Frame:
     """Return ``frame`` without those outer frames that can never become the innermost one again.
 
-    A frame becomes the innermost one when the scope directly inside it is closed. If that will not
-    happen any more, nor will its own scope be closed, the frame stays covered for good.
+    A frame becomes the innermost one when the scope directly inside it is closed. If neither that
+    scope nor its own will be closed any more, the frame stays covered for good.
     """
     kept: list[_Nested] = []
     inner_is_to_be_closed = True  # the innermost frame stays in any case
@@ -150,7 +150,10 @@ def reopen_scopes(nested: list[_Nested]) -> None:
 
 
 def _search(frame: _Frame, opener: object) -> tuple[_Frame | None, list[_Nested]]:
-    """Return the innermost frame of ``opener``, and the scopes nested in it, outermost first."""
+    """Find the innermost frame of ``opener``, and note in its opening that it is being closed.
+
+    :returns: the frame, or ``None``; and the scopes nested in it, outermost first.
+    """
     nested: list[_Nested] = []
     while frame[1][0] is not opener:
         if frame is _OUTERMOST:
