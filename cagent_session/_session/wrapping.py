@@ -160,7 +160,39 @@ def _wrap_function(fn: Function, scopes_for: ScopesFor) -> Function:
 
 
 def _wrap_generator(fn: Function, scopes_for: ScopesFor) -> Function:
-    return _drive_stepwise(lambda *args, **kwargs: (scopes_for(args, kwargs), fn(*args, **kwargs)))
+    def start(*args: Any, **kwargs: Any) -> Any:
+        scopes = scopes_for(args, kwargs)
+        return scopes, _GeneratorSteps(scopes, fn, args, kwargs)
+
+    return _drive_stepwise(start)
+
+
+class _GeneratorSteps:
+    """The steps of a generator that ends in its scopes even if nobody drives it to its end.
+
+    Python closes what is dropped: the driver, and the generator once more, if it went on yielding
+    when the driver was closed. In a reference cycle the generator may come before its driver, but
+    not before this object, which is made at the same moment.
+    """
+
+    _generator: Any = None  # as long as the arguments have not been accepted
+
+    def __init__(
+        self,
+        scopes: AbstractContextManager[object, None],
+        fn: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._scopes = scopes
+        self._generator = generator = fn(*args, **kwargs)
+        self.send = generator.send
+        self.throw = generator.throw
+
+    def __del__(self) -> None:
+        if self._generator is not None:
+            with self._scopes:
+                self._generator.close()
 
 
 def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:

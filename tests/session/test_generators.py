@@ -96,6 +96,47 @@ class TestGenerators:
             assert current_session_id() == "caller"
         assert seen == ["body"]
 
+    def test_finally_runs_in_session_in_a_cycle_that_is_older_than_the_body(self):
+        """The collector takes young objects first, and a body is made at the first step."""
+        seen = []
+
+        @session_scope("body")
+        def body():
+            try:
+                yield
+            finally:
+                seen.append(current_session_id())
+
+        cycle = [body()]
+        cycle.append(cycle)
+        gc.collect(0)
+        next(cycle[0])
+        with session_scope("caller"):
+            del cycle
+            gc.collect()
+            assert current_session_id() == "caller"
+        assert seen == ["body"]
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_finally_runs_in_session_in_a_body_that_yields_when_it_is_dropped(self):
+        seen = []
+
+        @session_scope("body")
+        def body():
+            try:
+                with contextlib.suppress(GeneratorExit):
+                    yield
+                yield
+            finally:
+                seen.append(current_session_id())
+
+        with session_scope("caller"):
+            steps = body()
+            next(steps)
+            del steps
+            assert current_session_id() == "caller"
+        assert seen == ["body"]
+
     def test_two_generators_iterated_alternately_stay_apart(self):
         @session_from("name")
         def body(name):
