@@ -265,5 +265,21 @@ if getattr(sys.flags, "thread_inherit_context", False):
 
     patch(threading, "Thread.start", _start_without_session)
 
+if sys.version_info < (3, 12):
+    # The collector may run in the midst of ContextVar.set(). If it closes a generator there whose
+    # scopes set a variable, too, Python frees the mapping that the outer set() is still reading,
+    # and crashes. So the mapping is kept.
+    import gc
+    from collections import deque
+    from contextvars import Context, copy_context
+
+    _mappings: deque[Context] = deque(maxlen=4)  # a finalizer may need the next collection at once
+
+    def _keep_mapping(phase: str, _: object) -> None:
+        if phase == "start":
+            _mappings.append(copy_context())
+
+    gc.callbacks.append(_keep_mapping)
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

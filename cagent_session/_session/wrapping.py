@@ -162,45 +162,16 @@ def _wrap_function(fn: Function, scopes_for: ScopesFor) -> Function:
 def _wrap_generator(fn: Function, scopes_for: ScopesFor) -> Function:
     def start(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
-        return scopes, _GeneratorSteps(scopes, fn, args, kwargs)
+        return scopes, _Steps(scopes, fn, args, kwargs)
 
     return _drive_stepwise(start)
 
 
-class _GeneratorSteps:
-    """The steps of a generator that ends in its scopes even if nobody drives it to its end.
-
-    Python closes what is dropped: the driver, and the generator once more, if it went on yielding
-    when the driver was closed. In a reference cycle the generator may come before its driver, but
-    not before this object, which is made at the same moment.
-    """
-
-    _generator: Any = None  # as long as the arguments have not been accepted
-
-    def __init__(
-        self,
-        scopes: AbstractContextManager[object, None],
-        fn: Function,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
-        self._scopes = scopes
-        self._generator = generator = fn(*args, **kwargs)
-        self.send = generator.send
-        self.throw = generator.throw
-
-    def __del__(self) -> None:
-        if self._generator is not None:
-            with self._scopes:
-                self._generator.close()
-
-
 def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:
-    drive = types.coroutine(
-        _drive_stepwise(
-            lambda *args, **kwargs: (scopes_for(args, kwargs), _steps_of(fn(*args, **kwargs)))
-        )
-    )
+    def begin(*args: Any, **kwargs: Any) -> Any:
+        return _steps_of(fn(*args, **kwargs))
+
+    drive = types.coroutine(_wrap_generator(begin, scopes_for))
 
     # Returning drive itself would do, but inspect takes only an async def for a coroutine function.
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -219,6 +190,34 @@ def _steps_of(awaitable: Any) -> Any:
 
 def _as_generator(steps: Any) -> Any:
     return (yield from steps)
+
+
+class _Steps:
+    """The steps of a generator or coroutine that ends in its scopes, even when nobody drives it.
+
+    Python closes what it drops: the driver, and the body once more, if the body went on when the
+    driver was closed. In a reference cycle, it may come to the body before the driver, but not
+    before this object, which is made at the same moment as the body.
+    """
+
+    def __init__(
+        self,
+        scopes: AbstractContextManager[object, None],
+        begin: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self._scopes = scopes
+        body = begin(*args, **kwargs)
+        self.send, self.throw = body.send, body.throw
+
+    def __del__(self) -> None:
+        with self._scopes:
+            self.send = self.throw = _raise  # nothing else refers to the body, so this drops it
+
+
+def _raise(exc: BaseException) -> Any:
+    raise exc
 
 
 def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
@@ -288,7 +287,7 @@ def _drive_stepwise(start: Function) -> Function:
                 except StopIteration as stop:
                     return stop.value
                 finally:
-                    argument = None
+                    step = argument = None
                 try:
                     argument = yield items.pop()
                     step = body.send

@@ -8,6 +8,7 @@ import contextvars
 import gc
 import inspect
 import sys
+import types
 import unittest.mock
 
 import pytest
@@ -93,6 +94,29 @@ class TestCoroutines:
             return await asyncio.create_task(child())
 
         assert asyncio.run(body()) == "body"
+
+    def test_a_body_that_does_not_end_when_it_is_dropped_stays_in_session(self, monkeypatch):
+        monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # pytest's keeps the generator
+        seen = []
+
+        @types.coroutine
+        def pause():
+            yield
+
+        @session_scope("body")
+        async def body():
+            while True:
+                seen.append(current_session_id())
+                with contextlib.suppress(GeneratorExit):
+                    await pause()
+
+        with session_scope("caller"):
+            coroutine = body()
+            coroutine.send(None)
+            del coroutine
+            assert current_session_id() == "caller"
+        assert len(seen) > 1
+        assert set(seen) == {"body"}
 
     @pytest.mark.parametrize("end", ["return", "raise", "cancel"])
     def test_nothing_is_kept_alive(self, end):
