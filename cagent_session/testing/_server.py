@@ -34,7 +34,9 @@ _Answering: TypeAlias = Callable[[RecordedRequest], Answer]
 
 _is_session_value = re.compile(rf"[!-~](?:[ -~]{{0,{MAX_ID - 2}}}[!-~])?").fullmatch
 _is_header = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\r\n\0]*)?\r?\n").fullmatch
-_has_control = re.compile(rb"[\x00-\x1f\x7f]").search
+# http.server splits the line at whatever a str takes for white space, \x85 and \xa0 included.
+_is_request_line = re.compile(rb"[^\0-\x20\x7f\x85\xa0][^\0-\x1f\x7f\x85\xa0]*\r?\n").fullmatch
+_is_chunk_line = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\r\n\0]*)?\r?\n").fullmatch
 
 
 class _Refused(Exception):
@@ -136,12 +138,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _serve
 
     def parse_request(self) -> bool:
-        # http.server splits the line at whatever a str takes for white space, \x1c and \xa0
-        # included, and closes the connection without an answer if nothing is left.
-        line = self.raw_requestline.rstrip(b"\r\n")
-        if _has_control(line) or not line.decode("latin-1").split():
+        if not _is_request_line(self.raw_requestline):
             self.command = self.requestline = self.path = ""
-            self.send_error(400, "the request line is empty, or has control characters")
+            self.send_error(400, "the request line is malformed")
             return False
         stream, head = self.rfile, _Head(self.rfile)
         self.rfile = cast(BufferedIOBase, head)
@@ -260,7 +259,11 @@ class _Handler(BaseHTTPRequestHandler):
             if length is not None or encoding.lower() != "chunked":
                 raise _Refused(400, "the length of the body is not clear")
             return self._read_chunks()
-        return self._read_exactly(0 if length is None else self._number(length, 10), MAX_BODY)
+        if length is None:
+            return b""
+        if not re.fullmatch("[0-9]{1,16}", length):
+            raise _Refused(400, "the length of the body is not a number")
+        return self._read_exactly(int(length), MAX_BODY)
 
     def _read_chunks(self) -> bytes:
         body = bytearray()
@@ -275,7 +278,10 @@ class _Handler(BaseHTTPRequestHandler):
         line = self.rfile.readline(MAX_CHUNK_LINE + 1)
         if len(line) > MAX_CHUNK_LINE:
             raise _Refused(400, "the line before a chunk is too long")
-        return self._number(line.decode("latin-1").partition(";")[0].strip(" \t\r\n"), 16)
+        size = _is_chunk_line(line)
+        if not size:
+            raise _Refused(400, "a chunk of the body is malformed")
+        return int(size[1], 16)
 
     def _skip_trailers(self) -> None:
         for _ in range(MAX_TRAILERS + 1):
@@ -287,11 +293,6 @@ class _Handler(BaseHTTPRequestHandler):
             if not line.strip(b"\r\n"):
                 return
         raise _Refused(431, "there are too many trailers")
-
-    def _number(self, digits: str, base: int) -> int:
-        if not re.fullmatch("[0-9]{1,16}" if base == 10 else "[0-9A-Fa-f]{1,16}", digits):
-            raise _Refused(400, "the length of the body is not a number")
-        return int(digits, base)
 
     def _read_exactly(self, size: int, limit: int) -> bytes:
         if size > limit:
