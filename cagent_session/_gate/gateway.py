@@ -107,7 +107,7 @@ class Gateway:
                 "gateway URL must be a str, not NoneType: if it is optional, set it in the "
                 "environment and write Gateway.from_env(...), which returns None without it"
             )
-        urls.check("gateway URL", self.url)
+        urls.check_gateway("gateway URL", self.url)
         for what in ("headers", "session_headers"):
             copied = MappingProxyType(checked_dict(what, getattr(self, what)))
             object.__setattr__(self, what, copied)  # the dataclass is frozen
@@ -197,7 +197,7 @@ class Gateway:
         for variable in ENVIRONMENT:
             url = os.environ.get(variable, "").strip()
             if url:
-                urls.check(variable, url)
+                urls.check_gateway(variable, url)
                 return make(url)
         make("http://localhost")  # a mistake shows up on machines without a gateway, too
         logging.getLogger("cagent_session").debug(

@@ -198,7 +198,7 @@ class Route:
         self.origin = parts.origin
         #: The path that all URLs of the gateway begin with, without a slash at its end.
         #: It is often empty.
-        self.path = urls.canonical(parts.path.rstrip("/"))
+        self.path = urls.comparable(parts.path.rstrip("/"))
         self.place: Place = self.origin, self.path
         self.segments = urls.decoded_segments(parts.path) or []
         self.query = [(_query_name(pair), pair) for pair in parts.query.split("&") if pair]
@@ -231,7 +231,7 @@ class Route:
             return False
         return not self.path or (
             not urls.has_dot_segment(parts.path)
-            and f"{urls.canonical(parts.path)}/".startswith(f"{self.path}/")
+            and f"{urls.comparable(parts.path)}/".startswith(f"{self.path}/")
         )
 
     def warn_once(self, what: str, message: str) -> None:

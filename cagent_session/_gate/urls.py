@@ -10,8 +10,9 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from ipaddress import IPv6Address
 from typing import NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 _HOST = r"\[[0-9A-Fa-f:.]+\]|(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?"
 _match = re.compile(
@@ -97,14 +98,26 @@ def is_printable(url: str) -> bool:
     return url.isprintable() and " " not in url
 
 
-def canonical(path: str) -> str:
-    """Return a path or query with its percent escapes in the spelling that RFC 3986 prefers."""
+def canonical(part: str, plain: str = "-._~") -> str:
+    """Return a path or query with its percent escapes in the spelling that RFC 3986 prefers.
+
+    :param plain: the characters besides letters and digits that are not escaped.
+    """
 
     def spell(escape: re.Match[str]) -> str:
         character = chr(int(escape[1], 16))
-        return character if re.match(r"[A-Za-z0-9._~-]", character) else escape[0].upper()
+        is_plain = re.match("[A-Za-z0-9]", character) or character in plain
+        return character if is_plain else escape[0].upper()
 
-    return re.sub(r"%([0-9A-Fa-f]{2})", spell, path)
+    return re.sub(r"%([0-9A-Fa-f]{2})", spell, part)
+
+
+def comparable(path: str) -> str:
+    """Return a path in a spelling in which two are equal if a library may send one for the other.
+
+    yarl, and so aiohttp, decodes many more escapes than RFC 3986 asks for.
+    """
+    return canonical(path, "-._~!$&'()*,:;=@")
 
 
 def has_dot_segment(path: str) -> bool:
@@ -167,6 +180,33 @@ def check(what: str, url: str) -> Parts:
             return parts
         problem = "has a host that is not valid"
     raise ValueError(f"{what} {problem}: {_shown(url)}")
+
+
+def check_gateway(what: str, url: str) -> Parts:
+    """Do what :func:`check` does, and see that no library spells the host or the path otherwise.
+
+    What a library sends would not be the gateway's then.
+    """
+    parts = check(what, url)
+    host = parts.origin.host
+    if host.startswith("["):
+        address = _shortest(host.strip("[]"))
+        if address is None:
+            raise ValueError(f"{what} has an IPv6 address that is not valid")
+        if host != f"[{address}]":
+            raise ValueError(f"{what} spells its IPv6 address in an unusual way: write [{address}]")
+    odd = re.search(r'["<>^`{|}\[\]]', parts.path)
+    if odd:
+        raise ValueError(f"{what} has {odd[0]!r} in its path: write {quote(odd[0])}")
+    return parts
+
+
+def _shortest(address: str) -> str | None:
+    """Return an IPv6 address as yarl writes it, or ``None`` if it is not valid."""
+    try:
+        return IPv6Address(address).compressed
+    except ValueError:
+        return None
 
 
 def _problem(url: str) -> str | None:

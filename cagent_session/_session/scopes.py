@@ -63,6 +63,33 @@ _OUTERMOST: _Frame = (OUTSIDE, [None, False], None, _ROOM)
 _frame: ContextVar[_Frame] = ContextVar("cagent_session", default=_OUTERMOST)
 
 
+if sys.version_info >= (3, 12):
+    _set = _frame.set
+else:
+    # The collector may run in the midst of ContextVar.set(). If it closes a generator there whose
+    # scopes set a variable, too, Python frees the mapping that the outer set() is still reading,
+    # and crashes. So such mappings are kept for a while.
+    import gc
+    from collections import deque
+    from contextvars import Context, copy_context
+
+    _collections: deque[list[Context]] = deque(maxlen=4)  # for a finalizer may start the next one
+    _is_collecting = False
+
+    def _note_collection(phase: str, _: object) -> None:
+        global _is_collecting
+        _is_collecting = phase == "start"
+        if _is_collecting:
+            _collections.append([])
+
+    gc.callbacks.append(_note_collection)
+
+    def _set(frame: _Frame) -> Token[_Frame]:
+        if _is_collecting:
+            _collections[-1].append(copy_context())
+        return _frame.set(frame)
+
+
 def current_lineage() -> Lineage:
     """Return the session that is running this code, with its known ancestors."""
     return _frame.get()[0]
@@ -84,10 +111,10 @@ def _replaced(start: _Frame, frame: _Frame) -> bool:
 
     The garbage collector may run in between, and close a generator with a scope that is open here.
     """
-    before = _frame.set(frame).old_value
+    before = _set(frame).old_value
     if before is start or before is Token.MISSING:
         return True
-    _frame.set(before)
+    _set(before)
     return False
 
 
@@ -178,7 +205,7 @@ def exchange_frames(frame: Any = _OUTERMOST) -> Any:
     :returns: the frame that is left now.
     """
     left = _frame.get()
-    _frame.set(frame)
+    _set(frame)
     return left
 
 
@@ -264,22 +291,6 @@ if getattr(sys.flags, "thread_inherit_context", False):
     from .._patching import patch
 
     patch(threading, "Thread.start", _start_without_session)
-
-if sys.version_info < (3, 12):
-    # The collector may run in the midst of ContextVar.set(). If it closes a generator there whose
-    # scopes set a variable, too, Python frees the mapping that the outer set() is still reading,
-    # and crashes. So the mapping is kept.
-    import gc
-    from collections import deque
-    from contextvars import Context, copy_context
-
-    _mappings: deque[Context] = deque(maxlen=4)  # a finalizer may need the next collection at once
-
-    def _keep_mapping(phase: str, _: object) -> None:
-        if phase == "start":
-            _mappings.append(copy_context())
-
-    gc.callbacks.append(_keep_mapping)
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)

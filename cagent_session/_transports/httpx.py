@@ -132,7 +132,7 @@ class Httpx:
             )
         url, route = request.url, BARE
         # str() composes the URL anew, so that is done for the hosts of gateways alone.
-        if router.hosts and url.raw_host in router.hosts_in_bytes:
+        if router.hosts and url.raw_host.lower() in router.hosts_in_bytes:
             url = str(url)
             route = router.route(url)
         items = self._items_of(request.headers)

@@ -13,7 +13,7 @@ from requests.sessions import SessionRedirectMixin
 
 from .._gate import urls
 from .._gate.gateway import Gateway
-from .._gate.routes import BARE, Place, Router
+from .._gate.routes import Place, Router
 from .requests import GatewayAdapter, GatewayMixin
 
 _log = logging.getLogger("cagent_session")
@@ -31,14 +31,15 @@ class _Mounts(Router):
         super().__init__(*gateways)
         #: the adapters with settings of their own, by the place of their gateway
         self.adapters: dict[Place, HTTPAdapter] = {}
-        #: a list that all origins on one requests.Session share, of what is mounted at each
-        self.origins: list[_Mounts] = []
+        #: a gateway for each place at which there ever was one on this requests.Session, whatever
+        #: its origin
+        self.everywhere = Router()
 
     def knows(self, url: str) -> bool:
-        return any(mounts.route(url) is not BARE for mounts in self.origins)
+        return self.everywhere.knows(url)
 
     def __reduce__(self) -> Any:
-        state = {"adapters": self.adapters, "origins": self.origins}
+        state = {"adapters": self.adapters, "everywhere": self.everywhere}
         return _Mounts, tuple(self.gateways.values()), state
 
 
@@ -100,10 +101,10 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     # these gateways with each other, and check() with those that are mounted.
     for each in Router(*known, gateway).gateways.values():
         mounts.check(each)
-    if not mounts.gateways:
-        mounts.origins.append(mounts)
     for each in (*known, gateway):
         mounts.add(each)
+        if each._route.place not in mounts.everywhere.gateways:
+            mounts.everywhere.add(each)
     # By the id() of the adapter behind: one that has several prefixes gets one of ours.
     gates: dict[int, _MountedAdapter] = {}
 
@@ -140,7 +141,8 @@ def _mount_own(
     An adapter at the gateway's path shows the settings of ``own``. Where a URL is spelt such that
     requests picks another adapter of ours, that one finds ``own`` in ``mounts``.
     """
-    path = gateway._route.path.lstrip("/")
+    _, path, _, _ = urls.check("gateway URL", gateway.url)
+    path = urls.canonical(path.strip("/"))  # as requests spells it
     made: _MountedAdapter | None = None
     for origin in origins:
         before = session.get_adapter(origin + path)
@@ -168,7 +170,7 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
     made = _Mounts()
     for adapter in session.adapters.values():
         if isinstance(adapter, _MountedAdapter):
-            made.origins = adapter._mounts.origins
+            made.everywhere = adapter._mounts.everywhere
             break
     return made
 

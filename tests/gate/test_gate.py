@@ -64,6 +64,18 @@ class TestTheFourRows:
         assert arrived.identifiers == expected
         assert arrived.get("User-Agent") == OUR_AGENT
 
+    @pytest.mark.parametrize(
+        "path",
+        ["/me%40corp", "/a%3Ab", "/a%2cb(%29", "/a%2Bb+", "/a%3Bb;c", "/%7Eu", "/a%2Fb"],
+    )
+    def test_a_gateway_marks_its_own_however_the_library_spells_its_path(
+        self, transport: Transport, server: Server, path: str
+    ):
+        gateway = gateway_at(server, path)
+        with transport.open(gateway) as send, session_scope("s1"):
+            send("GET", gateway.endpoint("v1/models"))
+        assert server.arrived[0].session_id == "s1"
+
     def test_a_gateway_marks_nothing_else(self, transport: Transport, server: Server):
         with Server() as other, transport.open(gateway_at(server, "/prefix")) as send:
             with session_scope("s1"):

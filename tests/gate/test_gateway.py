@@ -93,6 +93,28 @@ class TestURLs:
             assert caught.value.__context__ is None
 
     @pytest.mark.parametrize(
+        ("url", "says"),
+        [
+            ("https://gateway.example/{tenant}", "has '{' in its path: write %7B"),
+            ("https://gateway.example/a|b", "has '|' in its path: write %7C"),
+            ("http://[0:0:0:0:0:0:0:1]:8080", "write [::1]"),
+            ("http://[2001:DB8::0:1]/x", "write [2001:db8::1]"),
+            ("http://[::1::]/", "has an IPv6 address that is not valid"),
+        ],
+    )
+    def test_those_that_libraries_send_in_another_spelling_are_refused(
+        self, url, says, monkeypatch
+    ):
+        """What arrives would not be the gateway's, and would lack its session without a word."""
+        with pytest.raises(ValueError, match="gateway URL") as caught:
+            Gateway(url, forward=FORWARD)
+        assert says in str(caught.value)
+        monkeypatch.setenv("DOCKER_AGENT_MODELS_GATEWAY", url)
+        with pytest.raises(ValueError, match="DOCKER_AGENT_MODELS_GATEWAY"):
+            Gateway.from_env(forward=FORWARD)
+        assert Gateway(GOOD, forward=url)
+
+    @pytest.mark.parametrize(
         "url",
         [
             "https://u:hunter2@g.example:x/",
@@ -326,6 +348,8 @@ class TestOwns:
             ("https://gateway.example/prefix", "https://gateway.example/prefix/100%"),
             ("https://gateway.example/prefix", "https://gateway.example/%70refix/x"),
             ("https://gateway.example/a%c3%bc", "https://gateway.example/a%C3%BC/x"),
+            ("https://gateway.example/me%40a%2c", "https://gateway.example/me@a,/x"),
+            ("https://gateway.example/me@a,", "https://gateway.example/me%40a%2C/x"),
             ("https://Gateway.Example/P", "https://gateway.example/P/x"),
         ],
     )

@@ -16,6 +16,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from support.lifetime import Item, Watch
 
 from cagent_session import (
     InvalidSessionID,
@@ -231,6 +232,18 @@ class TestScope:
         next(Agent().steps)
         gc.collect()
         assert current_session_id() is None
+
+    def test_a_collection_keeps_no_values_of_other_variables_alive(self):
+        other = contextvars.ContextVar("other")
+
+        def body():
+            value = Item()
+            other.set(value)
+            gc.collect(0)
+            return Watch(value)
+
+        watch = contextvars.copy_context().run(body)
+        assert watch.is_gone
 
     def test_a_with_around_a_yield_leaks_as_documented(self):
         def body():

@@ -67,6 +67,13 @@ class TestRequests:
         with httpx.Client(transport=transport) as http, session_scope("s1"):
             assert http.send(mine).text == "as1"
 
+    @pytest.mark.parametrize("host", ["[FD00::A]", "GATEWAY.example"])
+    def test_a_host_in_capitals(self, host: str):
+        gateway = Gateway(f"http://{host}", forward=FORWARD)
+        transport = GatewayTransport(gateway, httpx.MockTransport(echo))
+        with httpx.Client(transport=transport) as http, session_scope("s1"):
+            assert http.get(gateway.endpoint("x")).json()["x-cagent-session-id"] == "s1"
+
     def test_an_unbound_request_is_passed_on_itself(self):
         seen = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import pickle
 import subprocess
@@ -13,6 +14,7 @@ import httpx
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
+from support.lifetime import Watch
 from support.wire import Server, redirect, response
 
 from cagent_session import Gateway, GatewayAdapter, session_scope
@@ -217,6 +219,19 @@ class TestTheSamePlace:
         http.mount("https://", GatewayAdapter(Gateway("https://gateway.example", forward=OPENAI)))
         with pytest.raises(ValueError, match="two different gateways"):
             Gateway("https://gateway.example", forward=ANTHROPIC).mount(http)
+
+
+def test_a_session_that_is_dropped_takes_its_adapters_along(server: Server):
+    """And so their connections, at once: no cycle keeps them for the collector."""
+    gc.disable()
+    try:
+        http = requests.Session()
+        Gateway(server.origin, forward=OPENAI).mount(http, max_retries=2)
+        watches = [Watch(adapter.poolmanager) for adapter in http.adapters.values()]
+        del http
+        assert all(watch.is_gone for watch in watches)
+    finally:
+        gc.enable()
 
 
 def test_a_session_with_several_can_be_pickled_and_copied(http, server: Server):
