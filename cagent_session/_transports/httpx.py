@@ -11,6 +11,7 @@ are taken off the caller's request when a redirect to another origin arrives.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -193,7 +194,7 @@ class Httpx:
         """Do what :meth:`send` does after a redirect, for a request that aiohttp's patch judged."""
         if not self.knows(request) or not response.has_redirect_location:
             return
-        route = router.route(str(request.url)) if router.hosts else BARE
+        route = router.route(_read_by_yarl(str(request.url))) if router.hosts else BARE
         forward = request.headers.get(FORWARD)
         session_keys = route.session_keys if is_bound(forward, route) else None
         self._take_off(request, session_keys, self._target(request, response))
@@ -235,6 +236,15 @@ class Httpx:
             made._list, made._encoding = items, like._encoding
             return made
         return self._headers_class([(name, value) for name, _, value in items], like.encoding)
+
+
+def _read_by_yarl(url: str) -> str:
+    """Return ``url`` as aiohttp hands it to its patch: without user info, IPv6 addresses short."""
+    yarl = sys.modules.get("yarl")
+    try:
+        return url if yarl is None else str(yarl.URL(url).with_user(None))
+    except ValueError:
+        return url
 
 
 def _without_identifiers(items: list[_Item], names: frozenset[str]) -> list[_Item]:

@@ -574,6 +574,22 @@ class TestHttpxOverAiohttp:
             assert server.arrived[0].session_id == "s1"
             assert stranger.arrived[0].identifiers == {}
 
+    @pytest.mark.parametrize("host", ["user:pw@[::1]", "[0:0:0:0:0:0:0:1]"])
+    def test_the_callers_identifiers_stay_where_aiohttp_reads_the_url_otherwise(self, host: str):
+        async def main() -> None:
+            transport = AiohttpTransport()
+            async with httpx.AsyncClient(transport=transport, follow_redirects=True) as http:
+                no_auth = httpx.Auth()  # httpx would make a header of the user info
+                url = f"http://{host}:{server.port}/x"
+                await http.get(url, headers={"X-Cagent-Model": "m"}, auth=no_auth)
+
+        with Server() as stranger, Server(host="::1") as server, session_scope("s1"):
+            server.respond = lambda request: redirect(307, stranger.origin)
+            with instrument(Gateway(server.origin, forward=FORWARD)):
+                asyncio.run(main())
+        assert server.arrived[0].session_id == "s1"
+        assert stranger.arrived[0].identifiers == {}
+
     def test_the_callers_identifiers_stay_also_below_a_wrapper(self, server: Server, gateway):
         class Wrapper(httpx.AsyncBaseTransport):
             def __init__(self) -> None:
