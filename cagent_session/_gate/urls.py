@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import re
-import unicodedata
 from ipaddress import IPv6Address
 from typing import NamedTuple
 from urllib.parse import quote, unquote
@@ -247,14 +246,14 @@ def _authority_and_path(url: str) -> tuple[str, str]:
 def _shown(url: str) -> str:
     """Return a refused URL for an error, without anything that could be a password."""
     authority, _ = _authority_and_path(url)
-    if "@" in _decoded(url) or not _is_plain_authority(authority):
+    if _hides_at_sign(url) or not _is_plain_authority(authority):
         return "(not shown, it may hold a password)"
     shown = re.split(r"[?#]", url)[0]
     return ascii(shown[:100]) + ("..." if shown != url or len(shown) > 100 else "")
 
 
-def _decoded(url: str) -> str:
-    """Return ``url`` decoded as far as it goes, so that no spelling can hide an ``@``."""
+def _hides_at_sign(url: str) -> bool:
+    """Return whether there is an ``@`` in ``url``, however spelt: escaped, fullwidth or small."""
     for _ in range(_ROUNDS):
         url = html.unescape(unquote(url))
-    return unicodedata.normalize("NFKC", url)  # a fullwidth @ counts as one
+    return re.search("[@\uff20\ufe6b]", url) is not None

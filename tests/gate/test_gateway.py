@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import logging
 import pickle
+import time
 
 import httpx
 import pytest
@@ -134,6 +135,13 @@ class TestURLs:
         with pytest.raises(ValueError, match="URL") as caught:
             Gateway(url, forward=FORWARD)
         assert "ter2" not in str(caught.value)
+
+    def test_a_long_one_is_refused_in_a_second(self):
+        """Unicode's normal form of many combining marks takes time that grows with its square."""
+        start = time.process_time()
+        with pytest.raises(ValueError, match="fragment"):
+            Gateway(GOOD, forward=FORWARD).endpoint("%CC%95%CC%80" * 40_000 + "#")
+        assert time.process_time() - start < 2
 
     @pytest.mark.parametrize(
         "url",
