@@ -8,7 +8,7 @@ have to come off at another origin.
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import aiohttp
@@ -59,10 +59,20 @@ def _over_aiohttp(httpx: Httpx) -> Library:
 class InFlightHeaders(CIMultiDict[str]):
     """The headers of a gateway-bound request, while it is being sent."""
 
-    passage: Passage
-    session_keys: frozenset[str]  #: the names of session headers, in lower case
+    passage: Passage | None = None  #: copies of another kind have it in their values
+    session_keys: frozenset[str] = frozenset()  #: the names of session headers, in lower case
     #: the headers that the stamp has replaced or removed
-    replaced: tuple[tuple[Any, str], ...]
+    replaced: tuple[tuple[Any, str], ...] = ()
+
+    def copy(self) -> InFlightHeaders:
+        return self.with_items(self.items())
+
+    def with_items(self, items: Iterable[tuple[str, str]]) -> InFlightHeaders:
+        """Return other headers of the same request."""
+        made = InFlightHeaders(items)
+        made.passage, made.session_keys = self.passage, self.session_keys
+        made.replaced = self.replaced
+        return made
 
 
 class Hops:
@@ -211,16 +221,13 @@ def _less(
 
     :param has_stamp: whether the gate has set some of them, which stay.
     """
-    made = type(headers)(
+    kept = [
         item
         for item in headers.items()
         if not is_identifier(item[0].lower(), session_keys)
         or (has_stamp and belongs_to_open(item[1]))
-    )
-    if isinstance(headers, InFlightHeaders) and isinstance(made, InFlightHeaders):
-        made.passage, made.session_keys = headers.passage, headers.session_keys
-        made.replaced = headers.replaced
-    return made
+    ]
+    return headers.with_items(kept) if isinstance(headers, InFlightHeaders) else type(headers)(kept)
 
 
 def _as_http(url: str) -> str:

@@ -298,10 +298,6 @@ def _through_gate(
         note_unbound(url)
         return (request, None, None) if before is None else _unbound(request, before)
     plan, table, by_name = _read(headers, route, _STREAMED if stream else _REQUESTS)
-    if may_be_rebuilt and before is not None:
-        earlier = passage_in(headers.items())
-        if earlier is not None and earlier.covers(request.method, url):
-            return request, None, None
     passage = Passage(request.method, route.with_query(url), router)
     stamp = gate(url, plan, by_name, passage)
     if stamp is None:

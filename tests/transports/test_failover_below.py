@@ -109,22 +109,36 @@ def _over_httpx(library: Any, ours: Any) -> Callable[..., None]:
     return get
 
 
-def _over_aiohttp(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
-    async def failover(request: Any, handler: Any) -> Any:
-        request.headers = CIMultiDict(rebuild(list(request.headers.items())))
-        request.url = aiohttp.client.URL(elsewhere)
-        request.update_host(request.url)
-        return await handler(request)
+def _of_their_class(headers: Any, items: list[tuple[Any, Any]]) -> Any:
+    return type(headers)(items)
 
-    async def main() -> None:
-        middlewares = (for_aiohttp.GatewayMiddleware(gateway), failover)
-        async with (
-            aiohttp.ClientSession(middlewares=middlewares) as http,
-            http.get(url, headers=CALLERS) as answer,
-        ):
-            await answer.read()
 
-    asyncio.run(main())
+def _copied(headers: Any, items: list[tuple[Any, Any]]) -> Any:
+    copied = headers.copy()
+    for name in copied.keys() - {name for name, _ in items}:
+        copied.popall(name)
+    return copied
+
+
+def _over_aiohttp(make: Callable[[Any, list[tuple[Any, Any]]], Any]) -> Callable[..., None]:
+    def get(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
+        async def failover(request: Any, handler: Any) -> Any:
+            request.headers = make(request.headers, rebuild(list(request.headers.items())))
+            request.url = aiohttp.client.URL(elsewhere)
+            request.update_host(request.url)
+            return await handler(request)
+
+        async def main() -> None:
+            middlewares = (for_aiohttp.GatewayMiddleware(gateway), failover)
+            async with (
+                aiohttp.ClientSession(middlewares=middlewares) as http,
+                http.get(url, headers=CALLERS) as answer,
+            ):
+                await answer.read()
+
+        asyncio.run(main())
+
+    return get
 
 
 @pytest.fixture
@@ -141,7 +155,9 @@ LIBRARIES = [
     pytest.param(_over_requests_by_urllib3, id="requests-by-urllib3"),
     pytest.param(_over_httpx(httpx, for_httpx), id="httpx"),
     pytest.param(_over_httpx(httpx2, for_httpx2), id="httpx2"),
-    pytest.param(_over_aiohttp, id="aiohttp"),
+    pytest.param(_over_aiohttp(lambda headers, items: CIMultiDict(items)), id="aiohttp"),
+    pytest.param(_over_aiohttp(_of_their_class), id="aiohttp-of-their-class"),
+    pytest.param(_over_aiohttp(_copied), id="aiohttp-copied"),
 ]
 
 
@@ -328,6 +344,27 @@ def test_keeps_the_stamp_of_a_gateway_inside_one_that_instrument_has(server: Ser
     (arrived,) = server.arrived
     seen = [arrived.get(name) for name in ("X-Session-ID", "X-Outer", "X-Api-Key")]
     assert (arrived.path, seen) == ("/inner/x", ["s1", None, "KEY"])
+
+
+def test_gets_the_stamp_of_the_gateway_that_it_comes_back_to(server: Server, stranger: Server):
+    one = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
+    other = Gateway(stranger.origin, session_header="X-Session-ID", headers={"X-Api-Key": "OTHER"})
+
+    class Failover(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            for gateway in (one, other, one):
+                request = request.copy()
+                request.url = gateway.url
+                response = super().send(request, *args, **options)
+            return response
+
+    with requests.Session() as http, instrument(one, other), session_scope("s1"):
+        http.mount("http://", Failover())
+        one.mount(http)
+        http.get(one.url, timeout=10)
+    arrived = [*server.arrived, *stranger.arrived]
+    assert [each.get("X-Session-ID") for each in arrived] == ["s1"] * 3
+    assert [each.get("X-Api-Key") for each in arrived] == ["KEY", "KEY", "OTHER"]
 
 
 def test_leaves_the_stamp_behind_for_a_gateway_that_only_the_session_has(server: Server):
