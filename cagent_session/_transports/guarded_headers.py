@@ -247,7 +247,7 @@ class _Items(ItemsView[str, Any]):
         return iter(self._mapping._store.values())  # type: ignore[attr-defined]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _guarded_class(plain: type) -> Any:
     if plain is CaseInsensitiveDict:
         return GuardedCaseInsensitiveDict

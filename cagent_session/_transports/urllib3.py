@@ -475,7 +475,7 @@ def _base_of(scheme: str, host: str, port: int | None) -> str:
     return base if port in (None, urls.DEFAULT_PORTS.get(scheme)) else f"{base}:{port}"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _with_gate(pool_class: Any) -> Any:
     """Return a subclass of a pool's class that stamps each attempt."""
     if issubclass(pool_class, GatewayPool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 import urllib3
+from support.lifetime import Watch
 from support.wire import Proxy, Server, redirect, response
 from urllib3._collections import HTTPHeaderDict
 from urllib3.util import Retry
@@ -517,6 +519,23 @@ class TestProxies:
                 assert [request.session_id for request in server.arrived] == ["s1", "s1"]
             (arrived,) = stranger.arrived
         assert arrived.identifiers == {}
+
+
+def test_does_not_keep_every_class_of_pools_that_it_has_met():
+    """A program may make a class in each call of a function."""
+
+    def watched() -> Watch:
+        class Pool(urllib3.HTTPConnectionPool):
+            pass
+
+        with GatewayPoolManager() as http:
+            http.pool_classes_by_scheme = {"http": Pool}
+            http.connection_from_url("http://gateway.example")
+        return Watch(Pool)
+
+    watches = [watched() for _ in range(600)]
+    gc.collect()
+    assert sum(watch.is_gone for watch in watches) > 300
 
 
 def test_takes_what_the_plain_ones_take():
