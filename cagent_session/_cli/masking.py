@@ -60,8 +60,16 @@ class Secrets:
 
 
 def spellings(values: Iterable[str]) -> set[str]:
-    """Return the words of some values, as they are and as URLs, JSON and HTML spell them."""
-    words = {word for value in values for word in [value, *value.split()] if len(word) >= SECRET}
+    """Return the words of some values, as they are and as URLs, JSON and HTML spell them.
+
+    A value without its first word counts as one, too: ``Bearer`` may have been that.
+    """
+    words = {
+        word
+        for value in values
+        for word in [value, *value.split(maxsplit=1), *value.split()]
+        if len(word) >= SECRET
+    }
     return {spelling for word in words for spelling in _spellings_of(word)}
 
 

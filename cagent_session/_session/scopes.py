@@ -68,25 +68,28 @@ if sys.version_info >= (3, 12):
 else:
     # The collector may run in the midst of ContextVar.set(). If it closes a generator there whose
     # scopes set a variable, too, Python frees the mapping that the outer set() is still reading,
-    # and crashes. So such mappings are kept for a while.
+    # and crashes. So a copy of the context keeps that mapping for a while.
     import gc
     from collections import deque
     from contextvars import Context, copy_context
 
-    _collections: deque[list[Context]] = deque(maxlen=4)  # for a finalizer may start the next one
-    _is_collecting = False
+    _interrupted: Context | None = None  # by the collection that is running
+    # Of the last collections, if they closed scopes: a finalizer may have started the next one.
+    _kept: deque[Context | None] = deque(maxlen=4)
 
     def _note_collection(phase: str, _: object) -> None:
-        global _is_collecting
-        _is_collecting = phase == "start"
-        if _is_collecting:
-            _collections.append([])
+        global _interrupted
+        if phase == "start":
+            _interrupted = copy_context()
+            _kept.append(None)
+        else:
+            _interrupted = None
 
     gc.callbacks.append(_note_collection)
 
     def _set(frame: _Frame) -> Token[_Frame]:
-        if _is_collecting:
-            _collections[-1].append(copy_context())
+        if _interrupted is not None:
+            _kept[-1] = _interrupted
         return _frame.set(frame)
 
 

@@ -10,6 +10,7 @@ import inspect
 import subprocess
 import sys
 import threading
+import tracemalloc
 import types
 from concurrent.futures import ThreadPoolExecutor
 
@@ -160,6 +161,26 @@ for _ in range(10_000):
         pass
 """
         subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+
+    def test_a_collection_that_closes_many_takes_no_memory(self):
+        @session_scope("body")
+        def body(cycle):
+            yield
+
+        def leave_in_cycles(number):
+            for _ in range(number):
+                cycle = []
+                cycle.append(body(cycle))
+                next(cycle[0])
+            gc.collect()
+
+        leave_in_cycles(10)
+        tracemalloc.start()
+        try:
+            leave_in_cycles(1000)
+            assert tracemalloc.get_traced_memory()[0] < 100_000  # bytes
+        finally:
+            tracemalloc.stop()
 
     def test_two_generators_iterated_alternately_stay_apart(self):
         @session_from("name")
