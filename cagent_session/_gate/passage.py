@@ -82,6 +82,7 @@ class StampedBytes(bytes):
     """The same as :class:`Stamped` for httpx, which keeps headers in bytes."""
 
     passage: Passage | None = None
+    replaces: tuple[str, bytes] | None = None
 
     def __reduce__(self) -> Any:
         return bytes, (bytes(self),)

@@ -66,6 +66,7 @@ class Httpx:
 
     def send(self, router: Router, request: Any, pass_on: Callable[[Any], Any]) -> Any:
         """Send ``request`` by ``pass_on``, or a stamped copy of it if it is gateway-bound."""
+        request = self._without_stamp_of_another(router, request)
         outgoing, route, passage = self._through_gate(router, request)
         sent = outgoing.headers  # a gate further down may take some off the outgoing request
         try:
@@ -81,6 +82,7 @@ class Httpx:
         self, router: Router, request: Any, pass_on: Callable[[Any], Awaitable[Any]]
     ) -> Any:
         """Do what :meth:`send` does, asynchronously."""
+        request = self._without_stamp_of_another(router, request)
         outgoing, route, passage = self._through_gate(router, request)
         sent = outgoing.headers  # a gate further down may take some off the outgoing request
         try:
@@ -92,7 +94,7 @@ class Httpx:
             return response
         return self._redirected(router, request, sent, route, response)
 
-    def without_stamp_of_another(self, router: Router, request: Any) -> Any:
+    def _without_stamp_of_another(self, router: Router, request: Any) -> Any:
         """Return ``request``, or a copy if a transport between ours has sent it elsewhere.
 
         The copy lacks the stamp, and the identifiers if it goes to another origin.
@@ -115,7 +117,13 @@ class Httpx:
         passage = passage_of(headers, items, 2)
         if passage is None or not passage.is_open or has_passed(passage, method, url, router):
             return headers
-        kept = [item for item in items if not belongs_to_open(item[2])]
+        kept: list[_Item] = []
+        for item in items:
+            replaced = getattr(item[2], "replaces", None)
+            if not belongs_to_open(item[2]):
+                kept.append(item)
+            elif replaced is not None:  # the library's own header comes back
+                kept.append((item[0], item[1], replaced[1]))
         if not may_get_identifiers(str(passage.url), str(url)):
             names = getattr(headers, "session_keys", BARE.session_keys)
             kept = _without_identifiers(kept, router.session_keys | names)

@@ -186,7 +186,6 @@ def _transport_patch(original: Any, gate: Httpx) -> Any:
         pass_on, router = original.__get__(self, type(self)), _active_router
         if router is None or not gate.knows(request) or _is_unix_socket(self):
             return pass_on(request)
-        request = gate.without_stamp_of_another(router, request)
         return gate.send(router, request, pass_on)
 
     return handle_request
@@ -197,7 +196,6 @@ def _async_patch(original: Any, gate: Httpx) -> Any:
         pass_on, router = original.__get__(self, type(self)), _active_router
         if router is None or not gate.knows(request) or _is_unix_socket(self):
             return await pass_on(request)
-        request = gate.without_stamp_of_another(router, request)
         return await gate.send_async(router, request, pass_on)
 
     return handle_async_request

@@ -185,6 +185,48 @@ def test_takes_no_stamp_along(
     assert arrived.get("X-Trace") == "trace"
 
 
+@pytest.mark.parametrize("has_instrument", [True, False])
+@pytest.mark.parametrize("inner_has_a_gateway", [True, False])
+@pytest.mark.parametrize(("library", "ours"), [(httpx, for_httpx), (httpx2, for_httpx2)])
+def test_takes_no_stamp_along_through_an_inner_transport_of_ours(
+    server: Server,
+    stranger: Server,
+    library: Any,
+    ours: Any,
+    inner_has_a_gateway: bool,
+    has_instrument: bool,
+):
+    """It knows a stamp by the values. The library's own headers come back."""
+    gateway = Gateway(server.origin, forward="https://api.example", headers={"X-Api-Key": "KEY"})
+    with Server() as second:
+        other = Gateway(second.origin, session_header="X-Other", headers={"X-Api-Key": "OTHER"})
+
+        class Failover(library.BaseTransport):  # type: ignore[misc]
+            def handle_request(self, request: Any) -> Any:
+                inner.handle_request(request)
+                for url in (other.url, stranger.origin):
+                    request = library.Request("GET", url, headers=request.headers)
+                    response = inner.handle_request(request)
+                return response
+
+        inner = ours.GatewayTransport(other if inner_has_a_gateway else None)
+        with inner, session_scope("s1"), contextlib.ExitStack() as stack:
+            if has_instrument:
+                stack.enter_context(instrument(gateway, other))
+            http = library.Client(transport=ours.GatewayTransport(gateway, Failover()))
+            stack.enter_context(http).get(gateway.url)
+    (first,), (arrived,) = server.arrived, stranger.arrived
+    assert (first.session_id, first.get("X-Api-Key")) == ("s1", "KEY")
+    assert _of_ours(arrived) == {}
+    assert (arrived.get("User-Agent") or "").startswith(f"python-{library.__name__}/")
+    is_stamped = has_instrument or inner_has_a_gateway
+    seen = second.arrived[0]
+    assert seen.identifiers == {}
+    assert (seen.get("X-Other"), seen.get("X-Api-Key")) == (
+        ("s1", "OTHER") if is_stamped else (None, None)
+    )
+
+
 def test_keeps_all_values_of_a_name(server: Server, stranger: Server):
     def twice(items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         return [*items, ("X-Twice", "1"), ("X-Twice", "2")]
