@@ -99,4 +99,5 @@ def values_in_queries(urls: Iterable[str]) -> Iterator[str]:
     for url in urls:
         query = url.partition("?")[2]
         yield from re.split("[&=]", query)
+        yield from (pair.partition("=")[2] for pair in query.split("&"))
         yield from (value for _, value in parse_qsl(query))
