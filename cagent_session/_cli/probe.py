@@ -185,18 +185,20 @@ class _Report:
         if value and (was_given or _has_secret_value(name)):
             value = "***"
         elif name.lower() in _HAVE_URLS:
-            value = re.sub(r"[?#].*", "?...", re.sub("//[^/?#]*@", "//***@", value))
+            # A secret may have what the URL is cut at, so it is masked first.
+            value = re.sub("//[^/?#]*@", "//***@", self._secrets.masked(value))
+            value = re.sub(r"[?#].*", "?...", value)
         return self._shown(f"{name}: {value}")
 
     def _shown(self, text: str) -> str:
         return printable(self._secrets.masked(text))
 
     def _shown_body(self, body: bytes) -> str:
-        text = _decoded(body, self._response.encoding)
+        text = self._secrets.masked(_decoded(body, self._response.encoding))
         is_cut = len(body) > SHOWN_BODY
         if is_cut or self._exchange.problem:
             text = self._secrets.without_beginning_at_the_end(text)
-        shown = "\n".join(map(self._shown, re.split("\r?\n", text)))[:SHOWN_BODY]
+        shown = "\n".join(map(printable, re.split("\r?\n", text)))[:SHOWN_BODY]
         return f"{shown}\n(cut off after {SHOWN_BODY} bytes)" if is_cut else shown
 
     def _notes(self) -> Iterator[str]:
@@ -223,7 +225,7 @@ class _Report:
         said = f"answered {self.status}"
         location = self._response.headers.get("Location")
         if location is not None and 300 <= self._response.status_code < 400:
-            target = _target(self._response.url, location)
+            target = _target(self._response.url, self._secrets.masked(location))
             said += f", which leads to {self._shown(target)} and was not followed"
             there = origin_of(target)
             if there is not None and there != origin_of(self._response.url):

@@ -210,7 +210,10 @@ def _client_patch(original: Any, gate: Httpx) -> Any:
     async def _send_single_request(self: Any, request: Any) -> Any:
         pass_on, router = original.__get__(self, type(self)), _active_router
         response = await pass_on(request)
-        if router is not None and not _is_unix_socket(self._transport_for_url(request.url)):
+        if router is None:
+            return response
+        transport = self._transport_for_url(request.url)
+        if type(transport) is not gate.module.AsyncHTTPTransport and not _is_unix_socket(transport):
             # httpx follows redirects above aiohttp. The patch of aiohttp sees each hop as a call of
             # its own, and cannot know which identifiers the caller had set for an earlier hop.
             gate.take_off_after_aiohttp(router, request, response)

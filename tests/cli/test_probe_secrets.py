@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.wire import Server, response
+from support.wire import Server, redirect, response
 
 from cagent_session.__main__ import main
 
@@ -48,8 +48,11 @@ def test_secret_at_the_cut_is_masked(capsys, shift):
     assert "hu" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("part", ["h", "hunt", "hunter"])
-def test_secret_where_the_answer_breaks_off_is_masked(capsys, part):
+@pytest.mark.parametrize(
+    ("part", "shown"), [("h", ""), ("hunt", ""), ("hunter", ""), ("hunter2B", "***")]
+)
+def test_secret_where_the_answer_breaks_off_is_masked(capsys, part, shown):
+    """Its end may be the beginning of another one, as the B of Bearer is."""
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nyou said " + part.encode()
 
     class Breaking(Server):
@@ -58,8 +61,20 @@ def test_secret_where_the_answer_breaks_off_is_masked(capsys, part):
             connection.sendall(answer)
 
     with Breaking() as server:
-        assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: hunter2") == 1
-    assert "\nyou said \n" in capsys.readouterr().out
+        headers = ["--header", "X-Any: Bearer hunter2B"]
+        assert probe(server.origin, "--forward", FORWARD, *headers) == 1
+    assert f"\nyou said {shown}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("secret", ["hunter#2", "hunter?2", "hun//ter2"])
+def test_secret_in_a_url_that_is_cut_is_masked(capsys, secret):
+    answered = redirect(302, f"https://elsewhere.example/{secret}")
+    with Server(lambda request: answered) as server:
+        headers = ["--header", f"X-Any: {secret}"]
+        assert probe(server.origin, "--forward", FORWARD, *headers) == 0
+    out = capsys.readouterr().out
+    assert "hun" not in out
+    assert "< Location: https://elsewhere.example/***\n" in out
 
 
 def test_words_that_overlap_are_masked_as_one(capsys):

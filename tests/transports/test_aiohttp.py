@@ -36,6 +36,7 @@ from cagent_session.integrations.aiohttp import GatewayMiddleware
 from cagent_session.integrations.httpx import GatewayTransport
 
 FORWARD = "https://api.openai.com/v1"
+MODEL = {"X-Cagent-Model": "m"}
 CALLERS = gateway_headers(FORWARD) | {"X-Cagent-Session-Id": "mine"}
 
 
@@ -581,7 +582,7 @@ class TestHttpxOverAiohttp:
             async with httpx.AsyncClient(transport=transport, follow_redirects=True) as http:
                 no_auth = httpx.Auth()  # httpx would make a header of the user info
                 url = f"http://{host}:{server.port}/x"
-                await http.get(url, headers={"X-Cagent-Model": "m"}, auth=no_auth)
+                await http.get(url, headers=MODEL, auth=no_auth)
 
         with Server() as stranger, Server(host="::1") as server, session_scope("s1"):
             server.respond = lambda request: redirect(307, stranger.origin)
@@ -589,6 +590,18 @@ class TestHttpxOverAiohttp:
                 asyncio.run(main())
         assert server.arrived[0].session_id == "s1"
         assert stranger.arrived[0].identifiers == {}
+
+    def test_what_httpx_itself_sends_is_judged_as_httpx_reads_it(self, server: Server):
+        """A URL with user info is no gateway's, and such a request is sent on as it is."""
+
+        async def main() -> None:
+            async with httpx.AsyncClient(follow_redirects=True) as http:
+                await http.get(f"http://user:pw@127.0.0.1:{server.port}/x", headers=MODEL)
+
+        with Server() as stranger, instrument(Gateway(server.origin, forward=FORWARD)):
+            server.respond = lambda request: redirect(307, stranger.origin)
+            asyncio.run(main())
+        assert stranger.arrived[0].identifiers == {"x-cagent-model": "m"}
 
     def test_the_callers_identifiers_stay_also_below_a_wrapper(self, server: Server, gateway):
         class Wrapper(httpx.AsyncBaseTransport):
