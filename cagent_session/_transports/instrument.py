@@ -56,7 +56,9 @@ def instrument(*gateways: Gateway | None) -> AbstractContextManager[object]:
         the environment names no gateway, counts as none.
     :returns: a context manager that restores at its end what was in force before the call:
         ``with instrument(gateway): ...``. Ignore it to keep the gateways for the whole process.
-        Entered again, it puts its gateways in force again.
+        Entered again, it puts its gateways in force again. Such blocks are for the whole process
+        and must not overlap: if two threads or tasks have one each, the end of the first takes the
+        gateways from the other, too. There, call ``instrument`` once, before both.
     :raises ValueError: for two different gateways with one origin and path. Nothing is changed
         then. For several providers at one address, call ``instrument()`` without gateways, and
         give each call ``headers=gateway_headers(...)``.

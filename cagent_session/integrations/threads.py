@@ -44,7 +44,8 @@ def carry_session() -> AbstractContextManager[object]:
     none.
 
     :returns: a context manager that restores what was in force before. Ignore it to carry the
-        session for the life of the process. Entered again, it carries the session again.
+        session for the life of the process. Entered again, it carries the session again. Blocks in
+        several threads or tasks must not overlap: the end of the first restores it for all.
 
     ::
 
