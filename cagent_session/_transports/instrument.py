@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
-import requests.adapters
+import requests  # not a module in it: two threads would wait for each other to import that
 import urllib3
 
 from .._gate.gateway import Gateway

@@ -56,6 +56,30 @@ def test_every_public_name_can_be_loaded_and_is_shown():
     assert not [name for name in dir(cagent_session) if name.startswith("_") and name[:2] != "__"]
 
 
+def test_two_threads_load_requests_at_once():
+    """Python breaks a deadlock of its import locks with modules that are half loaded."""
+    code = """
+        import importlib, threading
+        from concurrent.futures import ThreadPoolExecutor
+        import cagent_session
+
+        def load_requests():
+            start.wait()
+            importlib.import_module("requests")
+
+        def load_instrument():
+            start.wait()
+            cagent_session.instrument
+
+        start = threading.Barrier(2)
+        with ThreadPoolExecutor(2) as pool:
+            for ended in [pool.submit(load_requests), pool.submit(load_instrument)]:
+                ended.result()
+    """
+    for _ in range(5):
+        run(code)
+
+
 def test_submodules_are_attributes():
     code = """
         import cagent_session
