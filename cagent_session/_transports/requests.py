@@ -219,19 +219,18 @@ def send(
     request: PreparedRequest,
     options: dict[str, Any],
     *,
-    may_be_rebuilt: bool = False,
+    by_instrument: bool = False,
 ) -> Response:
     """Send ``request``, or a stamped copy of it if it is gateway-bound.
 
     :param pass_on: the ``send`` of an adapter.
     :param options: what it gets besides the request: by name, as not every adapter takes these by
         position.
-    :param may_be_rebuilt: whether code below a transport of ours may have made ``request`` from one
-        that is stamped already.
+    :param by_instrument: whether this is not for an adapter of ours, but for the patch of requests.
     """
     stream = options["stream"]
-    outgoing, guarded, passage = _through_gate(router, request, stream, may_be_rebuilt)
-    if may_be_rebuilt and passage is None:
+    outgoing, guarded, passage = _through_gate(router, request, stream, by_instrument)
+    if by_instrument and passage is None:
         pass_on = functools.partial(_pass_on_judged, pass_on, router)
     if guarded is None:
         return pass_on(outgoing, **options)
@@ -261,7 +260,7 @@ def send(
 
 
 def _through_gate(
-    router: Router, request: PreparedRequest, stream: bool, may_be_rebuilt: bool
+    router: Router, request: PreparedRequest, stream: bool, by_instrument: bool
 ) -> tuple[PreparedRequest, GuardedHeaders | None, Passage | None]:
     """Return the request to send, guarded headers, and the passage.
 
@@ -281,7 +280,7 @@ def _through_gate(
         # Set on the request, too: response.request is to show what was sent, also where an
         # authentication handler puts a copy in its place.
         before = headers = request.headers = headers.restored_for(request)
-    elif may_be_rebuilt:
+    else:
         earlier = passage_in(_items_of(headers))
         if earlier is not None and earlier.is_open:
             if has_passed(earlier, request.method, url, router):
@@ -307,7 +306,7 @@ def _through_gate(
     )
     # The caller may have set identifiers.
     if plan.callers_identifiers or (before is not None and not plan.keys.isdisjoint(session_keys)):
-        _guard_callers_headers(request, before, session_keys, may_be_rebuilt)
+        _guard_callers_headers(request, before, session_keys, by_instrument)
     outgoing = shallow_copy(request)
     outgoing.url = passage.url
     outgoing.headers = guarded = _stamped(headers, table, stamp, session_keys, passage)
