@@ -7,7 +7,6 @@ cannot tell which request that was, because the code that sends a request may se
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +89,6 @@ class StampedBytes(bytes):
 
 
 _STAMPED = frozenset({Stamped, StampedBytes})
-_value_of = operator.itemgetter(1)
 
 
 def is_stamped(value: Any) -> bool:
@@ -113,11 +111,6 @@ def are_plain_text(values: Iterable[Any]) -> bool:
         if value.__class__ is not str:
             return False
     return True
-
-
-def may_hold_passage(items: Iterable[tuple[Any, Any]]) -> bool:
-    """Return whether any value of some headers is ours: a quick look before a closer one."""
-    return not _STAMPED.isdisjoint(map(type, map(_value_of, items)))
 
 
 def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None:

@@ -20,7 +20,7 @@ from urllib3._collections import HTTPHeaderDict
 
 from .._gate.gate import Stamp, gate, has_passed, note_redirect, note_unbound
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, belongs_to_open, may_hold_passage, passage_in
+from .._gate.passage import Passage, belongs_to_open, passage_in
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
@@ -280,7 +280,7 @@ def _through_gate(
         # Set on the request, too: response.request is to show what was sent, also where an
         # authentication handler puts a copy in its place.
         before = headers = request.headers = headers.restored_for(request)
-    elif may_hold_passage(_items_of(headers)):
+    else:
         earlier = passage_in(_items_of(headers))
         if earlier is not None and earlier.is_open:
             if has_passed(earlier, request.method, url, router):
