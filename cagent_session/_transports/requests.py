@@ -219,18 +219,19 @@ def send(
     request: PreparedRequest,
     options: dict[str, Any],
     *,
-    by_instrument: bool = False,
+    may_be_rebuilt: bool = False,
 ) -> Response:
     """Send ``request``, or a stamped copy of it if it is gateway-bound.
 
     :param pass_on: the ``send`` of an adapter.
     :param options: what it gets besides the request: by name, as not every adapter takes these by
         position.
-    :param by_instrument: whether this is not for an adapter of ours, but for the patch of requests.
+    :param may_be_rebuilt: whether code below a transport of ours may have made ``request`` from one
+        that is stamped already.
     """
     stream = options["stream"]
-    outgoing, guarded, passage = _through_gate(router, request, stream, by_instrument)
-    if by_instrument and passage is None:
+    outgoing, guarded, passage = _through_gate(router, request, stream, may_be_rebuilt)
+    if may_be_rebuilt and passage is None:
         pass_on = functools.partial(_pass_on_judged, pass_on, router)
     if guarded is None:
         return pass_on(outgoing, **options)
@@ -260,7 +261,7 @@ def send(
 
 
 def _through_gate(
-    router: Router, request: PreparedRequest, stream: bool, by_instrument: bool
+    router: Router, request: PreparedRequest, stream: bool, may_be_rebuilt: bool
 ) -> tuple[PreparedRequest, GuardedHeaders | None, Passage | None]:
     """Return the request to send, guarded headers, and the passage.
 
@@ -280,7 +281,7 @@ def _through_gate(
         # Set on the request, too: response.request is to show what was sent, also where an
         # authentication handler puts a copy in its place.
         before = headers = request.headers = headers.restored_for(request)
-    else:
+    elif may_be_rebuilt:
         earlier = passage_in(_items_of(headers))
         if earlier is not None and earlier.is_open:
             if has_passed(earlier, request.method, url, router):
@@ -306,7 +307,7 @@ def _through_gate(
     )
     # The caller may have set identifiers.
     if plan.callers_identifiers or (before is not None and not plan.keys.isdisjoint(session_keys)):
-        _guard_callers_headers(request, before, session_keys, by_instrument)
+        _guard_callers_headers(request, before, session_keys, may_be_rebuilt)
     outgoing = shallow_copy(request)
     outgoing.url = passage.url
     outgoing.headers = guarded = _stamped(headers, table, stamp, session_keys, passage)
