@@ -36,6 +36,14 @@ def _no_cycle_collector():
     gc.enable()
 
 
+@session_scope("body")
+def noting_its_end(seen):
+    try:
+        yield
+    finally:
+        seen.append(current_session_id())
+
+
 class TestGenerators:
     def test_the_body_is_covered_and_the_caller_is_not(self):
         @session_scope("body")
@@ -78,16 +86,8 @@ class TestGenerators:
     @pytest.mark.parametrize("end", ["close", "drop", "throw"])
     def test_finally_of_a_generator_runs_in_session(self, end):
         seen = []
-
-        @session_scope("body")
-        def body():
-            try:
-                yield
-            finally:
-                seen.append(current_session_id())
-
         with session_scope("caller"):
-            steps = body()
+            steps = noting_its_end(seen)
             next(steps)
             if end == "close":
                 steps.close()
@@ -102,15 +102,7 @@ class TestGenerators:
     def test_finally_runs_in_session_in_a_cycle_that_is_older_than_the_body(self):
         """The collector takes young objects first, and a body is made at the first step."""
         seen = []
-
-        @session_scope("body")
-        def body():
-            try:
-                yield
-            finally:
-                seen.append(current_session_id())
-
-        cycle = [body()]
+        cycle = [noting_its_end(seen)]
         cycle.append(cycle)
         gc.collect(0)
         next(cycle[0])
