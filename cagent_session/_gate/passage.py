@@ -113,6 +113,14 @@ def are_plain_text(values: Iterable[Any]) -> bool:
     return True
 
 
+def are_all_plain_text(items: Iterable[tuple[Any, Any]]) -> bool:
+    """Return the same for the values in ``items``, each a name and a value."""
+    for _, value in items:  # noqa: SIM110
+        if value.__class__ is not str:
+            return False
+    return True
+
+
 def attach(passage: Passage | None, stamped: dict[Any, tuple[Any, ...]]) -> None:
     """Let all values that the gate set hold the passage: code further down may drop some of them.
 

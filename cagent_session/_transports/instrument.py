@@ -127,7 +127,7 @@ def _requests_patch(original: Any) -> Any:
         }
         router = _active_router
         if router is not None:
-            return for_requests.send(router, pass_on, request, options, may_be_rebuilt=True)
+            return for_requests.send(router, pass_on, request, options, by_instrument=True)
         headers = request.headers
         if (
             isinstance(headers, GuardedHeaders)

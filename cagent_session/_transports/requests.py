@@ -20,7 +20,7 @@ from urllib3._collections import HTTPHeaderDict
 
 from .._gate.gate import Stamp, gate, has_passed, note_redirect, note_unbound
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, belongs_to_open, passage_in
+from .._gate.passage import Passage, are_all_plain_text, belongs_to_open, passage_in
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
@@ -219,22 +219,35 @@ def send(
     request: PreparedRequest,
     options: dict[str, Any],
     *,
-    may_be_rebuilt: bool = False,
+    by_instrument: bool = False,
 ) -> Response:
     """Send ``request``, or a stamped copy of it if it is gateway-bound.
 
     :param pass_on: the ``send`` of an adapter.
     :param options: what it gets besides the request: by name, as not every adapter takes these by
         position.
-    :param may_be_rebuilt: whether code below a transport of ours may have made ``request`` from one
-        that is stamped already.
+    :param by_instrument: whether this is not for an adapter of ours, but for the patch of requests.
     """
     stream = options["stream"]
-    outgoing, guarded, passage = _through_gate(router, request, stream, may_be_rebuilt)
-    if may_be_rebuilt and passage is None:
+    outgoing, guarded, passage = _through_gate(router, request, stream, by_instrument)
+    if by_instrument and passage is None:
         pass_on = functools.partial(_pass_on_judged, pass_on, router)
     if guarded is None:
         return pass_on(outgoing, **options)
+    try:
+        return _send_guarded(pass_on, outgoing, guarded, passage, options)
+    finally:
+        _replace_restored(request, guarded)
+
+
+def _send_guarded(
+    pass_on: Callable[..., Response],
+    outgoing: PreparedRequest,
+    guarded: GuardedHeaders,
+    passage: Passage | None,
+    options: dict[str, Any],
+) -> Response:
+    """Send what :func:`_through_gate` has returned, and guard the headers of what comes back."""
     try:
         response = pass_on(outgoing, **options)
     except RequestException as error:
@@ -242,9 +255,7 @@ def send(
         raise
     finally:
         if passage is not None:
-            # From now on, copies of the headers leave the identifiers behind.
-            passage.is_open = False
-            _show_what_was_sent(request, guarded)
+            passage.is_open = False  # from now on, copies of the headers leave identifiers behind
         # An adapter further down has put other headers there, or we have put plain ones.
         if outgoing.headers is not guarded:
             _guard_replaced(outgoing, None, guarded)
@@ -256,12 +267,12 @@ def send(
             # A gate further down has stamped it. The next request is a copy of this one.
             guarded.session_keys |= below.session_keys
     if passage is not None and getattr(response, "status_code", None) in REDIRECT_STATI:
-        _note_redirect(router, guarded, response)
+        _note_redirect(guarded, response)
     return response
 
 
 def _through_gate(
-    router: Router, request: PreparedRequest, stream: bool, may_be_rebuilt: bool
+    router: Router, request: PreparedRequest, stream: bool, by_instrument: bool
 ) -> tuple[PreparedRequest, GuardedHeaders | None, Passage | None]:
     """Return the request to send, guarded headers, and the passage.
 
@@ -278,10 +289,8 @@ def _through_gate(
     if isinstance(headers, GuardedHeaders):
         if headers.passage is not None and headers.passage.covers(request.method, url):
             return request, None, None
-        # Set on the request, too: response.request is to show what was sent, also where an
-        # authentication handler puts a copy in its place.
         before = headers = request.headers = headers.restored_for(request)
-    elif may_be_rebuilt:
+    elif not are_all_plain_text(_items_of(headers)):
         earlier = passage_in(_items_of(headers))
         if earlier is not None and earlier.is_open:
             if has_passed(earlier, request.method, url, router):
@@ -307,7 +316,7 @@ def _through_gate(
     )
     # The caller may have set identifiers.
     if plan.callers_identifiers or (before is not None and not plan.keys.isdisjoint(session_keys)):
-        _guard_callers_headers(request, before, session_keys, may_be_rebuilt)
+        _guard_callers_headers(request, before, session_keys, by_instrument)
     outgoing = shallow_copy(request)
     outgoing.url = passage.url
     outgoing.headers = guarded = _stamped(headers, table, stamp, session_keys, passage)
@@ -339,17 +348,23 @@ def _less_stamp_of_another(
     return copied
 
 
-def _show_what_was_sent(request: PreparedRequest, guarded: GuardedHeaders) -> None:
-    """Put the stamped headers on ``request`` if it is a ``response.request`` or a copy of one.
+def _replace_restored(request: PreparedRequest, guarded: GuardedHeaders) -> None:
+    """Replace headers of a sent ``request`` that is a copy and got its identifiers back for that.
 
-    An authentication handler sends a copy, and makes it the next ``response.request``, which has to
-    show what was sent. Not before it is sent: another thread may be sending it, too.
+    Not before it is sent: another thread may be sending it, too.
+
+    :param guarded: the headers that were sent.
     """
     headers: Any = request.headers
     if not isinstance(headers, GuardedHeaders) or headers.left is not None:
         return
-    if not headers.are_callers_own(request):
-        request.headers = guarded
+    if headers.are_callers_own(request):
+        return
+    # An authentication handler sends a copy, and makes it the next response.request, which has to
+    # show what was sent. The copy for a redirect leaves the identifiers behind again: an adapter
+    # around this one may read its headers, to send them elsewhere.
+    is_for_redirect = headers.url != request.url
+    request.headers = guarded.guarded_copy() if is_for_redirect else guarded
 
 
 class _DictWithAttributes(dict[str, Any]):
@@ -479,7 +494,7 @@ def _guard_callers_headers(
     Another thread may be reading its headers, so they are replaced and not changed.
     """
     if before is not None and before.left is None and not before.are_callers_own(request):
-        return  # they are another request's; _show_what_was_sent() replaces them
+        return  # they are another request's; _replace_restored() replaces them
     headers: Any = request.headers
     url = request.url or ""
     if type(headers) is CaseInsensitiveDict:
@@ -509,8 +524,8 @@ def _guard_replaced(request: Any, sent: PreparedRequest | None, guarded: Guarded
         request.headers.route, request.headers.router = guarded.route, guarded.router
 
 
-def _note_redirect(router: Router, sent: GuardedHeaders, response: Response) -> None:
+def _note_redirect(sent: GuardedHeaders, response: Response) -> None:
     location = response.headers.get("location")
     if isinstance(location, str):
         in_session = any(sent.get(name) for name in sent.route.choosing_keys)
-        note_redirect(router, sent.route, sent.url, location, in_session)
+        note_redirect(sent.router, sent.route, sent.url, location, in_session)

@@ -1127,6 +1127,44 @@ def test_gateway_headers_do_not_return_at_a_path_that_is_not_the_gateways(http, 
     assert server.arrived[1].identifiers == {}
 
 
+@pytest.mark.parametrize("by", ["adapter", "instrument"])
+@pytest.mark.parametrize("last", ["/gw/last", "/elsewhere"])
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_adapter_around_reads_no_identifiers_of_a_redirect(
+    http, server: Server, by: str, last: str, answers: bool
+):
+    gateway = Gateway(f"{server.origin}/gw", forward=FORWARD, headers={"X-Api-Key": "KEY"})
+
+    class Failover(HTTPAdapter):
+        def send(self, request, **options):
+            try:
+                sent = inner.send(request, **options)
+                if sent.status_code != 503:
+                    return sent
+            except requests.ConnectionError:
+                pass
+            copied = request.copy()
+            copied.url = stranger.origin
+            copied.headers = CaseInsensitiveDict(request.headers)
+            return HTTPAdapter().send(copied, **options)
+
+    # To the server, the last response is either an error or no HTTP at all.
+    answer = response(503) if answers else b"\r\n\r\n"
+    server.respond = lambda request: redirect(307, last) if request.path == "/gw/first" else answer
+    with contextlib.ExitStack() as stack:
+        stranger = stack.enter_context(Server())
+        inner = GatewayAdapter(gateway) if by == "adapter" else HTTPAdapter()
+        http.mount("http://", Failover())
+        if by == "instrument":
+            stack.enter_context(instrument(gateway))
+        stack.enter_context(session_scope("s1"))
+        headers = {"X-Cagent-Model": "model", "X-Trace": "trace"}
+        assert http.get(gateway.endpoint("first"), headers=headers).status_code == 200
+        (arrived,) = stranger.arrived
+    assert (arrived.identifiers, arrived.get("X-Api-Key")) == ({}, None)
+    assert arrived.get("X-Trace") == "trace"
+
+
 class TestTwoGates:
     """The outer gate does not know the gateway for which the inner one stamps a request."""
 

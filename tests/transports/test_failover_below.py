@@ -187,6 +187,38 @@ def test_takes_no_stamp_along(
 
 @pytest.mark.parametrize("has_instrument", [True, False])
 @pytest.mark.parametrize("inner_has_a_gateway", [True, False])
+@pytest.mark.parametrize("kind", [dict, CaseInsensitiveDict, HTTPHeaderDict])
+def test_takes_no_stamp_along_through_an_inner_adapter_of_ours(
+    server: Server, stranger: Server, kind: Any, inner_has_a_gateway: bool, has_instrument: bool
+):
+    gateway = Gateway(server.origin, forward="https://api.example", headers={"X-Api-Key": "KEY"})
+    with Server() as second:
+        other = Gateway(second.origin, session_header="X-Other", headers={"X-Api-Key": "OTHER"})
+
+        class Failover(HTTPAdapter):
+            def send(self, request: Any, *args: Any, **options: Any) -> Any:
+                inner.send(request, *args, **options)
+                for url in (other.url, stranger.origin):
+                    copied = request.copy()
+                    copied.url, copied.headers = url, kind(request.headers)
+                    response = inner.send(copied, *args, **options)
+                return response
+
+        inner = GatewayAdapter(other if inner_has_a_gateway else None)
+        with requests.Session() as http, session_scope("s1"), contextlib.ExitStack() as stack:
+            if has_instrument:
+                stack.enter_context(instrument(gateway, other))
+            http.mount("http://", GatewayAdapter(gateway, adapter=Failover()))
+            http.get(gateway.url, timeout=10)
+    (first,), (arrived,) = server.arrived, stranger.arrived
+    assert (first.session_id, first.get("X-Api-Key")) == ("s1", "KEY")
+    assert _of_ours(arrived) == {}
+    assert second.arrived[0].identifiers == {}
+    assert second.arrived[0].get("X-Api-Key") != "KEY"
+
+
+@pytest.mark.parametrize("has_instrument", [True, False])
+@pytest.mark.parametrize("inner_has_a_gateway", [True, False])
 @pytest.mark.parametrize(("library", "ours"), [(httpx, for_httpx), (httpx2, for_httpx2)])
 def test_takes_no_stamp_along_through_an_inner_transport_of_ours(
     server: Server,
