@@ -7,14 +7,28 @@ it does depends on a variable that it reads at every call; that switches it on a
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
+import os
+import threading
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 _IS_PATCH = "_cagent_session_patch"
 
 _log = logging.getLogger("cagent_session")
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread may have held it when this process was forked
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def patch(
@@ -36,6 +50,17 @@ def patch(
     :param by: the function to call again if another library takes the replacement away, for a
         warning in the log ``cagent_session``. Without it there is no warning.
     """
+    with _lock:
+        _patch(module, path, make_patch, arguments, by)
+
+
+def _patch(
+    module: types.ModuleType,
+    path: str,
+    make_patch: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    by: str,
+) -> None:
     class_name, _, name = path.partition(".")
     found = getattr(module, class_name)
     if not issubclass(type(found), type):  # a mock, which may pretend to be a class
@@ -96,29 +121,96 @@ def _inherited(owner: type, name: str) -> Any:
     return inherited
 
 
-class Switched:
-    """A context manager that has switched patches, and restores at its end what was in force.
+class Switch:
+    """What patches are to do, for the whole process: what the last call has put in force.
 
-    It may be entered again, also while it is entered: each entry puts ``wanted`` in force.
+    A call counts until it is taken back, or for good. Blocks of several threads or tasks may be
+    taken back in any order.
 
-    :param switch: puts its argument in force, and returns what was in force before.
+    :param apply: called with the value that is in force from now on.
+    :param off: the value if no call counts.
     """
 
-    def __init__(self, switch: Callable[[Any], Any], wanted: Any) -> None:
-        self._switch, self._wanted = switch, wanted
+    def __init__(self, apply: Callable[[Any], None], off: Any) -> None:
+        self._apply = apply
+        self._off = off
+        self._calls: list[_Call] = []
+
+    def put(self, value: Any) -> Switched:
+        """Put ``value`` in force, until what is returned takes it back."""
+        return Switched(self, value)
+
+    def put_for_good(self, value: Any) -> None:
+        """Put ``value`` in force, until a call that was made before is taken back."""
+        self.add(_Call(value, None))
+
+    def add(self, call: _Call, instead_of: _Call | None = None) -> None:
+        """Put the value of ``call`` in force, and take another one back before."""
+        with _lock:
+            calls = [*self._without(instead_of), call]
+            # Of two calls in a row that nobody can take back any more, the first has no effect.
+            pairs = itertools.pairwise(calls)
+            kept = [each for each, above in pairs if each.can_end() or above.can_end()]
+            self._calls = [*kept, call]
+            self._apply(call.value)
+
+    def take_back(self, call: _Call) -> None:
+        with _lock:
+            self._calls = self._without(call)
+            self._apply(self._calls[-1].value if self._calls else self._off)
+
+    def _without(self, call: _Call | None) -> list[_Call]:
+        if call not in self._calls:  # an earlier one has been taken back, and this one with it
+            return self._calls
+        index = self._calls.index(call)
+        above = self._calls[index + 1 :]
+        # What was in force before the call is to return, so later calls go, too. But not from a
+        # block on that has not ended: it is another thread's or task's.
+        stays = next((at for at, each in enumerate(above) if each.is_block), len(above))
+        return [*self._calls[:index], *above[stays:]]
+
+
+class _Call:
+    """A call that has put ``value`` in force.
+
+    :param owner: what can take it back, as long as it exists.
+    :param is_block: whether it is a ``with`` block that has begun.
+    """
+
+    def __init__(self, value: Any, owner: Switched | None, *, is_block: bool = False) -> None:
+        self.value = value
+        self.is_block = is_block
+        self._owner = None if owner is None else weakref.ref(owner)
+
+    def can_end(self) -> bool:
+        return self._owner is not None and self._owner() is not None
+
+
+class Switched:
+    """A context manager for a value that is in force from now on, until the block ends.
+
+    It may be entered again, also while it is entered: each entry puts the value in force.
+    """
+
+    def __init__(self, switch: Switch, value: Any) -> None:
+        self._switch, self._value = switch, value
         self._was_entered = False
-        self._before = [switch(wanted)]  # what each __exit__() to come restores, the last one first
+        first = _Call(value, self)
+        self._calls = [first]  # what each __exit__() to come takes back, the last one first
+        switch.add(first)
 
     def __enter__(self) -> Switched:
-        before = self._switch(self._wanted)
-        # The end of the first entry restores what was in force before this object was made, and
-        # __init__() has kept that.
-        if self._was_entered:
-            self._before.append(before)
-        self._was_entered = True
+        block = _Call(self._value, self, is_block=True)
+        with _lock:
+            # The end of the first block restores what was in force before this object was made.
+            first = None if self._was_entered else self._calls.pop()
+            self._was_entered = True
+            self._calls.append(block)
+            self._switch.add(block, instead_of=first)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._was_entered = True  # also without an entry, which ExitStack.push() leaves out
-        if self._before:
-            self._switch(self._before.pop())
+        with _lock:
+            self._was_entered = True  # also without an entry, which ExitStack.push() leaves out
+            if self._calls:
+                self._switch.take_back(self._calls.pop())

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import sys
-import threading
 from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
@@ -20,7 +18,7 @@ import urllib3
 
 from .._gate.gateway import Gateway
 from .._gate.routes import Router
-from .._patching import Switched, patch
+from .._patching import Switch, patch
 from . import requests as for_requests
 from . import urllib3 as for_urllib3
 from .guarded_headers import GuardedHeaders
@@ -30,16 +28,6 @@ from .late_imports import when_imported
 _log = logging.getLogger("cagent_session")
 _warn_once = functools.cache(_log.warning)  # for each message and its arguments
 _active_router: Router | None = None
-_lock = threading.RLock()
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()  # another thread may have held it when this process was forked
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def instrument(*gateways: Gateway | None) -> AbstractContextManager[object]:
@@ -56,9 +44,8 @@ def instrument(*gateways: Gateway | None) -> AbstractContextManager[object]:
         the environment names no gateway, counts as none.
     :returns: a context manager that restores at its end what was in force before the call:
         ``with instrument(gateway): ...``. Ignore it to keep the gateways for the whole process.
-        Entered again, it puts its gateways in force again. Such blocks are for the whole process
-        and must not overlap: if two threads or tasks have one each, the end of the first takes the
-        gateways from the other, too. There, call ``instrument`` once, before both.
+        Entered again, it puts its gateways in force again. Such a block is for the whole process:
+        while two threads or tasks have one each, the gateways of the later one count for both.
     :raises ValueError: for two different gateways with one origin and path. Nothing is changed
         then. For several providers at one address, call ``instrument()`` without gateways, and
         give each call ``headers=gateway_headers(...)``.
@@ -73,18 +60,15 @@ def instrument(*gateways: Gateway | None) -> AbstractContextManager[object]:
     clients, child processes and other interpreters.
     """
     wanted = Router(*gateways)
-    with _lock:
-        by = "instrument()"
-        patch(requests.adapters, "HTTPAdapter.send", _requests_patch, by=by)
-        patch(urllib3, "HTTPConnectionPool.urlopen", _pool_patch, by=by)
-        patch(urllib3, "PoolManager.urlopen", _manager_patch, by=by)
-        patch(urllib3, "ProxyManager.urlopen", _manager_patch, by=by)
-    # Without the lock: this waits for a thread that is importing one of them, and that thread needs
-    # the lock for the patch.
+    by = "instrument()"
+    patch(requests.adapters, "HTTPAdapter.send", _requests_patch, by=by)
+    patch(urllib3, "HTTPConnectionPool.urlopen", _pool_patch, by=by)
+    patch(urllib3, "PoolManager.urlopen", _manager_patch, by=by)
+    patch(urllib3, "ProxyManager.urlopen", _manager_patch, by=by)
     when_imported("httpx", _patch_httpx)
     when_imported("httpx2", _patch_httpx)
     when_imported("aiohttp", _patch_aiohttp)
-    return Switched(_activate, wanted)
+    return _switch.put(wanted)
 
 
 def uninstrument() -> None:
@@ -92,14 +76,15 @@ def uninstrument() -> None:
 
     A call of aiohttp that is under way keeps its gateways to its end, redirects included.
     """
-    _activate(None)
+    _switch.put_for_good(None)
 
 
-def _activate(router: Router | None) -> Router | None:
+def _activate(router: Router | None) -> None:
     global _active_router
-    with _lock:
-        before, _active_router = _active_router, router
-    return before
+    _active_router = router
+
+
+_switch = Switch(_activate, off=None)
 
 
 # Each patch below binds the original to self, and does not pass self as an argument. The original
@@ -170,17 +155,16 @@ def _manager_patch(original: Any) -> Any:
 def _patch_httpx(module: ModuleType) -> None:
     """Patch httpx or httpx2: its transports, and its asynchronous client."""
     gate, by = gate_for(module), "instrument()"
-    with _lock:
-        patch(module, "HTTPTransport.handle_request", _transport_patch, gate, by=by)
-        patch(module, "AsyncHTTPTransport.handle_async_request", _async_patch, gate, by=by)
-        if hasattr(module.AsyncClient, "_send_single_request"):
-            patch(module, "AsyncClient._send_single_request", _client_patch, gate, by=by)
-        else:
-            _warn_once(
-                "instrument() cannot keep identifiers that you set from following a redirect of "
-                "this %s over aiohttp",
-                module.__name__,
-            )
+    patch(module, "HTTPTransport.handle_request", _transport_patch, gate, by=by)
+    patch(module, "AsyncHTTPTransport.handle_async_request", _async_patch, gate, by=by)
+    if hasattr(module.AsyncClient, "_send_single_request"):
+        patch(module, "AsyncClient._send_single_request", _client_patch, gate, by=by)
+    else:
+        _warn_once(
+            "instrument() cannot keep identifiers that you set from following a redirect of "
+            "this %s over aiohttp",
+            module.__name__,
+        )
 
 
 def _transport_patch(original: Any, gate: Httpx) -> Any:
@@ -234,8 +218,7 @@ def _patch_aiohttp(module: ModuleType) -> None:
         return
     from .aiohttp import Hops
 
-    with _lock:
-        patch(module, "ClientSession._request", _aiohttp_patch, module, Hops, by="instrument()")
+    patch(module, "ClientSession._request", _aiohttp_patch, module, Hops, by="instrument()")
 
 
 def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing.pool
-import os
 import sys
-import threading
 from contextlib import AbstractContextManager
 from typing import Any
 
-from .._patching import Switched, patch
+from .._patching import Switch, patch
 from .._session.handoff import bind_call
 
 # This is a ThreadPoolExecutor, too, but it pickles its calls for other interpreters. What
@@ -22,16 +20,6 @@ if sys.version_info >= (3, 14):
     _INTERPRETER_POOLS = (InterpreterPoolExecutor,)
 
 _is_on = False
-_lock = threading.Lock()
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()  # another thread may have held it when this process was forked
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def carry_session() -> AbstractContextManager[object]:
@@ -44,8 +32,7 @@ def carry_session() -> AbstractContextManager[object]:
     none.
 
     :returns: a context manager that restores what was in force before. Ignore it to carry the
-        session for the life of the process. Entered again, it carries the session again. Blocks in
-        several threads or tasks must not overlap: the end of the first restores it for all.
+        session for the life of the process. Entered again, it carries the session again.
 
     ::
 
@@ -60,25 +47,24 @@ def carry_session() -> AbstractContextManager[object]:
     :class:`~cagent_session.SessionProcessPoolExecutor`.
     """
     by = "carry_session()"
-    with _lock:
-        patch(concurrent.futures, "ThreadPoolExecutor.submit", _carry_submit, by=by)
-        if sys.version_info >= (3, 14):
-            patch(concurrent.futures, "ThreadPoolExecutor.map", _carry_map, by=by)
-        # Pool defines these for processes as well, so they are patched on ThreadPool alone.
-        for name in ("map", "starmap", "imap", "imap_unordered"):
-            patch(multiprocessing.pool, f"ThreadPool.{name}", _carry_pool_call, by=by)
-        for name in ("apply_async", "map_async", "starmap_async"):
-            path, make_patch = f"ThreadPool.{name}", _carry_pool_call_with_callbacks
-            patch(multiprocessing.pool, path, make_patch, by=by)
-    return Switched(_switch, True)
+    patch(concurrent.futures, "ThreadPoolExecutor.submit", _carry_submit, by=by)
+    if sys.version_info >= (3, 14):
+        patch(concurrent.futures, "ThreadPoolExecutor.map", _carry_map, by=by)
+    # Pool defines these for processes as well, so they are patched on ThreadPool alone.
+    for name in ("map", "starmap", "imap", "imap_unordered"):
+        patch(multiprocessing.pool, f"ThreadPool.{name}", _carry_pool_call, by=by)
+    for name in ("apply_async", "map_async", "starmap_async"):
+        path, make_patch = f"ThreadPool.{name}", _carry_pool_call_with_callbacks
+        patch(multiprocessing.pool, path, make_patch, by=by)
+    return _switch.put(True)
 
 
-def _switch(is_on: bool) -> bool:
-    """Switch the patches on or off, and return what was in force before."""
+def _turn(is_on: bool) -> None:
     global _is_on
-    with _lock:
-        before, _is_on = _is_on, is_on
-    return before
+    _is_on = is_on
+
+
+_switch = Switch(_turn, off=False)
 
 
 def _bound(fn: Any) -> Any:

@@ -155,10 +155,10 @@ def gateway(unchecked_model: Model) -> Gateway:
 def run_section(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., RecordingGateway]]:
     """Runs a section of the page, without the two lines but where they are in the snippets."""
     monkeypatch.setenv("GOOGLE_API_KEY", "key-of-the-gateway")
-    threads._switch(False)
+    threads._switch.put_for_good(False)
     uninstrument()
     yield page.run
-    threads._switch(False)
+    threads._switch.put_for_good(False)
     uninstrument()
 
 

@@ -21,6 +21,7 @@ from support.lifetime import Item, Watch
 
 from cagent_session import (
     SessionThreadPoolExecutor,
+    _patching,
     bind_session,
     current_session_id,
     no_session,
@@ -29,7 +30,6 @@ from cagent_session import (
     session_scope,
 )
 from cagent_session._session.scopes import current_lineage
-from cagent_session.integrations import threads
 from cagent_session.integrations.threads import carry_session
 
 
@@ -344,7 +344,7 @@ class TestOtherPools:
             assert list(pool.map(lambda x: x, [1, 2], buffersize=1)) == [1, 2]
 
     def test_lock_is_renewed_after_a_fork(self):
-        with threads._lock:
+        with _patching._lock:
             child = os.fork()
             if child == 0:
                 with carry_session():

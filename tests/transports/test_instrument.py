@@ -44,6 +44,7 @@ from cagent_session import (
     GatewayMixin,
     GatewayPoolManager,
     SessionRequired,
+    _patching,
     bind_session,
     gateway_headers,
     instrument,
@@ -51,7 +52,6 @@ from cagent_session import (
     session_scope,
     uninstrument,
 )
-from cagent_session._transports import instrument as _instrument
 from cagent_session.integrations import httpx as for_httpx
 from cagent_session.integrations import httpx2 as for_httpx2
 
@@ -635,7 +635,7 @@ def test_a_fork_while_another_thread_switches():
     begun, ended = threading.Event(), threading.Event()
 
     def switch():
-        with _instrument._lock:
+        with _patching._lock:
             begun.set()
             ended.wait(20)
 
