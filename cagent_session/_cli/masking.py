@@ -33,30 +33,48 @@ class Secrets:
             if not lengths or lengths[-1] != len(word):
                 lengths.append(len(word))
 
-    def masked(self, text: str) -> str:
-        """Return ``text`` with ``***`` in place of every word."""
-        for word in self._long:
-            text = text.replace(word, "***")
+    def masked(self, text: str, *, is_cut: bool = False) -> str:
+        """Return ``text`` with ``***`` in place of every word.
+
+        :param is_cut: whether its end is masked, too, where it may be the beginning of a word.
+        """
+        places = [*self._long_ones(text), *self._short_ones(text)]
+        beginning = self._size_of_beginning_at_end(text) if is_cut else 0
+        if beginning:
+            places.append((len(text) - beginning, len(text)))
         parts: list[str] = []
-        end = 0  # of the last word that is hidden
+        end = 0  # of the last place that is hidden
+        for start, until in sorted(places):
+            if start >= end:  # else it overlaps a place that is hidden already
+                parts += [text[end:start], "***"]
+            end = max(end, until)
+        return "".join([*parts, text[end:]])
+
+    def _long_ones(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield where the long words begin and end in ``text``."""
+        for word in self._long:
+            start = text.find(word)
+            while start >= 0:
+                yield start, start + len(word)
+                start = text.find(word, start + len(word))
+
+    def _short_ones(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield where all other words begin and end in ``text``."""
         for start in range(len(text) - SECRET + 1):
             for length in self._lengths.get(text[start : start + SECRET], ()):
                 if text[start : start + length] in self._words:
-                    if start >= end:  # else it overlaps a word that is hidden already
-                        parts += [text[end:start], "***"]
-                    end = max(end, start + length)
+                    yield start, start + length
                     break
-        return "".join([*parts, text[end:]])
 
-    def without_beginning_at_the_end(self, text: str) -> str:
-        """Return ``text`` without an end that may be the beginning of a word."""
+    def _size_of_beginning_at_end(self, text: str) -> int:
+        """Return how many characters at the end of ``text`` may be the beginning of a word."""
         longest = 0
         for word in self._words:
             for size in range(min(len(word) - 1, len(text)), longest, -1):
                 if word.startswith(text[-size:]):
                     longest = size
                     break
-        return text[: len(text) - longest]
+        return longest
 
 
 def spellings(values: Iterable[str]) -> set[str]:

@@ -194,10 +194,10 @@ class _Report:
         return printable(self._secrets.masked(text))
 
     def _shown_body(self, body: bytes) -> str:
-        text = self._secrets.masked(_decoded(body, self._response.encoding))
         is_cut = len(body) > SHOWN_BODY
-        if is_cut or self._exchange.problem:
-            text = self._secrets.without_beginning_at_the_end(text)
+        text = self._secrets.masked(
+            _decoded(body, self._response.encoding), is_cut=is_cut or bool(self._exchange.problem)
+        )
         shown = "\n".join(map(printable, re.split("\r?\n", text)))[:SHOWN_BODY]
         return f"{shown}\n(cut off after {SHOWN_BODY} bytes)" if is_cut else shown
 

@@ -48,10 +48,8 @@ def test_secret_at_the_cut_is_masked(capsys, shift):
     assert "hu" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("part", "shown"), [("h", ""), ("hunt", ""), ("hunter", ""), ("hunter2B", "***")]
-)
-def test_secret_where_the_answer_breaks_off_is_masked(capsys, part, shown):
+@pytest.mark.parametrize("part", ["h", "hunt", "hunter", "hunter2B", "hunter2B:signatur"])
+def test_secret_where_the_answer_breaks_off_is_masked(capsys, part):
     """Its end may be the beginning of another one, as the B of Bearer is."""
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nyou said " + part.encode()
 
@@ -61,9 +59,9 @@ def test_secret_where_the_answer_breaks_off_is_masked(capsys, part, shown):
             connection.sendall(answer)
 
     with Breaking() as server:
-        headers = ["--header", "X-Any: Bearer hunter2B"]
+        headers = ["--header", "X-Any: Bearer hunter2B", "--header", "X-More: hunter2B:signature"]
         assert probe(server.origin, "--forward", FORWARD, *headers) == 1
-    assert f"\nyou said {shown}\n" in capsys.readouterr().out
+    assert "\nyou said ***\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("secret", ["hunter#2", "hunter?2", "hun//ter2"])
