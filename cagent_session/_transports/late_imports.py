@@ -29,6 +29,8 @@ def when_imported(name: str, on_import: OnImport) -> None:
     # Registered first, so that an import in another thread is not missed in between.
     _waiting[name] = on_import
     _watch_imports()
+    if _is_abandoned(name):
+        return
     # Another thread may be importing it now, and have passed the finders before ours was there.
     with _import_lock(name):
         # By type(), because isinstance() believes a mock that pretends to be a module.
@@ -40,6 +42,17 @@ def when_imported(name: str, on_import: OnImport) -> None:
 def _watch_imports() -> None:
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
+
+
+def _is_abandoned(name: str) -> bool:
+    """Return whether a thread that this process was forked from was importing the module ``name``.
+
+    Nobody can import it here any more, and whoever waits for its lock waits for ever.
+    """
+    reference = getattr(importlib._bootstrap, "_module_locks", {}).get(name)
+    lock = None if reference is None else reference()
+    owner = getattr(lock, "owner", None)
+    return owner is not None and owner not in sys._current_frames()
 
 
 def _import_lock(name: str) -> AbstractContextManager[object]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -198,7 +199,9 @@ def test_an_aiohttp_without_middlewares_costs_a_warning():
     assert len(run(code).splitlines()) == 1
 
 
-def test_an_import_that_has_begun_in_another_thread_is_covered(tmp_path, monkeypatch):
+@pytest.fixture
+def slow_import(tmp_path, monkeypatch) -> Iterator[Callable[[], None]]:
+    """A thread that is importing ``slow_library``, and a function that lets it come to its end."""
     (tmp_path / "slow_library.py").write_text(
         "import sys; sys.has_begun.set(); sys.may_end.wait(10)"
     )
@@ -209,6 +212,18 @@ def test_an_import_that_has_begun_in_another_thread_is_covered(tmp_path, monkeyp
     importing = threading.Thread(target=importlib.import_module, args=["slow_library"])
     importing.start()
     assert has_begun.wait(10)
+
+    def end() -> None:
+        may_end.set()
+        importing.join(10)
+
+    yield end
+    end()
+    sys.modules.pop("slow_library")
+    _waiting.pop("slow_library", None)
+
+
+def test_an_import_that_has_begun_in_another_thread_is_covered(slow_import):
     # Its path search has passed the finders, and the module is not there yet: the moment is too
     # short to hit, so take the module away.
     module = sys.modules.pop("slow_library")
@@ -218,8 +233,7 @@ def test_an_import_that_has_begun_in_another_thread_is_covered(tmp_path, monkeyp
     waiting.join(0.2)
     assert waiting.is_alive()
     sys.modules["slow_library"] = module
-    may_end.set()
-    importing.join(10)
+    slow_import()
     waiting.join(10)
     assert found == [module]
     assert "slow_library" not in _waiting
@@ -261,6 +275,18 @@ def test_a_fork_while_another_thread_asks_for_a_library(library, monkeypatch):
     may_go_on.set()
     thread.join()
     _waiting.pop(library, None)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.usefixtures("slow_import")
+def test_a_fork_while_another_thread_imports_a_library():
+    child = os.fork()
+    if not child:
+        signal.alarm(5)  # ends it if it hangs
+        when_imported("slow_library", lambda module: None)
+        os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 
 
