@@ -8,7 +8,6 @@ from typing import Any
 
 from requests import PreparedRequest, Request, Session
 from requests.adapters import BaseAdapter, HTTPAdapter
-from requests.exceptions import InvalidSchema
 from requests.sessions import SessionRedirectMixin
 
 from .._gate import urls
@@ -95,7 +94,7 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     prefixes = origins if route.path else [*origins, *without_path]
     # requests ignores the case of prefixes, and of two equal ones the first counts. So ours replace
     # all adapters at or below the origin, under the very prefixes that these have.
-    below = [prefix for prefix in session.adapters if prefix.lower().startswith(tuple(prefixes))]
+    below, above = _below_and_above(session, prefixes)
     known = _made_by_hand(session, route.origin)
     # Check all before adding any: an error leaves the requests.Session as it was. Router() compares
     # these gateways with each other, and check() with those that are mounted.
@@ -116,9 +115,8 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
 
     for prefix in below:
         session.adapters[prefix] = gate_before(session.adapters[prefix])
-    for prefix in prefixes:
-        if prefix not in session.adapters:
-            session.mount(prefix, gate_before(_found(session, prefix)))
+    missing = [prefix for prefix in prefixes if prefix not in session.adapters]
+    _mount_all(session, {prefix: gate_before(_found(above, prefix)) for prefix in missing})
     if settings:
         _mount_own(session, mounts, gateway, HTTPAdapter(**settings), origins)
     # Preparing the URL spells it as requests will: "https://gateway.example" gets a slash.
@@ -190,9 +188,36 @@ def _made_by_hand(session: Session, origin: urls.Origin) -> list[Gateway]:
     return found
 
 
-def _found(session: Session, prefix: str) -> BaseAdapter:
+def _below_and_above(
+    session: Session, prefixes: list[str]
+) -> tuple[list[str], dict[str, BaseAdapter]]:
+    """Return the prefixes in ``session`` below one of ``prefixes``, and adapters of those above."""
+    ours = tuple(prefixes)
+    below, above = [], {}
+    for prefix, adapter in session.adapters.items():
+        key = prefix.lower()  # requests ignores the case of prefixes
+        if key.startswith(ours):
+            below.append(prefix)
+        elif any(each.startswith(key) for each in ours):
+            above.setdefault(key, adapter)  # of two spellings, requests finds the first
+    return below, above
+
+
+def _found(above: dict[str, BaseAdapter], prefix: str) -> BaseAdapter:
     """Return the adapter that sends requests to ``prefix``, or a new one if there is none."""
-    try:
-        return session.get_adapter(prefix)
-    except InvalidSchema:  # a user has taken off the adapter for https:// or http://
-        return HTTPAdapter()
+    for key, adapter in above.items():
+        if prefix.startswith(key):
+            return adapter
+    return HTTPAdapter()  # a user has taken off the adapter for https:// or http://
+
+
+def _mount_all(session: Session, made: dict[str, _MountedAdapter]) -> None:
+    """Do what ``Session.mount`` does for each, in one look through the adapters."""
+    if not made:
+        return
+    adapters = session.adapters
+    adapters.update(made)
+    longest = max(map(len, made))
+    # sorted() keeps the order of prefixes of one length.
+    for prefix in sorted([each for each in adapters if len(each) < longest], key=len, reverse=True):
+        adapters[prefix] = adapters.pop(prefix)

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from collections import OrderedDict
 
 import httpx
 import pytest
@@ -176,6 +177,29 @@ def test_a_session_that_chooses_its_adapters_itself_costs_a_warning(caplog, reme
         assert "Balanced.get_adapter() does not return" in message
         assert "GatewayAdapter(gateway, adapter=...)" in message
         assert "instrument(gateway)" in message
+
+
+def test_of_many_gateways_looks_at_each_adapter_a_few_times(http):
+    class Counted(OrderedDict):
+        seen = 0
+
+        def __iter__(self):
+            for each in super().__iter__():
+                Counted.seen += 1
+                yield each
+
+        def items(self):
+            return [(each, self[each]) for each in self]
+
+        def values(self):
+            return [self[each] for each in self]
+
+    http.adapters = Counted(http.adapters)
+    for number in range(50):
+        Gateway(f"https://gateway{number}.example", forward=OPENAI).mount(http)
+    Counted.seen = 0
+    Gateway("https://gateway.example", forward=OPENAI).mount(http)
+    assert Counted.seen < 7 * len(http.adapters)
 
 
 class TestTheSamePlace:
