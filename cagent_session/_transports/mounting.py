@@ -193,7 +193,8 @@ def _below_and_above(
 ) -> tuple[list[str], dict[str, BaseAdapter]]:
     """Return the prefixes in ``session`` below one of ``prefixes``, and adapters of those above."""
     ours = tuple(prefixes)
-    below, above = [], {}
+    below: list[str] = []
+    above: dict[str, BaseAdapter] = {}
     for prefix, adapter in session.adapters.items():
         key = prefix.lower()  # requests ignores the case of prefixes
         if key.startswith(ours):
