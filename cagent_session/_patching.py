@@ -6,6 +6,7 @@ it does depends on a variable that it reads at every call; that switches it on a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -13,7 +14,7 @@ import os
 import threading
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _IS_PATCH = "_cagent_session_patch"
@@ -127,14 +128,13 @@ class Switch:
     A call counts until it is taken back, or for good. Blocks of several threads or tasks may be
     taken back in any order.
 
-    :param apply: called with the value that is in force from now on.
-    :param off: the value if no call counts.
+    :param off: the value before the first call.
     """
 
-    def __init__(self, apply: Callable[[Any], None], off: Any) -> None:
-        self._apply = apply
-        self._off = off
-        self._calls: list[_Call] = []
+    def __init__(self, off: Any) -> None:
+        #: All calls that count. The patches read ``calls[-1].value``. It is changed in place and by
+        #: one call at a time, as the collector may end a block at any moment.
+        self.calls = [_Call(off, None)]
 
     def put(self, value: Any) -> Switched:
         """Put ``value`` in force, until what is returned takes it back."""
@@ -144,30 +144,28 @@ class Switch:
         """Put ``value`` in force, until a call that was made before is taken back."""
         self.add(_Call(value, None))
 
-    def add(self, call: _Call, instead_of: _Call | None = None) -> None:
-        """Put the value of ``call`` in force, and take another one back before."""
+    def add(self, call: _Call) -> None:
+        """Put the value of ``call`` in force."""
         with _lock:
-            calls = [*self._without(instead_of), call]
+            self.calls.append(call)
             # Of two calls in a row that nobody can take back any more, the first has no effect.
-            pairs = itertools.pairwise(calls)
-            kept = [each for each, above in pairs if each.can_end() or above.can_end()]
-            self._calls = [*kept, call]
-            self._apply(call.value)
+            pairs = itertools.pairwise(self.calls.copy())
+            self._drop([one for one, above in pairs if not (one.can_end() or above.can_end())])
 
     def take_back(self, call: _Call) -> None:
+        """Put what was in force before ``call`` in force again."""
         with _lock:
-            self._calls = self._without(call)
-            self._apply(self._calls[-1].value if self._calls else self._off)
+            since = list(itertools.dropwhile(lambda each: each is not call, self.calls.copy()))
+            # It takes later calls along. But not from a block on that has not ended: that is
+            # another thread's or task's.
+            later = enumerate(since[1:], start=1)
+            until = next((at for at, each in later if each.is_block), len(since))
+            self._drop(since[:until])
 
-    def _without(self, call: _Call | None) -> list[_Call]:
-        if call not in self._calls:  # an earlier one has been taken back, and this one with it
-            return self._calls
-        index = self._calls.index(call)
-        above = self._calls[index + 1 :]
-        # What was in force before the call is to return, so later calls go, too. But not from a
-        # block on that has not ended: it is another thread's or task's.
-        stays = next((at for at, each in enumerate(above) if each.is_block), len(above))
-        return [*self._calls[:index], *above[stays:]]
+    def _drop(self, calls: Iterable[_Call]) -> None:
+        for call in calls:
+            with contextlib.suppress(ValueError):
+                self.calls.remove(call)
 
 
 class _Call:
@@ -202,11 +200,12 @@ class Switched:
     def __enter__(self) -> Switched:
         block = _Call(self._value, self, is_block=True)
         with _lock:
-            # The end of the first block restores what was in force before this object was made.
-            first = None if self._was_entered else self._calls.pop()
+            self._switch.add(block)
+            if not self._was_entered:
+                # The end of the first block restores what was in force before this object was made.
+                self._switch.take_back(self._calls.pop())
             self._was_entered = True
             self._calls.append(block)
-            self._switch.add(block, instead_of=first)
         return self
 
     def __exit__(self, *exc_info: object) -> None:

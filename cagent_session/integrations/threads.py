@@ -19,7 +19,8 @@ if sys.version_info >= (3, 14):
 
     _INTERPRETER_POOLS = (InterpreterPoolExecutor,)
 
-_is_on = False
+_switch = Switch(off=False)
+_calls = _switch.calls  # of carry_session(); the patches are on if the last one says so
 
 
 def carry_session() -> AbstractContextManager[object]:
@@ -59,14 +60,6 @@ def carry_session() -> AbstractContextManager[object]:
     return _switch.put(True)
 
 
-def _turn(is_on: bool) -> None:
-    global _is_on
-    _is_on = is_on
-
-
-_switch = Switch(_turn, off=False)
-
-
 def _bound(fn: Any) -> Any:
     if getattr(fn, "__module__", None) == _OPENTELEMETRY:
         cell = _cell_of_wrapped(fn)
@@ -91,7 +84,7 @@ def _cell_of_wrapped(fn: Any) -> Any:
 
 def _carry_submit(original: Any) -> Any:
     def submit(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if _is_on and not isinstance(self, _INTERPRETER_POOLS):
+        if _calls[-1].value and not isinstance(self, _INTERPRETER_POOLS):
             fn = _bound(fn)
         return original.__get__(self, type(self))(fn, *args, **kwargs)
 
@@ -103,7 +96,7 @@ def _carry_map(original: Any) -> Any:
         # map() calls submit(), at once but for buffersize: then most calls are submitted when a
         # result is taken, and perhaps in another session.
         is_late = options.get("buffersize") is not None
-        if _is_on and is_late and not isinstance(self, _INTERPRETER_POOLS):
+        if _calls[-1].value and is_late and not isinstance(self, _INTERPRETER_POOLS):
             fn = _bound(fn)
         return original.__get__(self, type(self))(fn, *iterables, **options)
 
@@ -112,7 +105,7 @@ def _carry_map(original: Any) -> Any:
 
 def _carry_pool_call(original: Any) -> Any:
     def method(self: Any, func: Any, *args: Any, **options: Any) -> Any:
-        if _is_on:
+        if _calls[-1].value:
             func = _bound(func)
         return original.__get__(self, type(self))(func, *args, **options)
 
@@ -121,7 +114,7 @@ def _carry_pool_call(original: Any) -> Any:
 
 def _carry_pool_call_with_callbacks(original: Any) -> Any:
     def method(self: Any, func: Any, *args: Any, **options: Any) -> Any:
-        if _is_on:
+        if _calls[-1].value:
             func = _bound(func)
             # After two further arguments come callback and error_callback.
             args = (*args[:2], *map(_bound, args[2:]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -20,12 +21,14 @@ from cagent_session.integrations.threads import carry_session
 class Seen:
     """A switch, and the value that it has in force."""
 
-    def __init__(self) -> None:
-        self.value = self.off = "off"
-        self.switch = Switch(self._apply, self.off)
+    off = "off"
 
-    def _apply(self, value: str) -> None:
-        self.value = value
+    def __init__(self) -> None:
+        self.switch = Switch(self.off)
+
+    @property
+    def value(self) -> str:
+        return self.switch.calls[-1].value
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def block(request) -> Iterator[Callable[[], contextlib.AbstractContextManager[ob
 
 
 def is_on() -> bool:
-    return threads._is_on or patches._active_router is not None
+    return bool(threads._switch.calls[-1].value or patches._switch.calls[-1].value)
 
 
 class TestBlocksThatOverlap:
@@ -155,7 +158,7 @@ class TestCallsForGood:
             for number in range(100):
                 seen.switch.put(str(number))
                 seen.switch.put_for_good(str(number))
-            assert len(seen.switch._calls) < 5
+            assert len(seen.switch.calls) < 5
         assert seen.value == seen.off
 
 
@@ -180,3 +183,28 @@ def test_one_object_in_two_overlapping_blocks(seen: Seen):
     assert seen.value == seen.off
     switched.__exit__(None, None, None)
     assert seen.value == seen.off
+
+
+def test_blocks_that_the_collector_ends_at_any_moment_are_over(seen: Seen):
+    """It may run, and close their generators, while another call is put in force or taken back."""
+
+    def abandoned() -> Iterator[None]:
+        with seen.switch.put("abandoned"):
+            yield
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for number in range(300):
+            suspended = abandoned()
+            next(suspended)
+            cycle: list[object] = [suspended]
+            cycle.append(cycle)
+            del cycle, suspended
+            with seen.switch.put("block"):
+                seen.switch.put(str(number))
+    finally:
+        gc.set_threshold(*before)
+    gc.collect()
+    assert seen.value == seen.off
+    assert len(seen.switch.calls) == 1
