@@ -148,8 +148,9 @@ class Switch:
         """Put the value of ``call`` in force."""
         with _lock:
             self.calls.append(call)
-            # Of two calls in a row that nobody can take back any more, the first has no effect.
-            pairs = itertools.pairwise(self.calls.copy())
+            # Of two calls in a row that nobody can take back any more, the first has no effect. The
+            # first of all stays, so that there always is one.
+            pairs = itertools.pairwise(self.calls[1:])
             self._drop([one for one, above in pairs if not (one.can_end() or above.can_end())])
 
     def take_back(self, call: _Call) -> None:
@@ -172,7 +173,7 @@ class _Call:
     """A call that has put ``value`` in force.
 
     :param owner: what can take it back, as long as it exists.
-    :param is_block: whether it is a ``with`` block that has begun.
+    :param is_block: whether it is a ``with`` block that has begun, and will take it back.
     """
 
     def __init__(self, value: Any, owner: Switched | None, *, is_block: bool = False) -> None:
@@ -181,7 +182,10 @@ class _Call:
         self._owner = None if owner is None else weakref.ref(owner)
 
     def can_end(self) -> bool:
-        return self._owner is not None and self._owner() is not None
+        """Return whether it may yet be taken back."""
+        # A block may be, though its owner is gone: the collector clears weak references to what is
+        # in a cycle, and then closes the generator that ends the block.
+        return self.is_block or (self._owner is not None and self._owner() is not None)
 
 
 class Switched:

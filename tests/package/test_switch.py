@@ -185,26 +185,40 @@ def test_one_object_in_two_overlapping_blocks(seen: Seen):
     assert seen.value == seen.off
 
 
-def test_blocks_that_the_collector_ends_at_any_moment_are_over(seen: Seen):
-    """It may run, and close their generators, while another call is put in force or taken back."""
+class TestBlocksThatTheCollectorEnds:
+    """It clears weak references to what is in a cycle, and then closes the generators in it."""
 
-    def abandoned() -> Iterator[None]:
-        with seen.switch.put("abandoned"):
-            yield
+    @staticmethod
+    def abandon(seen: Seen) -> None:
+        def suspended() -> Iterator[None]:
+            with seen.switch.put("abandoned"):
+                try:
+                    yield
+                finally:
+                    with seen.switch.put("cleaning up"):
+                        seen.switch.put("for good")
 
-    before = gc.get_threshold()
-    gc.set_threshold(1)
-    try:
-        for number in range(300):
-            suspended = abandoned()
-            next(suspended)
-            cycle: list[object] = [suspended]
-            cycle.append(cycle)
-            del cycle, suspended
-            with seen.switch.put("block"):
-                seen.switch.put(str(number))
-    finally:
-        gc.set_threshold(*before)
-    gc.collect()
-    assert seen.value == seen.off
-    assert len(seen.switch.calls) == 1
+        steps = suspended()
+        next(steps)
+        cycle: list[object] = [steps]
+        cycle.append(cycle)
+
+    def test_are_over(self, seen: Seen):
+        self.abandon(seen)
+        assert seen.value == "abandoned"
+        gc.collect()
+        assert seen.value == seen.off
+
+    def test_are_over_if_that_is_in_the_middle_of_another_call(self, seen: Seen):
+        before = gc.get_threshold()
+        gc.set_threshold(1)
+        try:
+            for number in range(300):
+                self.abandon(seen)
+                with seen.switch.put("block"):
+                    seen.switch.put(str(number))
+        finally:
+            gc.set_threshold(*before)
+        gc.collect()
+        assert seen.value == seen.off
+        assert len(seen.switch.calls) == 1
