@@ -64,6 +64,23 @@ def test_secret_where_the_answer_breaks_off_is_masked(capsys, part):
     assert "\nyou said ***\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("spelling", ["%2Bkey", r"\u002bkey", "&#x2b;key", "+key", "%252bkey"])
+def test_secret_that_is_cut_in_an_escape_is_masked(capsys, spelling):
+    for shift in range(len(spelling) + 6):
+        body = f"{'x' * (8193 - shift)}hunter{spelling}{'x' * 100}".encode()
+        with Server(lambda request, body=body: response(body=body)) as server:
+            assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: hunter+key") == 0
+        assert "h" not in capsys.readouterr().out.partition("xxx")[2].partition("\n")[0]
+
+
+def test_secret_that_is_cut_in_half_a_character_is_masked(capsys):
+    body = ("x" * 4090 + "hunter2").encode("utf-16-le")
+    answer = response(body=body, headers={"Content-Type": "text/plain; charset=utf-16-le"})
+    with Server(lambda request: answer) as server:
+        assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: hunter2") == 0
+    assert "hun" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("secret", ["hunter#2", "hunter?2", "hun//ter2"])
 def test_secret_in_a_url_that_is_cut_is_masked(capsys, secret):
     answered = redirect(302, f"https://elsewhere.example/{secret}")
@@ -168,6 +185,17 @@ def test_secrets_of_the_gateway_are_masked(capsys, name, value, shown):
         ("hunter/+2", b"hunter/%2B2"),
         ("hunter/+2", b"hunter%2f%2b2"),
         ("hunter-\xfc", b"hunter-\xfc"),
+        ("hunt+er=/2", rb"hunt\u002Ber=/2"),  # .NET's JSON
+        ("hunt+er=/2", rb"hunt+er\u003d/2"),  # Gson's
+        ("hunt+er=/2", b"hunt+er&#x3D;&#x2F;2"),  # Handlebars'
+        ("hunter'2", b"hunter&apos;2"),  # XML's
+        ("h@nter!2", b"h%40nter!2"),  # JavaScript's
+        ("hunt~er2", b"hunt%7Eer2"),  # Java's
+        ("hun ter 2", b"hun+ter+2"),
+        ("hunter/+2", b"hunter%252F%252B2"),  # a URL in a query
+        ("hunter/&2", rb"hunter\/\u0026amp;2"),  # HTML in JSON
+        ("hun\\ter2", rb"hun\\ter2"),
+        ("hun\xe9\xfcter2", b"hun%C3%A9%c3%bcter2"),
     ],
 )
 def test_secrets_as_other_languages_spell_them_are_masked(capsys, secret, said):
