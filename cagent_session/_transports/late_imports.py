@@ -19,40 +19,44 @@ OnImport: TypeAlias = Callable[[ModuleType], None]
 
 _log = logging.getLogger("cagent_session")
 _waiting: dict[str, OnImport] = {}
+_executing: set[str] = set()  # names of modules that our loader is executing
 
 
 def when_imported(name: str, on_import: OnImport) -> None:
-    """Call ``on_import`` with the module ``name``: now if it is loaded, else once it is loaded.
+    """Call ``on_import`` with the module ``name``: now if it is loaded, and whenever it is loaded.
 
-    What a test has put in the module's place, such as a ``MagicMock``, does not count as loaded.
+    It may be loaded again: ``mock.patch.dict(sys.modules)`` forgets what is imported inside. What a
+    test has put in the module's place, such as a ``MagicMock``, does not count as loaded.
     """
     # Registered first, so that an import in another thread is not missed in between.
     _waiting[name] = on_import
-    _watch_imports()
-    if _is_abandoned(name):
-        return
-    # Another thread may be importing it now, and have passed the finders before ours was there.
-    with _import_lock(name):
-        # By type(), because isinstance() believes a mock that pretends to be a module.
-        is_loaded = issubclass(type(sys.modules.get(name)), ModuleType)
-    if is_loaded:
-        _call(importlib.import_module(name))
-
-
-def _watch_imports() -> None:
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
+    importer = _importing_thread(name)
+    if importer is not None and importer not in sys._current_frames():
+        return  # a fork has left it behind, and nobody can import the module here any more
+    # Another thread may be importing it now, and have passed the finders before ours was there.
+    with _import_lock(name):
+        module = sys.modules.get(name)
+    # By type(), because isinstance() believes a mock that pretends to be a module.
+    if not issubclass(type(module), ModuleType) or name in _executing:
+        return
+    if importer == threading.get_ident():
+        _log.warning(
+            "instrument() does not reach %s, as it was called in the middle of its import: call it "
+            "again afterwards",
+            name,
+        )
+        return
+    _call(importlib.import_module(name))
 
 
-def _is_abandoned(name: str) -> bool:
-    """Return whether a thread that this process was forked from was importing the module ``name``.
-
-    Nobody can import it here any more, and whoever waits for its lock waits for ever.
-    """
+def _importing_thread(name: str) -> int | None:
+    """Return the thread that is importing the module ``name``, if there is one."""
     reference = getattr(importlib._bootstrap, "_module_locks", {}).get(name)
     lock = None if reference is None else reference()
-    owner = getattr(lock, "owner", None)
-    return owner is not None and owner not in sys._current_frames()
+    owner: int | None = getattr(lock, "owner", None)
+    return owner
 
 
 def _import_lock(name: str) -> AbstractContextManager[object]:
@@ -67,27 +71,16 @@ def _import_lock(name: str) -> AbstractContextManager[object]:
 
 
 def _call(module: ModuleType) -> None:
-    """Call the function that waits for ``module``, and take the finder off after the last one."""
-    on_import = _waiting.pop(module.__name__, None)
-    if not _waiting:
-        with contextlib.suppress(ValueError):  # another thread has just taken it off
-            sys.meta_path.remove(_finder)
-        if _waiting:  # another thread has just registered, and found it there
-            _watch_imports()
-    if on_import is None:
-        return
+    """Call the function that waits for ``module``."""
     try:
-        on_import(module)
+        _waiting[module.__name__](module)
     except Exception:
         # The program imports it for a purpose of its own, which is not to fail because of us.
         _log.warning("instrument() could not reach %s", module.__name__, exc_info=True)
 
 
 class _Finder(MetaPathFinder):
-    """A finder that asks the other finders, and wraps the loader to learn when it is done.
-
-    It is in ``sys.meta_path`` as long as ``_waiting`` names a library.
-    """
+    """A finder that asks the other finders, and wraps the loader to learn when it is done."""
 
     def __init__(self) -> None:
         self._searching = threading.local()
@@ -132,7 +125,11 @@ class _Loader(Loader):
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
+        _executing.add(module.__name__)
+        try:
+            self._loader.exec_module(module)
+        finally:
+            _executing.discard(module.__name__)
         _call(module)
 
 
