@@ -6,18 +6,18 @@ import contextlib
 import html
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 SECRET = 6  # characters; something shorter may be part of an ordinary word
 LONG = 256  # characters, of a word that is looked for on its own
 
-# Characters as URLs, JSON and HTML spell them.
-_ESCAPE = re.compile(r"(?:%[0-9a-f]{2})+|\\u[0-9a-f]{4}|\\[^u]|&#?\w{1,31};", re.IGNORECASE)
-_IN_JSON = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-# What is left of one, or of a character in several bytes, at the end of a text that has been cut.
-_HALF = re.compile(r"(?:%[0-9a-f]?|\\(?:u[0-9a-f]{0,3})?|&#?\w{0,31}|\ufffd)\Z", re.IGNORECASE)
-_LAYERS = 3  # a URL in JSON in HTML
+# What is left of an escape, or of a character in several bytes, where a text has been cut.
+_HALF = re.compile(
+    r"[\x80-\xff\ufffd]{0,3}(?:%[0-9a-f]?|\\(?:u[0-9a-f]{0,3})?|&#?\w{0,31})?\Z", re.IGNORECASE
+)
+_LAYERS = 2  # of escapes: a URL in JSON, JSON in HTML
 
 
 class Secrets:
@@ -46,15 +46,11 @@ class Secrets:
 
         :param is_cut: whether its end is masked, too, where it may be the beginning of a word.
         """
-        plain, starts, ends = _read(text)
-        found = [*self._long_ones(plain), *self._short_ones(plain)]
-        places = [(starts[start], ends[until - 1]) for start, until in found]
-        if is_cut:
-            half = _HALF.search(plain)
-            for until in {len(plain), half.start() if half else len(plain)}:
-                start = until - self._size_of_beginning_at_end(plain[:until])
-                if start < until:
-                    places.append((starts[start], len(text)))
+        places = [
+            (reading.starts[start], reading.ends[until - 1])
+            for reading in _readings(text)
+            for start, until in self._found(reading.text, is_cut)
+        ]
         parts: list[str] = []
         end = 0  # of the last place that is hidden
         for start, until in sorted(places):
@@ -62,6 +58,18 @@ class Secrets:
                 parts += [text[end:start], "***"]
             end = max(end, until)
         return "".join([*parts, text[end:]])
+
+    def _found(self, plain: str, is_cut: bool) -> Iterator[tuple[int, int]]:
+        """Yield where words begin and end in ``plain``, and where its end may begin one."""
+        yield from self._long_ones(plain)
+        yield from self._short_ones(plain)
+        if is_cut:
+            until = len(plain)
+            for _ in range(_LAYERS + 1):
+                size = self._size_of_beginning_at_end(plain[:until])
+                if size:
+                    yield until - size, len(plain)
+                until = _HALF.search(plain, 0, until).start()  # type: ignore[union-attr]
 
     def _long_ones(self, plain: str) -> Iterator[tuple[int, int]]:
         """Yield where the long words begin and end in ``plain``."""
@@ -92,57 +100,83 @@ class Secrets:
 
 
 def words_of(values: Iterable[str]) -> set[str]:
-    """Return the words of some values that are long enough to be looked for, without escapes.
+    """Return the words of some values that are long enough to be looked for, with less escapes.
 
     A value without its first word counts as one, too: ``Bearer`` may have been that.
     """
     words: set[str] = set()
     for value in values:
         for word in (value, *value.split(maxsplit=1), *value.split()):
-            words.add(without_escapes(word))
+            words |= readings_of(word)
             with contextlib.suppress(UnicodeEncodeError):  # then it is in no header
-                words.add(without_escapes(word.encode("latin-1").decode("utf-8", "replace")))
+                words |= readings_of(word.encode("latin-1").decode("utf-8", "replace"))
     return {word for word in words if len(word) >= SECRET}
 
 
-def without_escapes(text: str) -> str:
-    return _read(text)[0]
+def readings_of(text: str) -> set[str]:
+    """Return what ``text`` may stand for: as it is, and with less escapes."""
+    return {reading.text for reading in _readings(text)}
 
 
-def _read(text: str) -> tuple[str, list[int], list[int]]:
-    """Return ``text`` without escapes, and where each of its characters begins and ends there.
+@dataclass
+class _Reading:
+    """A text as it is, or with less escapes.
 
     A plus is a blank, as a query may spell that.
+
+    :param starts: where each of its characters begins in the text as it is.
+    :param ends: where it ends there.
     """
-    starts, ends = list(range(len(text))), list(range(1, len(text) + 1))
-    for _ in range(_LAYERS):
+
+    text: str
+    starts: list[int]
+    ends: list[int]
+
+    def without(self, escape: re.Pattern[str], said: Callable[[str], str]) -> _Reading:
         parts: list[str] = []
-        new_starts: list[int] = []
-        new_ends: list[int] = []
+        starts: list[int] = []
+        ends: list[int] = []
         read = 0  # up to here
-        for found in _ESCAPE.finditer(text):
+        for found in escape.finditer(self.text):
             start, until = found.span()
-            said = _said(found[0])
-            parts += [text[read:start], said]
-            new_starts += [*starts[read:start], *[starts[start]] * len(said)]
-            new_ends += [*ends[read:start], *[ends[until - 1]] * len(said)]
+            part = said(found[0])
+            parts += [self.text[read:start], part]
+            starts += [*self.starts[read:start], *[self.starts[start]] * len(part)]
+            ends += [*self.ends[read:start], *[self.ends[until - 1]] * len(part)]
             read = until
-        text = "".join([*parts, text[read:]])
-        starts, ends = new_starts + starts[read:], new_ends + ends[read:]
-    return text.replace("+", " "), starts, ends
+        text = "".join([*parts, self.text[read:]]).replace("+", " ")
+        return _Reading(text, starts + self.starts[read:], ends + self.ends[read:])
 
 
-def _said(escape: str) -> str:
-    """Return what an escape stands for."""
-    if escape[0] == "%":
-        said = bytes.fromhex(escape.replace("%", ""))
-        with contextlib.suppress(UnicodeDecodeError):
-            return said.decode()
-        return said.decode("latin-1")
-    if escape[0] == "&":
-        return html.unescape(escape)
+def _readings(text: str) -> list[_Reading]:
+    """Return ``text`` as it is, and less escapes of each language and of two within each other."""
+    layer = [_Reading(text.replace("+", " "), list(range(len(text))), [*range(1, len(text) + 1)])]
+    all_layers = {layer[0].text: layer[0]}
+    for _ in range(_LAYERS):
+        layer = [each.without(*language) for each in layer for language in _LANGUAGES]
+        layer = [each for each in layer if each.text not in all_layers]
+        all_layers |= {each.text: each for each in layer}
+    return list(all_layers.values())
+
+
+def _said_in_url(escapes: str) -> str:
+    said = bytes.fromhex(escapes.replace("%", "")).decode("utf-8", "surrogateescape")
+    return said.translate(_LATIN_1)
+
+
+def _said_in_json(escape: str) -> str:
     mark, code = escape[1], escape[2:]
-    return chr(int(code, 16)) if code else _IN_JSON.get(mark, mark)
+    return chr(int(code, 16)) if code else _BY_MARK.get(mark, mark)
+
+
+# What "surrogateescape" makes of bytes that are not UTF-8.
+_LATIN_1 = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
+_BY_MARK = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_LANGUAGES = [
+    (re.compile("(?:%[0-9a-fA-F]{2})+"), _said_in_url),
+    (re.compile(r"\\(?:u[0-9a-fA-F]{4}|[^u])"), _said_in_json),
+    (re.compile(r"&#?\w{1,31};"), html.unescape),
+]
 
 
 def values_in_queries(urls: Iterable[str]) -> Iterator[str]:

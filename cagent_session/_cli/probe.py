@@ -16,7 +16,7 @@ from .. import Gateway, session_scope
 from .._gate.urls import masked, origin_of, redacted
 from ..headers import FORWARD
 from .console import fail, printable, show
-from .masking import Secrets, values_in_queries, without_escapes, words_of
+from .masking import Secrets, readings_of, values_in_queries, words_of
 
 TIMEOUT = 30  # seconds, for all of it
 SHOWN_BODY = 8192  # bytes
@@ -157,7 +157,7 @@ class _Report:
         }
         values = [*self._given.values(), *filter(None, map(self._secret_value, self._sent))]
         queries = values_in_queries(filter(None, [gateway.url, gateway.forward]))
-        not_secret = set(map(without_escapes, self._ids.values()))
+        not_secret = set().union(*map(readings_of, self._ids.values()))
         self._secrets = Secrets(words_of([*values, *queries]) - not_secret)
         self.status: str = self._shown(f"{response.status_code} {response.reason or ''}".strip())
 
