@@ -100,7 +100,7 @@ class Secrets:
 
 
 def words_of(values: Iterable[str]) -> set[str]:
-    """Return the words of some values that are long enough to be looked for, with less escapes.
+    """Return the words of some values that are long enough to be looked for, with fewer escapes.
 
     A value without its first word counts as one, too: ``Bearer`` may have been that.
     """
@@ -114,13 +114,13 @@ def words_of(values: Iterable[str]) -> set[str]:
 
 
 def readings_of(text: str) -> set[str]:
-    """Return what ``text`` may stand for: as it is, and with less escapes."""
+    """Return what ``text`` may stand for: as it is, and with fewer escapes."""
     return {reading.text for reading in _readings(text)}
 
 
 @dataclass
 class _Reading:
-    """A text as it is, or with less escapes.
+    """A text as it is, or with fewer escapes.
 
     A plus is a blank, as a query may spell that.
 
@@ -149,7 +149,7 @@ class _Reading:
 
 
 def _readings(text: str) -> list[_Reading]:
-    """Return ``text`` as it is, and less escapes of each language and of two within each other."""
+    """Return ``text`` as it is, less the escapes of each language, and of two within each other."""
     layer = [_Reading(text.replace("+", " "), list(range(len(text))), [*range(1, len(text) + 1)])]
     all_layers = {layer[0].text: layer[0]}
     for _ in range(_LAYERS):
