@@ -195,6 +195,7 @@ class Hops:
             return request
         copied = shallow_copy(request)
         copied.headers, copied.proxy_headers = headers, for_proxy
+        vars(copied)[_ORIGINAL] = original_of(request)
         return copied
 
     def _note_redirect(
@@ -204,6 +205,15 @@ class Hops:
         if location:
             in_session = any(sent.get(name) for name in route.choosing_keys)
             note_redirect(self._router, route, url, location, in_session)
+
+
+_ORIGINAL = "_cagent_session_original"
+
+
+def original_of(request: ClientRequest) -> ClientRequest:
+    """Return the request of which a middleware of ours, further up, has made ``request``."""
+    original: ClientRequest = vars(request).get(_ORIGINAL, request)
+    return original
 
 
 def _names_of(headers: CIMultiDict[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ try:
     # First, and not by the next line: if instrument() waits for aiohttp, it needs that module then.
     import aiohttp  # noqa: F401
 
-    from .._transports.aiohttp import HAS_MIDDLEWARES, Hops
+    from .._transports.aiohttp import HAS_MIDDLEWARES, Hops, original_of
 except ImportError as _error:
     raise ImportError(missing("aiohttp", "aiohttp")) from _error
 
@@ -49,11 +49,11 @@ class GatewayMiddleware:
 
     async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         """Send ``request``, stamped if it is gateway-bound."""
-        timer = getattr(request, "_timer", None)
-        hops = self._redirected.get(id(timer)) or self._sent.get(request) or Hops(self._router)
+        timer, original = getattr(request, "_timer", None), original_of(request)
+        hops = self._redirected.get(id(timer)) or self._sent.get(original) or Hops(self._router)
         response = await hops(request, handler)
         if hops.is_watched:
-            self._sent[request] = hops
+            self._sent[original] = hops
         if hops.is_watched and response.status // 100 == 3 and timer is not None:
             # The client keeps this response, and with it the timer, until the call is over. Until
             # then no other timer can have this id().

@@ -179,6 +179,24 @@ class TestMiddlewares:
             assert server.arrived[0].session_id == "s1"
             assert stranger.arrived[0].identifiers == {}
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_of_two_gateways_keep_what_was_set_for_one_from_the_other(self, server, order: int):
+        with Server() as second:
+            one = Gateway(server.origin, session_header="X-One")
+            two = Gateway(second.at("localhost"), session_header="X-Two")
+
+            async def failover(request, handler):
+                (await handler(request)).close()
+                request.url = aiohttp.client.URL(two.url)
+                request.update_host(request.url)
+                return await handler(request)
+
+            gates = [GatewayMiddleware(one), GatewayMiddleware(two)][::order]
+            with no_session():
+                get(one.url, failover, *gates, headers={"X-One": "mine"})
+            assert server.arrived[0].get("X-One") == "mine"
+            assert second.arrived[0].get("X-One") is None
+
     def test_above_may_send_a_request_twice_at_once(self, server: Server, middlewares):
         async def hedge(request, handler):
             async def attempt(session_id: str) -> aiohttp.ClientResponse:
