@@ -40,20 +40,9 @@ class Passage:
         self.router = router
         self.layer = layer
 
-    def covers(self, method: Any, url: Any, layer: str | None = None) -> bool:
-        """Return whether a request is the one of this passage, or a copy made further down.
-
-        Such a request has passed the gate, and the transport that asks sends it unchanged.
-
-        :param layer: the hook that asks. urllib3 calls itself for each attempt, with the headers of
-            the last one. As each attempt has to be stamped anew, a hook ignores its own passages.
-        """
-        return (
-            self.is_open
-            and (layer is None or self.layer != layer)
-            and self.method == method
-            and urls.equivalent(str(self.url), str(url))
-        )
+    def covers(self, method: Any, url: Any) -> bool:
+        """Return whether a request is the one of this passage, or a copy made further down."""
+        return self.is_open and self.method == method and urls.equivalent(str(self.url), str(url))
 
     def __deepcopy__(self, memo: object) -> Passage:
         return self  # a copy of the request is part of the same passage

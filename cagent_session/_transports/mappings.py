@@ -12,8 +12,14 @@ from .._gate.routes import Headers, lower
 
 def without(headers: Mapping[str, Any], keys: Collection[str]) -> MutableMapping[str, Any]:
     """Return a copy of ``headers`` less those whose names, in lower case, are in ``keys``."""
-    # Only urllib3's class can have several values of one name, of which dict() would keep one.
-    made = headers.copy() if isinstance(headers, HTTPHeaderDict) else dict(headers.items())
+    items = list(headers.items())
+    made: MutableMapping[str, Any] = dict(items)
+    if isinstance(headers, HTTPHeaderDict):
+        made = headers.copy()
+    elif len(made) < len(items):  # as a CIMultiDict may, it has several values of one name
+        made = HTTPHeaderDict()
+        for name, value in items:
+            made.add(name, value)
     for name in [name for name in headers if lower(name) in keys]:
         del made[name]
     return made

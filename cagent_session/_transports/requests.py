@@ -287,7 +287,7 @@ def _through_gate(
     headers: Any = {} if request.headers is None else request.headers
     before: GuardedHeaders | None = None  # the request's headers, if they were guarded before
     if isinstance(headers, GuardedHeaders):
-        if headers.passage is not None and headers.passage.covers(request.method, url):
+        if has_passed(headers.passage, request.method, url, router):
             return request, None, None
         before = headers = request.headers = headers.restored_for(request)
     elif not are_all_plain_text(_items_of(headers)):
@@ -367,8 +367,24 @@ def _replace_restored(request: PreparedRequest, guarded: GuardedHeaders) -> None
     request.headers = guarded.guarded_copy() if is_for_redirect else guarded
 
 
-class _DictWithAttributes(dict[str, Any]):
-    """Headers that a caller keeps in a plain dict, which takes no attribute."""
+class JudgedMethod(str):
+    """The method of a request of which the patch of requests has found that it is nobody's.
+
+    Some headers take no attribute: a plain dict, a ``CIMultiDict``, none at all. And where urllib3
+    tries once more, it passes on the same method, but a copy of the headers, which lacks it.
+
+    :param judged: as in the attribute :data:`JUDGED`.
+    """
+
+    judged: tuple[tuple[Router, str], ...]
+
+    def __new__(cls, method: str, judged: Iterable[tuple[Router, Any]]) -> JudgedMethod:
+        made = super().__new__(cls, method)
+        made.judged = tuple(judged)
+        return made
+
+    def __reduce__(self) -> Any:
+        return str, (str.__str__(self),)
 
 
 def _pass_on_judged(
@@ -378,17 +394,16 @@ def _pass_on_judged(
 
     urllib3 gets the URL without user info, and would take some for a gateway's.
     """
-    headers = request.headers
-    if not hasattr(headers, "__dict__"):  # a plain dict, or None
+    headers, this_one = request.headers, (router, request.url)
+    if not hasattr(headers, "__dict__"):
         copied = shallow_copy(request)
-        copied.headers = _DictWithAttributes(headers or ())  # type: ignore[assignment]
-        response = _pass_on_judged(pass_on, router, copied, **options)
+        copied.method = JudgedMethod(request.method or "", [this_one])
+        response = pass_on(copied, **options)
         if getattr(response, "request", None) is copied:
             response.request = request
         return response
     # A list, which is changed atomically: other threads may be sending the same headers.
     judged = vars(headers).setdefault(JUDGED, [])
-    this_one = router, request.url
     judged.append(this_one)
     try:
         return pass_on(request, **options)

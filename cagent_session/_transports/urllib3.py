@@ -43,7 +43,7 @@ from .homed_headers import (
     read_by_urllib3,
 )
 from .mappings import with_stamp, without
-from .requests import JUDGED
+from .requests import JUDGED, JudgedMethod
 
 if TYPE_CHECKING:
     # To a type checker the mixins are what they are always mixed into.
@@ -188,9 +188,8 @@ def send(
     given = pool.headers if given is None else given
     url = full_url(pool, base, target)
     if layer == "patch" and _is_judged(router, method, given, url):
-        if isinstance(method, str) and not isinstance(method, _JudgedMethod):
-            method = _JudgedMethod(method)
-            method.judged = tuple(getattr(given, JUDGED))
+        if isinstance(method, str) and not isinstance(method, JudgedMethod):
+            method = JudgedMethod(method, getattr(given, JUDGED))
         return pass_on(method, target, *args, **kwargs)
     # What is not changed is not passed on either: the library then gets what the caller gave.
     headers = before = _as_dict(given)
@@ -243,9 +242,9 @@ def send_switched_off(
 
 def _has_passed(earlier: Passage | None, method: str, url: str, router: Router, layer: str) -> bool:
     """Return whether another hook, or the gate of another library, has stamped the attempt."""
-    if earlier is not None and earlier.layer:
-        return earlier.covers(method, url, layer)
-    return has_passed(earlier, method, url, router)
+    # urllib3 calls itself for each attempt, with the headers of the last one. Each has to be
+    # stamped anew, so a hook ignores its own passages.
+    return (earlier is None or earlier.layer != layer) and has_passed(earlier, method, url, router)
 
 
 def _with_headers(
@@ -287,23 +286,10 @@ def _through_gate(
     return _stamped(headers, plan, stamp, passage), passage
 
 
-class _JudgedMethod(str):
-    """The method of a request that the patch of requests has judged.
-
-    Where urllib3 tries once more, it passes on the same method, but a copy of the headers, which
-    lacks the attribute.
-    """
-
-    judged: tuple[tuple[Router, str], ...]
-
-    def __reduce__(self) -> Any:
-        return str, (str.__str__(self),)
-
-
 def _is_judged(router: Router, method: Any, headers: Any, url: str) -> bool:
     """Return whether the patch of requests has found that the request is not gateway-bound."""
     notes = getattr(headers, JUDGED, ())
-    if not notes and isinstance(method, _JudgedMethod):
+    if not notes and isinstance(method, JudgedMethod):
         # An X-Cagent-Forward that has been set since the first attempt makes it gateway-bound.
         is_marked = any(value and lower(name) == FORWARD_KEY for name, value in headers.items())
         notes = () if is_marked else method.judged

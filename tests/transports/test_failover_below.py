@@ -26,6 +26,7 @@ from urllib3._collections import HTTPHeaderDict
 from cagent_session import (
     Gateway,
     GatewayAdapter,
+    GatewayPoolManager,
     current_session_id,
     instrument,
     no_session,
@@ -63,6 +64,45 @@ def _over_requests(kind: Any) -> Callable[..., None]:
         with requests.Session() as http:
             http.mount("http://", GatewayAdapter(gateway, adapter=Failover()))
             http.get(url, headers=CALLERS, timeout=10)
+
+    return get
+
+
+def _over_requests_with_its_copy(
+    gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild
+) -> None:
+    class Failover(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            request = request.copy()
+            request.url = elsewhere
+            items = list(request.headers.items())
+            for name in {name for name, _ in items} - {name for name, _ in rebuild(items)}:
+                del request.headers[name]
+            return super().send(request, *args, **options)
+
+    with requests.Session() as http:
+        http.mount("http://", GatewayAdapter(gateway, adapter=Failover()))
+        http.get(url, headers=CALLERS, timeout=10)
+
+
+def _over_urllib3(keep: bool) -> Callable[..., None]:
+    def get(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
+        class Failover(urllib3.HTTPConnectionPool):
+            def urlopen(self, method: str, url: str, *args: Any, **options: Any) -> Any:
+                headers = options["headers"].copy()
+                items = rebuild(list(headers.items()))
+                for name in set(headers) - {name for name, _ in items}:
+                    del headers[name]
+                options["headers"] = headers if keep else dict(items)
+                target = urllib3.util.parse_url(elsewhere)
+                if (target.host, target.port) == (self.host, self.port):
+                    return super().urlopen(method, target.request_uri, *args, **options)
+                with urllib3.connection_from_url(elsewhere) as http:
+                    return http.urlopen(method, target.request_uri, *args, **options)
+
+        with GatewayPoolManager(gateway) as http:
+            http.pool_classes_by_scheme = {"http": Failover}
+            http.request("GET", url, headers=CALLERS, timeout=10)
 
     return get
 
@@ -153,18 +193,21 @@ LIBRARIES = [
     pytest.param(_over_requests(CaseInsensitiveDict), id="requests-its-own"),
     pytest.param(_over_requests(HTTPHeaderDict), id="requests-urllib3"),
     pytest.param(_over_requests_by_urllib3, id="requests-by-urllib3"),
+    pytest.param(_over_urllib3(keep=True), id="urllib3-copied"),
+    pytest.param(_over_urllib3(keep=False), id="urllib3-dict"),
     pytest.param(_over_httpx(httpx, for_httpx), id="httpx"),
     pytest.param(_over_httpx(httpx2, for_httpx2), id="httpx2"),
     pytest.param(_over_aiohttp(lambda headers, items: CIMultiDict(items)), id="aiohttp"),
     pytest.param(_over_aiohttp(_of_their_class), id="aiohttp-of-their-class"),
     pytest.param(_over_aiohttp(_copied), id="aiohttp-copied"),
 ]
+ALL = [*LIBRARIES, pytest.param(_over_requests_with_its_copy, id="requests-with-its-copy")]
 
 
 @pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
 @pytest.mark.parametrize("rebuild", [_whole, _without_authorization])
 @pytest.mark.parametrize(
-    "get", [*LIBRARIES, pytest.param(_over_httpx_by_requests, id="httpx-by-requests")]
+    "get", [*ALL, pytest.param(_over_httpx_by_requests, id="httpx-by-requests")]
 )
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
 @pytest.mark.parametrize("forward", [None, "https://api.example"], ids=["own-header", "forward"])
@@ -289,7 +332,7 @@ def test_keeps_a_credential_of_its_own(server: Server, stranger: Server):
 @pytest.mark.parametrize("rebuild", [_whole, _without_authorization])
 @pytest.mark.parametrize("path", ["/x", "/x?a=1"])
 @pytest.mark.parametrize("instrumented", [[], ["/other"], ["/"]], ids=["none", "other", "same"])
-@pytest.mark.parametrize("get", LIBRARIES)
+@pytest.mark.parametrize("get", ALL)
 def test_keeps_the_stamp_at_the_same_gateway(
     server: Server,
     get: Any,
@@ -409,7 +452,7 @@ def test_leaves_the_stamp_behind_where_another_gateway_could_be_meant(
     assert _of_ours(arrived) == {"X-Cagent-Model": "model"}
 
 
-@pytest.mark.parametrize("get", LIBRARIES)
+@pytest.mark.parametrize("get", ALL)
 def test_keeps_the_stamp_of_a_gateway_inside_one_that_instrument_has(server: Server, get: Any):
     outer = Gateway(server.origin, session_header="X-Outer", headers={"X-Api-Key": "OUTER"})
     gateway = Gateway(f"{server.origin}/inner", session_header="X-Session-ID", headers=KEYS)

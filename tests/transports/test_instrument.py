@@ -27,6 +27,7 @@ import pytest
 import requests
 import responses
 import urllib3
+from multidict import CIMultiDict
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
@@ -936,6 +937,30 @@ def test_a_copy_for_a_url_that_no_gateway_owns_is_sent_as_it_is(server: Server, 
         http.send(twin)
     assert server.arrived[0].session_id == "s1"
     assert server.arrived[1].identifiers == {}
+
+
+@pytest.mark.parametrize("is_bound", [True, False])
+@pytest.mark.parametrize("library", ["requests", "urllib3"])
+def test_all_values_of_a_name_are_sent(server: Server, library: str, is_bound: bool):
+    """Also of headers whose class is neither requests' nor urllib3's."""
+
+    def get() -> list[str]:
+        headers = CIMultiDict([("X-A", "1"), ("X-B", "b"), ("X-A", "2")])
+        if library == "requests":
+            with requests.Session() as http:
+                request = http.prepare_request(requests.Request("GET", server.origin))
+                request.headers = headers
+                http.send(request)
+        else:
+            urllib3.PoolManager().request("GET", server.origin, headers=headers)
+        return server.arrived[-1].all("X-A")
+
+    assert get() == ["1", "2"]
+    origin = server.origin if is_bound else "http://other.example"
+    with instrument(Gateway(origin, forward=FORWARD)), session_scope("s1"):
+        assert get() == ["1", "2"]
+    if not is_bound:
+        assert server.arrived[1].raw == server.arrived[0].raw
 
 
 @pytest.mark.parametrize("several_values", [False, True])
