@@ -242,7 +242,7 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
             this_call.use_defaults_of(gate)
             headers = gate.less_stamp_of_another(router, headers, method, str_or_url)
         return await pass_on(
-            method, str_or_url, headers=headers, middlewares=(*above, this_call), **options
+            method, str_or_url, headers=headers, middlewares=(*(above or ()), this_call), **options
         )
 
     return _request

@@ -152,6 +152,17 @@ class TestMiddlewares:
             get(f"{server.origin}/p/x", ours, middlewares=())
         assert [request.session_id for request in server.arrived] == [None, "s1"]
 
+    @staticmethod
+    async def without_any(url: str) -> None:
+        client = aiohttp.ClientSession(middlewares=None)  # type: ignore[arg-type]
+        async with client as http, http.get(url) as answer:
+            await answer.read()
+
+    def test_may_be_none_at_all(self, server: Server, gateway: Gateway):
+        with instrument(gateway), session_scope("s1"):
+            asyncio.run(self.without_any(f"{server.origin}/p/x"))
+        assert server.arrived[0].session_id == "s1"
+
     def test_above_may_send_again_in_another_session(self, server: Server, middlewares):
         async def twice(request, handler):
             with session_scope("first"):
