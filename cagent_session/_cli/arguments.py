@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import NoReturn
 
 from .. import Gateway, __version__
 from .._gate.validation import check_name
@@ -32,7 +33,21 @@ _NEEDS_A_PROTOCOL = (
     "docker-agent gateway, or the header that any other gateway reads the session from"
 )
 
+# In an error of argparse: what stands where a command, or an option without a value, should.
+_given = re.compile(
+    r"(?<=invalid choice: ).+?(?= \(choose from )|(?<=ignored explicit argument ).+", re.DOTALL
+)
 _is_value = re.compile(r"[\t -~\xa0-\xff]*").fullmatch
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that does not show a value which stands before the command, such as a header's."""
+
+    def error(self, message: str) -> NoReturn:
+        found = _given.search(message)
+        if found and not re.fullmatch("'[a-z]{1,12}'", found[0]):  # a mistyped command is shown
+            message = message.replace(found[0], "...")
+        super().error(message)
 
 
 def parse(arguments: list[str] | None) -> Callable[[], int]:
@@ -41,7 +56,7 @@ def parse(arguments: list[str] | None) -> Callable[[], int]:
     :param arguments: those of the process, if left out.
     :raises SystemExit: for a bad argument, and after ``--help`` and ``--version``.
     """
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cagent-session",
         description="Which agent session makes a call: try it, watch it, check a gateway for it.",
         epilog=_EXAMPLES,
@@ -64,7 +79,7 @@ def parse(arguments: list[str] | None) -> Callable[[], int]:
     return run
 
 
-def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_demo(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser(
         "demo",
         help="run a small agent, and show what each of its calls sends",
@@ -73,7 +88,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.set_defaults(parser=command, prepare=lambda options: demo.main)
 
 
-def _add_gateway(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_gateway(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser(
         "gateway",
         help="run a local models gateway, with a page for the browser",
@@ -112,7 +127,7 @@ def _prepare_gateway(options: argparse.Namespace) -> Callable[[], int]:
     return partial(gateway.main, recording, options.port)
 
 
-def _add_probe(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_probe(commands: argparse._SubParsersAction[_Parser]) -> None:
     command = commands.add_parser(
         "probe",
         help="send one request through a gateway, and show what comes back",

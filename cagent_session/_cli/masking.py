@@ -15,7 +15,8 @@ LONG = 256  # characters, of a word that is looked for on its own
 
 # What is left of an escape, or of a character in several bytes, where a text has been cut.
 _HALF = re.compile(
-    r"[\x80-\xff\ufffd]{0,3}(?:%[0-9a-f]?|\\(?:u[0-9a-f]{0,3})?|&#?\w{0,31})?\Z", re.IGNORECASE
+    r"[\x80-\xff\ufffd]{0,3}(?:%[0-9a-f]?|\\(?:u[0-9a-f]{0,3}|x[0-9a-f]?)?|&#?\w{0,31})?\Z",
+    re.IGNORECASE,
 )
 _LAYERS = 2  # of escapes: a URL in JSON, JSON in HTML
 
@@ -159,23 +160,30 @@ def _readings(text: str) -> list[_Reading]:
     return list(all_layers.values())
 
 
-def _said_in_url(escapes: str) -> str:
-    said = bytes.fromhex(escapes.replace("%", "")).decode("utf-8", "surrogateescape")
+def _bytes_said(escapes: str) -> str:
+    said = bytes.fromhex(re.sub(r"%|\\x", "", escapes)).decode("utf-8", "surrogateescape")
     return said.translate(_LATIN_1)
 
 
-def _said_in_json(escape: str) -> str:
-    mark, code = escape[1], escape[2:]
-    return chr(int(code, 16)) if code else _BY_MARK.get(mark, mark)
+def _said_in_json(escapes: str) -> str:
+    if escapes[1] in _BY_MARK:
+        return _BY_MARK[escapes[1]]
+    if escapes[1] == "x":
+        return _bytes_said(escapes)
+    if escapes[1] != "u":
+        return escapes[1]
+    return bytes.fromhex(escapes.replace(r"\u", "")).decode("utf-16-be", "surrogatepass")
 
 
 # What "surrogateescape" makes of bytes that are not UTF-8.
 _LATIN_1 = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
 _BY_MARK = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _LANGUAGES = [
-    (re.compile("(?:%[0-9a-fA-F]{2})+"), _said_in_url),
-    (re.compile(r"\\(?:u[0-9a-fA-F]{4}|[^u])"), _said_in_json),
-    (re.compile(r"&#?\w{1,31};"), html.unescape),
+    (re.compile("(?:%[0-9a-fA-F]{2})+"), _bytes_said),
+    # \x is not JSON's, but JavaScript's and Python's.
+    (re.compile(r"(?:\\u[0-9a-fA-F]{4})+|(?:\\x[0-9a-fA-F]{2})+|\\[^ux]"), _said_in_json),
+    # Browsers read those without a semicolon, too.
+    (re.compile(r"&(?:#\w{1,31}(?:;|(?=\W))|[a-zA-Z]\w{0,30};?)"), html.unescape),
 ]
 
 

@@ -19,6 +19,9 @@ class TestBadArguments:
         [
             ([], "required: command"),
             (["nonsense"], "invalid choice: 'nonsense'"),
+            (["--header", "X-Key: hunter2", "probe", "https://g.example"], "invalid choice: ..."),
+            (["--header=X-Key: hunter2", "it's hunter2"], "invalid choice: ..."),
+            (["--hel=X-Key: hunter2", "probe", "https://g.example"], "explicit argument ..."),
             (["demo", "--nonsense"], "unrecognized arguments: --nonsense"),
             (["gateway", "--port", "x"], "argument --port: not a port from 0 to 65535: 'x'"),
             (["gateway", "--port", "65536"], "not a port from 0 to 65535"),

@@ -195,6 +195,9 @@ def test_secrets_of_the_gateway_are_masked(capsys, name, value, shown):
         ("hunter/+2", b"hunter%252F%252B2"),  # a URL in a query
         ("hunter/&2", rb"hunter\/\u0026amp;2"),  # HTML in JSON
         ("hun\\ter2", rb"hun\\ter2"),
+        ("hun=ter2", rb"hun\x3dter2"),  # JavaScript's
+        ("hun\xfcter2", rb"hun\xc3\xbcter2"),  # Python's bytes
+        ('hun"ter2', b"hun&quotter2"),
         ("hun\xe9\xfcter2", b"hun%C3%A9%c3%bcter2"),
     ],
 )
@@ -202,6 +205,21 @@ def test_secrets_as_other_languages_spell_them_are_masked(capsys, secret, said):
     with Server(lambda request: response(body=said)) as server:
         assert probe(server.origin, "--forward", FORWARD, "--header", f"X-Any: {secret}") == 0
     assert "\n***\n" in capsys.readouterr().out
+
+
+def test_secret_with_a_character_beyond_unicodes_first_plane_is_masked(capsys):
+    answer = response(body=rb"hunter\ud83d\ude00")
+    with Server(lambda request: answer) as server:
+        assert probe(f"{server.origin}/?key=hunter%F0%9F%98%80", "--forward", FORWARD) == 0
+    assert "\n***\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("around", [("100%", ""), ("C:\\", ""), ("&", ";")])
+def test_secret_next_to_what_begins_an_escape_is_masked(capsys, around):
+    said = around[0] + "4fhunter2" + around[1]
+    with Server(lambda request: response(body=said.encode())) as server:
+        assert probe(server.origin, "--forward", FORWARD, "--header", "X-Any: 4fhunter2") == 0
+    assert "hunter" not in capsys.readouterr().out
 
 
 def test_question_marks_are_shown(capsys):
