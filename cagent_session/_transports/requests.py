@@ -397,7 +397,8 @@ def _pass_on_judged(
     headers, this_one = request.headers, (router, request.url)
     if not hasattr(headers, "__dict__"):
         copied = shallow_copy(request)
-        copied.method = JudgedMethod(request.method or "", [this_one])
+        if request.method is not None:  # urllib3 refuses it
+            copied.method = JudgedMethod(request.method, [this_one])
         response = pass_on(copied, **options)
         if getattr(response, "request", None) is copied:
             response.request = request
