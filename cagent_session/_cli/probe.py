@@ -20,6 +20,7 @@ from .masking import Secrets, readings_of, values_in_queries, words_of
 
 TIMEOUT = 30  # seconds, for all of it
 SHOWN_BODY = 8192  # bytes
+SHOWN_LINE = 8192  # characters of anything else
 
 _HOW_TO_PASS_A_KEY = (
     "with --header-env Authorization=VARIABLE, an environment variable that holds the header's "
@@ -187,12 +188,17 @@ class _Report:
             value = "***"
         elif name.lower() in _HAVE_URLS:
             # A secret may have what the URL is cut at, so it is masked first.
-            value = re.sub("//[^/?#]*@", "//***@", self._secrets.masked(value))
+            value = re.sub("//[^/?#]*@", "//***@", self._masked(value))
             value = re.sub(r"[?#].*", "?...", value)
         return self._shown(f"{name}: {value}")
 
     def _shown(self, text: str) -> str:
-        return printable(self._secrets.masked(text))
+        shown = printable(self._masked(text))
+        is_cut = len(text) > SHOWN_LINE
+        return f"{shown} (cut off after {SHOWN_LINE} characters)" if is_cut else shown
+
+    def _masked(self, text: str) -> str:
+        return self._secrets.masked(text[:SHOWN_LINE], is_cut=len(text) > SHOWN_LINE)
 
     def _shown_body(self, body: bytes) -> str:
         is_cut = len(body) > SHOWN_BODY
@@ -226,7 +232,7 @@ class _Report:
         said = f"answered {self.status}"
         location = self._response.headers.get("Location")
         if location is not None and 300 <= self._response.status_code < 400:
-            target = _target(self._response.url, self._secrets.masked(location))
+            target = _target(self._response.url, self._masked(location))
             said += f", which leads to {self._shown(target)} and was not followed"
             there = origin_of(target)
             if there is not None and there != origin_of(self._response.url):

@@ -73,6 +73,17 @@ def test_secret_that_is_cut_in_an_escape_is_masked(capsys, spelling):
         assert "h" not in capsys.readouterr().out.partition("xxx")[2].partition("\n")[0]
 
 
+@pytest.mark.parametrize("name", ["X-Any", "Location"])
+def test_secret_in_a_long_header_is_masked_at_the_cut(capsys, name):
+    for shift in range(20):
+        value = "/" + "x" * (8190 - shift) + "hunter2" + "x" * 100
+        with Server(lambda request, value=value: response(headers={name: value})) as server:
+            assert probe(server.origin, "--forward", FORWARD, "--header", "X-Mine: hunter2") == 0
+        shown = capsys.readouterr().out.partition(f"< {name}: /xxx")[2].partition("\n")[0]
+        assert "h" not in shown.replace("characters", "")
+        assert len(shown) < 8250
+
+
 def test_secret_that_is_cut_in_half_a_character_is_masked(capsys):
     body = ("x" * 4090 + "hunter2").encode("utf-16-le")
     answer = response(body=body, headers={"Content-Type": "text/plain; charset=utf-16-le"})
