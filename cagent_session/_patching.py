@@ -6,18 +6,17 @@ it does depends on a variable that it reads at every call; that switches it on a
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
 import logging
 import os
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-_IS_PATCH = "_cagent_session_patch"
+# An attribute of a patch, and its value. A copy of this package imported before has another value.
+_IS_PATCH, _OURS = "_cagent_session_patch", object()
 
 _log = logging.getLogger("cagent_session")
 _lock = threading.RLock()
@@ -72,7 +71,7 @@ def _patch(
     holder: Any = owner
     attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
     # Also true of a wrapper made with functools.wraps around a patch of ours.
-    if getattr(method, _IS_PATCH, False) is True:
+    if getattr(method, _IS_PATCH, None) is _OURS:
         return
     # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
     while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
@@ -84,7 +83,7 @@ def _patch(
     if not hasattr(type(method), "__get__"):  # a mock, which is not called with self
         return
     patched = functools.wraps(method)(make_patch(method, *arguments))
-    setattr(patched, _IS_PATCH, True)
+    setattr(patched, _IS_PATCH, _OURS)
     setattr(holder, attribute, patched)
 
 
@@ -132,9 +131,10 @@ class Switch:
     """
 
     def __init__(self, off: Any) -> None:
-        #: All calls that count. The patches read ``calls[-1].value``. It is changed in place and by
-        #: one call at a time, as the collector may end a block at any moment.
-        self.calls = [_Call(off, None)]
+        #: The last call that counts: the patches read its ``value``. It knows the one before.
+        self.last = _Call(off, None)
+        self._length = 1
+        self._limit = 8  # the length at which it is worth looking for superfluous calls
 
     def put(self, value: Any) -> Switched:
         """Put ``value`` in force, until what is returned takes it back."""
@@ -147,26 +147,47 @@ class Switch:
     def add(self, call: _Call) -> None:
         """Put the value of ``call`` in force."""
         with _lock:
-            self.calls.append(call)
-            # Of two calls in a row that nobody can take back any more, the first has no effect. The
-            # first of all stays, so that there always is one.
-            pairs = itertools.pairwise(self.calls[1:])
-            self._drop([one for one, above in pairs if not (one.can_end() or above.can_end())])
+            call.below, self.last.above = self.last, call
+            self.last = call
+            self._length += 1
+            if self._length > self._limit:
+                self._drop_superfluous()
+                self._limit = 2 * self._length + 8
 
     def take_back(self, call: _Call) -> None:
         """Put what was in force before ``call`` in force again."""
         with _lock:
-            since = list(itertools.dropwhile(lambda each: each is not call, self.calls.copy()))
+            later = call.above
+            self._drop(call)
             # It takes later calls along. But not from a block on that has not ended: that is
             # another thread's or task's.
-            later = enumerate(since[1:], start=1)
-            until = next((at for at, each in later if each.is_block), len(since))
-            self._drop(since[:until])
+            while later is not None and not later.is_block:
+                gone, later = later, later.above
+                self._drop(gone)
 
-    def _drop(self, calls: Iterable[_Call]) -> None:
-        for call in calls:
-            with contextlib.suppress(ValueError):
-                self.calls.remove(call)
+    def _drop(self, call: _Call) -> None:
+        # Without a call of any function, at which the collector might end a block in between.
+        below, above = call.below, call.above
+        if below is None:  # it is gone already, or the first of all
+            return
+        call.below = call.above = None
+        below.above = above
+        if above is None:
+            self.last = below
+        else:
+            above.below = below
+        self._length -= 1
+
+    def _drop_superfluous(self) -> None:
+        """Drop the first of two calls in a row that nobody can take back any more."""
+        above, call = self.last, self.last.below
+        while call is not None:
+            below = call.below
+            if call.can_end() or above.can_end():
+                above = call
+            else:
+                self._drop(call)
+            call = below
 
 
 class _Call:
@@ -175,6 +196,9 @@ class _Call:
     :param owner: what can take it back, as long as it exists.
     :param is_block: whether it is a ``with`` block that has begun, and will take it back.
     """
+
+    below: _Call | None = None  #: the call before it
+    above: _Call | None = None  #: the call after it
 
     def __init__(self, value: Any, owner: Switched | None, *, is_block: bool = False) -> None:
         self.value = value

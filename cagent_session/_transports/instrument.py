@@ -27,8 +27,7 @@ from .late_imports import when_imported
 
 _log = logging.getLogger("cagent_session")
 _warn_once = functools.cache(_log.warning)  # for each message and its arguments
-_switch = Switch(off=None)
-_calls = _switch.calls  # of instrument() and uninstrument(); the last one has the Router or None
+_switch = Switch(off=None)  # its values are routers
 
 
 def instrument(*gateways: Gateway | None) -> AbstractContextManager[object]:
@@ -103,7 +102,7 @@ def _requests_patch(original: Any) -> Any:
             "cert": cert,
             "proxies": proxies,
         }
-        router = _calls[-1].value
+        router = _switch.last.value
         if router is not None:
             return for_requests.send(router, pass_on, request, options, by_instrument=True)
         headers = request.headers
@@ -123,7 +122,7 @@ def _requests_patch(original: Any) -> Any:
 def _pool_patch(original: Any) -> Any:
     def urlopen(self: Any, method: str, url: str, *args: Any, **options: Any) -> Any:
         pass_on = original.__get__(self, type(self))
-        router, base = _calls[-1].value, for_urllib3.base_of(self)
+        router, base = _switch.last.value, for_urllib3.base_of(self)
         if router is None:
             return for_urllib3.send_switched_off(self, base, pass_on, method, url, args, options)
         # "patch" is the layer of a Passage; that of a GatewayPool is "pool".
@@ -134,7 +133,7 @@ def _pool_patch(original: Any) -> Any:
 
 def _manager_patch(original: Any) -> Any:
     def urlopen(self: Any, method: str, url: str, *args: Any, **options: Any) -> Any:
-        router = _calls[-1].value
+        router = _switch.last.value
         if router is not None:
             given = options.get("headers", self.headers)
             headers = for_urllib3.with_homes(router, url, given)
@@ -162,7 +161,7 @@ def _patch_httpx(module: ModuleType) -> None:
 
 def _transport_patch(original: Any, gate: Httpx) -> Any:
     def handle_request(self: Any, request: Any) -> Any:
-        pass_on, router = original.__get__(self, type(self)), _calls[-1].value
+        pass_on, router = original.__get__(self, type(self)), _switch.last.value
         if router is None or not gate.knows(request) or _is_unix_socket(self):
             return pass_on(request)
         return gate.send(router, request, pass_on)
@@ -172,7 +171,7 @@ def _transport_patch(original: Any, gate: Httpx) -> Any:
 
 def _async_patch(original: Any, gate: Httpx) -> Any:
     async def handle_async_request(self: Any, request: Any) -> Any:
-        pass_on, router = original.__get__(self, type(self)), _calls[-1].value
+        pass_on, router = original.__get__(self, type(self)), _switch.last.value
         if router is None or not gate.knows(request) or _is_unix_socket(self):
             return await pass_on(request)
         return await gate.send_async(router, request, pass_on)
@@ -187,7 +186,7 @@ def _is_unix_socket(transport: Any) -> bool:
 
 def _client_patch(original: Any, gate: Httpx) -> Any:
     async def _send_single_request(self: Any, request: Any) -> Any:
-        pass_on, router = original.__get__(self, type(self)), _calls[-1].value
+        pass_on, router = original.__get__(self, type(self)), _switch.last.value
         response = await pass_on(request)
         if router is None:
             return response
@@ -224,7 +223,7 @@ def _aiohttp_patch(original: Any, aiohttp: Any, hops: Any) -> Any:
         middlewares: Any = None,
         **options: Any,
     ) -> Any:
-        pass_on, router = original.__get__(self, type(self)), _calls[-1].value
+        pass_on, router = original.__get__(self, type(self)), _switch.last.value
         httpx = _httpx_of(headers)
         gate = None if httpx is None else gate_for(httpx)
         if (

@@ -20,7 +20,6 @@ if sys.version_info >= (3, 14):
     _INTERPRETER_POOLS = (InterpreterPoolExecutor,)
 
 _switch = Switch(off=False)
-_calls = _switch.calls  # of carry_session(); the patches are on if the last one says so
 
 
 def carry_session() -> AbstractContextManager[object]:
@@ -84,7 +83,7 @@ def _cell_of_wrapped(fn: Any) -> Any:
 
 def _carry_submit(original: Any) -> Any:
     def submit(self: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if _calls[-1].value and not isinstance(self, _INTERPRETER_POOLS):
+        if _switch.last.value and not isinstance(self, _INTERPRETER_POOLS):
             fn = _bound(fn)
         return original.__get__(self, type(self))(fn, *args, **kwargs)
 
@@ -96,7 +95,7 @@ def _carry_map(original: Any) -> Any:
         # map() calls submit(), at once but for buffersize: then most calls are submitted when a
         # result is taken, and perhaps in another session.
         is_late = options.get("buffersize") is not None
-        if _calls[-1].value and is_late and not isinstance(self, _INTERPRETER_POOLS):
+        if _switch.last.value and is_late and not isinstance(self, _INTERPRETER_POOLS):
             fn = _bound(fn)
         return original.__get__(self, type(self))(fn, *iterables, **options)
 
@@ -105,7 +104,7 @@ def _carry_map(original: Any) -> Any:
 
 def _carry_pool_call(original: Any) -> Any:
     def method(self: Any, func: Any, *args: Any, **options: Any) -> Any:
-        if _calls[-1].value:
+        if _switch.last.value:
             func = _bound(func)
         return original.__get__(self, type(self))(func, *args, **options)
 
@@ -114,7 +113,7 @@ def _carry_pool_call(original: Any) -> Any:
 
 def _carry_pool_call_with_callbacks(original: Any) -> Any:
     def method(self: Any, func: Any, *args: Any, **options: Any) -> Any:
-        if _calls[-1].value:
+        if _switch.last.value:
             func = _bound(func)
             # After two further arguments come callback and error_callback.
             args = (*args[:2], *map(_bound, args[2:]))

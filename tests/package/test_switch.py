@@ -28,7 +28,7 @@ class Seen:
 
     @property
     def value(self) -> str:
-        return self.switch.calls[-1].value
+        return self.switch.last.value
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def block(request) -> Iterator[Callable[[], contextlib.AbstractContextManager[ob
 
 
 def is_on() -> bool:
-    return bool(threads._switch.calls[-1].value or patches._switch.calls[-1].value)
+    return bool(threads._switch.last.value or patches._switch.last.value)
 
 
 class TestBlocksThatOverlap:
@@ -158,7 +158,7 @@ class TestCallsForGood:
             for number in range(100):
                 seen.switch.put(str(number))
                 seen.switch.put_for_good(str(number))
-            assert len(seen.switch.calls) < 5
+            assert seen.switch._length < 20
         assert seen.value == seen.off
 
 
@@ -183,6 +183,15 @@ def test_one_object_in_two_overlapping_blocks(seen: Seen):
     assert seen.value == seen.off
     switched.__exit__(None, None, None)
     assert seen.value == seen.off
+
+
+def test_objects_that_are_let_go_later_are_not_kept(seen: Seen):
+    held = seen.switch.put("0")
+    for number in range(1, 200):
+        held = seen.switch.put(str(number))
+    assert held is not None
+    assert seen.value == "199"
+    assert seen.switch._length < 30
 
 
 class TestBlocksThatTheCollectorEnds:
@@ -221,4 +230,4 @@ class TestBlocksThatTheCollectorEnds:
             gc.set_threshold(*before)
         gc.collect()
         assert seen.value == seen.off
-        assert len(seen.switch.calls) == 1
+        assert seen.switch._length == 1
