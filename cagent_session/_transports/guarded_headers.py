@@ -23,6 +23,7 @@ from .._gate.routes import BARE, Route, Router, is_identifier, lower, may_get_id
 from .._gate.validation import PREFIX
 from .._session.scopes import current_lineage
 from ..headers import FORWARD
+from .mappings import copied
 
 Item: TypeAlias = "tuple[str, str | bytes]"
 
@@ -205,7 +206,8 @@ def guard(
     if isinstance(headers, GuardedHeaders):
         plain = _plain_class(plain)
     if not issubclass(plain, CaseInsensitiveDict | HTTPHeaderDict):
-        plain = dict
+        headers = copied(headers)
+        plain = type(headers)
     kind = _guarded_class(plain)
     new: Any = super(GuardedHeaders, kind).__new__
     made: GuardedHeaders = new(kind)

@@ -10,17 +10,23 @@ from urllib3._collections import HTTPHeaderDict
 from .._gate.routes import Headers, lower
 
 
-def without(headers: Mapping[str, Any], keys: Collection[str]) -> MutableMapping[str, Any]:
-    """Return a copy of ``headers`` less those whose names, in lower case, are in ``keys``."""
+def copied(headers: Mapping[str, Any]) -> MutableMapping[str, Any]:
+    """Return a copy of ``headers``: a dict, or urllib3's class if a name has several values."""
+    if isinstance(headers, HTTPHeaderDict):
+        return headers.copy()
     items = list(headers.items())
     made: MutableMapping[str, Any] = dict(items)
-    if isinstance(headers, HTTPHeaderDict):
-        made = headers.copy()
-    elif len(made) < len(items):  # as a CIMultiDict may, it has several values of one name
+    if len(made) < len(items):  # as in a CIMultiDict
         made = HTTPHeaderDict()
         for name, value in items:
             made.add(name, value)
-    for name in [name for name in headers if lower(name) in keys]:
+    return made
+
+
+def without(headers: Mapping[str, Any], keys: Collection[str]) -> MutableMapping[str, Any]:
+    """Return a copy of ``headers`` less those whose names, in lower case, are in ``keys``."""
+    made = copied(headers)
+    for name in [name for name in made if lower(name) in keys]:
         del made[name]
     return made
 

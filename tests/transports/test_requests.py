@@ -14,6 +14,7 @@ import pytest
 import requests
 import requests_mock
 import responses
+from multidict import CIMultiDict
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
 from requests.structures import CaseInsensitiveDict
@@ -494,3 +495,19 @@ def test_errors_are_those_of_the_plain_adapter(break_off: str):
                 outcomes.append(type(caught.value))
                 assert current_session_id() == "s1"
     assert outcomes[0] is outcomes[1]
+
+
+def test_headers_with_several_values_of_a_name_are_marked_every_time(server: Server):
+    """Those of a class of its own, too, among them what the session replaces."""
+    gateway = Gateway(server.origin, session_header="X-Session-ID")
+    given = [("X-Session-ID", "a"), ("x-session-id", "b"), ("X-A", "1"), ("X-A", "2")]
+    with requests.Session() as http, session_scope("s1"):
+        gateway.mount(http)
+        request = http.prepare_request(requests.Request("GET", server.origin))
+        request.headers = CIMultiDict(given)  # type: ignore[assignment]
+        for _ in range(2):
+            http.send(request)
+    for arrived in server.arrived:
+        assert arrived.all("X-Session-ID") == ["s1"]
+        assert arrived.all("X-A") == ["1", "2"]
+    assert [value for _, value in request.headers.items()] == ["a", "b", "1", "2"]
