@@ -117,14 +117,22 @@ def has_passed(passage: Passage | None, method: Any, url: Any, router: Router) -
         return True
     url = str(url)
     is_home = may_get_identifiers(str(passage.url), url)
-    if not is_home or router.route_beside(passage.router, url) is not passage.route:
+    if not is_home or not _is_same(router.route_beside(passage.router, url), router, passage):
         return False
     route = router.route(url)
-    if route is not passage.route:
+    if not _is_same(route, router, passage):
         return True  # the place that asks does not know the gateway
     # In a thread of its own, a new stamp would lack the session.
     would_lose_session = current_lineage() == OUTSIDE and passage.lineage != OUTSIDE
     return would_lose_session and route.with_query(url) == url
+
+
+def _is_same(route: Route, router: Router, passage: Passage) -> bool:
+    """Return whether ``route``, which ``router`` has found, is to the gateway of ``passage``."""
+    if route is passage.route:
+        return True
+    here, there = router.gateways.get(route.place), passage.router.gateways.get(route.place)
+    return route.place == passage.route.place and here is not None and here == there
 
 
 def note_unbound(url: Any, forward: str | bytes | None = None) -> None:

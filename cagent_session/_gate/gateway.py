@@ -22,6 +22,7 @@ from .validation import (
     check_parent_header,
     check_session_header,
     checked_dict,
+    plain_text,
 )
 
 if TYPE_CHECKING:
@@ -107,10 +108,12 @@ class Gateway:
                 "gateway URL must be a str, not NoneType: if it is optional, set it in the "
                 "environment and write Gateway.from_env(...), which returns None without it"
             )
+        for each in fields(self):
+            given = getattr(self, each.name)
+            if each.name in ("headers", "session_headers"):
+                given = MappingProxyType(checked_dict(each.name, given))
+            object.__setattr__(self, each.name, plain_text(given))  # the dataclass is frozen
         urls.check_gateway("gateway URL", self.url)
-        for what in ("headers", "session_headers"):
-            copied = MappingProxyType(checked_dict(what, getattr(self, what)))
-            object.__setattr__(self, what, copied)  # the dataclass is frozen
         check_session_header(self.session_header)
         # The names that are in use, in lower case. So far that is at most one.
         taken = {self.session_header.lower()} if self._sends_session_header else set()

@@ -9,7 +9,7 @@ import sys
 from .._version import __version__
 from ..headers import FORWARD, MODEL, MODEL_NAME, PROVIDER
 from . import urls
-from .validation import check_value
+from .validation import check_value, plain_text
 
 
 def goos(system: str) -> str:
@@ -74,12 +74,12 @@ def gateway_headers(
         http.post(url, json=prompt, headers=gateway_headers("https://api.openai.com/v1"))
     """
     urls.check("forward URL", forward)
-    headers = {FORWARD: forward}
+    headers = {FORWARD: plain_text(forward)}
     for what, name, value in (
         ("provider", PROVIDER, provider),
         ("model", MODEL, model),
         ("model_name", MODEL_NAME, model_name),
     ):
         if value is not None and check_value(what, value):
-            headers[name] = value
+            headers[name] = plain_text(value)
     return headers | RUNTIME

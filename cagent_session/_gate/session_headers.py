@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
 from .._session.scopes import Lineage
-from .validation import check_value
+from .validation import check_value, plain_text
 
 #: What a user gives: a template, or a function (session_id, parent_id, root_id) -> value or None.
 Given: TypeAlias = "str | Callable[[str, str | None, str], str | None]"
@@ -101,6 +101,6 @@ def _called(
             return None
         if not check_value(what, value):
             raise ValueError(f"{what} is empty: return None to leave the header out")
-        return str.__str__(value)  # a subclass may override the methods that are used later
+        return plain_text(value)  # type: ignore[no-any-return]
 
     return call

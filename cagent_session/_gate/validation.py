@@ -162,7 +162,17 @@ def check_value(what: str, value: str) -> str:
 def checked_dict(what: str, given: Any) -> dict[Any, Any]:
     """Return a copy of a mapping that was given as the parameter ``what``; empty for ``None``."""
     try:
-        return dict(given or {})
+        items = dict(given or {}).items()
     except (TypeError, ValueError):
         kind = type(given).__name__
         raise TypeError(f"{what} must be a dict of names and values, not a {kind}") from None
+    return {plain_text(name): plain_text(value) for name, value in items}
+
+
+def plain_text(value: Any) -> Any:
+    """Return a ``str`` as one of that very class, and everything else as it is.
+
+    A subclass may override the methods that are used later: ``str()`` of a member of
+    ``class Model(str, Enum)`` is ``"Model.GPT"``.
+    """
+    return str.__str__(value) if isinstance(value, str) else value

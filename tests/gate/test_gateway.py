@@ -8,6 +8,7 @@ import itertools
 import logging
 import pickle
 import time
+from enum import Enum
 
 import httpx
 import pytest
@@ -266,6 +267,49 @@ class TestOtherArguments:
     def test_all_but_the_url_go_by_name(self):
         with pytest.raises(TypeError):
             Gateway(GOOD, FORWARD)
+
+
+class TestTextsOfAClassOfTheirOwn:
+    """``str()`` of a member of such an Enum is not its text: ``"Text.MODEL"``."""
+
+    class Text(str, Enum):
+        URL = "https://gateway.example/v1"
+        FORWARD = "https://api.openai.com/v1"
+        MODEL = "gpt-4o"
+        SESSION = "X-Session-ID"
+        KEY = "X-Key"
+        TEMPLATE = "{session}.x"
+        AFFINITY = "X-Affinity"
+
+    def test_count_by_their_text(self):
+        text = self.Text
+        gateway = Gateway(
+            text.URL,
+            forward=text.FORWARD,
+            model=text.MODEL,
+            session_header=text.SESSION,
+            headers={text.KEY: text.MODEL},
+            session_headers={text.AFFINITY: text.TEMPLATE},
+        )
+        assert type(gateway.url) is str
+        assert gateway.endpoint("x") == "https://gateway.example/v1/x"
+        with session_scope("s1"):
+            headers = gateway.headers_for(gateway.endpoint("x"))
+        wanted = {
+            "X-Cagent-Forward": "https://api.openai.com/v1",
+            "X-Cagent-Model": "gpt-4o",
+            "X-Session-ID": "s1",
+            "X-Key": "gpt-4o",
+            "X-Affinity": "s1.x",
+        }
+        assert wanted.items() <= headers.items()
+        assert {type(part) for item in headers.items() for part in item} == {str}
+
+    def test_count_by_their_text_in_gateway_headers(self):
+        headers = gateway_headers(self.Text.FORWARD, model=self.Text.MODEL)
+        assert f"{headers['X-Cagent-Forward']} {headers['X-Cagent-Model']}" == (
+            "https://api.openai.com/v1 gpt-4o"
+        )
 
 
 class TestValue:

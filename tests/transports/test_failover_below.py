@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -410,8 +411,9 @@ def test_gets_back_a_key_that_a_manager_below_has_dropped(server: Server):
     ]
 
 
+@pytest.mark.parametrize("is_equal", [True, False], ids=["equal", "same"])
 @pytest.mark.parametrize("kind", [dict, CaseInsensitiveDict])
-def test_keeps_the_session_in_a_thread_of_its_own(server: Server, kind: Any):
+def test_keeps_the_session_in_a_thread_of_its_own(server: Server, kind: Any, is_equal: bool):
     class HardTimeout(HTTPAdapter):
         def send(self, request: Any, *args: Any, **options: Any) -> Any:
             request = request.copy()
@@ -421,7 +423,8 @@ def test_keeps_the_session_in_a_thread_of_its_own(server: Server, kind: Any):
                 return pool.submit(super().send, request, *args, **options).result(10)
 
     gateway = Gateway(server.origin, session_header="X-Session-ID", require_session=True)
-    with requests.Session() as http, instrument(gateway), session_scope("s1"):
+    known = dataclasses.replace(gateway) if is_equal else gateway
+    with requests.Session() as http, instrument(known), session_scope("s1"):
         http.mount("http://", GatewayAdapter(gateway, adapter=HardTimeout()))
         http.get(f"{server.origin}/x", timeout=10)
     (arrived,) = server.arrived
