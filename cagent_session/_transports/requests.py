@@ -543,5 +543,6 @@ def _guard_replaced(request: Any, sent: PreparedRequest | None, guarded: Guarded
 def _note_redirect(sent: GuardedHeaders, response: Response) -> None:
     location = response.headers.get("location")
     if isinstance(location, str):
-        in_session = any(sent.get(name) for name in sent.route.choosing_keys)
+        choosing = sent.route.choosing_keys
+        in_session = any(lower(name) in choosing for name, value in sent.items() if value)
         note_redirect(sent.router, sent.route, sent.url, location, in_session)

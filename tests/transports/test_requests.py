@@ -511,3 +511,16 @@ def test_headers_with_several_values_of_a_name_are_marked_every_time(server: Ser
         assert arrived.all("X-Session-ID") == ["s1"]
         assert arrived.all("X-A") == ["1", "2"]
     assert [value for _, value in request.headers.items()] == ["a", "b", "1", "2"]
+
+
+@pytest.mark.parametrize("kind", [dict, CaseInsensitiveDict, HTTPHeaderDict])
+def test_a_redirect_with_the_callers_session_in_bytes(server: Server, kind):
+    server.respond = lambda request: (
+        redirect(302, "/second") if request.path == "/first" else response()
+    )
+    with requests.Session() as http:
+        http.mount("http://", GatewayAdapter(Gateway(server.origin, forward=FORWARD)))
+        request = http.prepare_request(requests.Request("GET", f"{server.origin}/first"))
+        request.headers = kind({"X-Cagent-Session-Id": b"mine"})
+        http.send(request)
+    assert [each.session_id for each in server.arrived] == ["mine", "mine"]
