@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -34,6 +35,8 @@ class ReceivedSession(Generic[_Request]):
             raise TypeError(
                 f"trusted must be a function, not {type(trusted).__name__}: trusted={example}"
             )
+        if inspect.iscoroutinefunction(trusted):
+            raise TypeError(f"trusted must return a bool, and not be async: trusted={example}")
         check_session_header(session_header)
         if parent_header is not None:
             check_parent_header(parent_header, [session_header.lower()])
@@ -51,8 +54,15 @@ class ReceivedSession(Generic[_Request]):
         session_id = self._session_of(request)
         if session_id is None:
             return OUTSIDE
-        if self._trusted is not None and not self._trusted(request):
+        if self._trusted is not None and not self._trusts(request):
             _log.debug("ignored %s, as trusted= refused the request", self._session_header)
             return OUTSIDE
         parent = None if self._parent_of is None else self._parent_of(request)
         return received_lineage(session_id, parent, names=self._names)
+
+    def _trusts(self, request: _Request) -> bool:
+        answer = self._trusted(request)
+        if inspect.isawaitable(answer):  # it counts as true
+            getattr(answer, "close", lambda: None)()  # Python would warn that nobody awaits it
+            raise TypeError("trusted must return a bool, and not what has to be awaited")
+        return bool(answer)

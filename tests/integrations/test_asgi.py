@@ -251,6 +251,19 @@ class TestSessionMiddleware:
             asyncio.run(SessionMiddleware(app)(scope, None, None))
         assert all(found is scope for found, scope in zip(seen, scopes, strict=True))
 
+    def test_trusted_that_is_async_is_refused(self, see_family):
+        """What it returns counts as true, whatever it would return once awaited."""
+
+        async def trusted(scope):
+            return False
+
+        with pytest.raises(TypeError, match="trusted must return a bool, and not be async"):
+            SessionMiddleware(see_family, trusted=trusted)
+        app = SessionMiddleware(see_family, trusted=lambda scope: trusted(scope))
+        scope = {"type": "http", "headers": [(b"x-cagent-session-id", b"s1")]}
+        with pytest.raises(TypeError, match="trusted must return a bool"):
+            asyncio.run(app(scope, None, None))
+
     def test_trusted_is_asked_about_the_scope(self, inner, seen):
         app = SessionMiddleware(inner, trusted=lambda scope: scope["client"] == "me")
         call_asgi(app, b"s1", client="me")

@@ -151,6 +151,13 @@ class TestSessionMiddleware:
         assert (record.name, record.levelno) == ("cagent_session", logging.DEBUG)
         assert record.getMessage() == "ignored X-Cagent-Session-Id, as trusted= refused the request"
 
+    def test_trusted_that_is_async_is_refused(self):
+        async def trusted(environ):
+            return False
+
+        with pytest.raises(TypeError, match="trusted must return a bool, and not be async"):
+            SessionMiddleware(see_family, trusted=trusted)
+
     def test_trusted_is_asked_about_the_environ(self):
         def trusted(environ):
             return environ["REMOTE_ADDR"] == "10.0.0.1"
