@@ -191,6 +191,9 @@ class Httpx:
         """
         if not response.has_redirect_location:
             return response
+        earlier = passage_of(request.headers, self._items_of(request.headers), 2)
+        if earlier is not None and earlier.is_open:
+            return response  # a gate further up has stamped it: the client does not know this one
         target = self._target(request, response)
         self._take_off(request, None if route is None else route.session_keys, target)
         if route is not None:

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from support.wire import Proxy, Server, redirect, response
 
-from cagent_session import Gateway, current_session_id, session_scope
+from cagent_session import Gateway, current_session_id, instrument, session_scope
 from cagent_session.integrations import httpx as for_httpx
 from cagent_session.integrations import httpx2 as for_httpx2
 from cagent_session.integrations.httpx import AsyncGatewayTransport, GatewayTransport
@@ -531,3 +531,29 @@ def test_a_transport_that_is_empty_is_still_the_given_one(server: Server):
     with httpx.Client(transport=transport) as http, session_scope("s1"):
         http.get(server.origin)
     assert server.arrived[0].session_id == "s1"
+
+
+@pytest.mark.parametrize("knows_the_gateway", [True, False])
+def test_a_transport_below_may_send_again_after_a_redirect(server: Server, knows_the_gateway: bool):
+    class Again(httpx.HTTPTransport):
+        def handle_request(self, request):
+            first = super().handle_request(request)
+            if first.status_code == 200:
+                return first
+            first.close()
+            return super().handle_request(request)
+
+    with Server() as stranger:
+        gateway = Gateway(server.origin, forward=FORWARD, headers={"X-Api-Key": "KEY"})
+        targets = {"/1": "/2", "/2": stranger.at("localhost")}
+        server.respond = lambda request: redirect(302, targets[request.path])
+        transport = GatewayTransport(gateway, Again())
+        client = httpx.Client(transport=transport, follow_redirects=True)
+        known = [gateway] if knows_the_gateway else []
+        with client as http, instrument(*known), session_scope("s1"):
+            http.get(f"{server.origin}/1")
+        (arrived,) = stranger.arrived
+    assert [(each.path, each.session_id, each.get("X-Api-Key")) for each in server.arrived] == [
+        (path, "s1", "KEY") for path in ("/1", "/1", "/2", "/2")
+    ]
+    assert arrived.identifiers == {}
