@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import aiohttp
 from aiohttp import ClientOSError, ClientRequest, ClientResponse, ServerDisconnectedError
 from aiohttp.http import SERVER_SOFTWARE
-from multidict import CIMultiDict, istr
+from multidict import CIMultiDict, CIMultiDictProxy, istr
 from yarl import URL
 
 from .._gate.gate import Stamp, gate, has_passed, note_redirect, note_unbound
-from .._gate.passage import Passage, are_plain_text, belongs_to_open, passage_of
+from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, passage_of
 from .._gate.routes import (
     BARE,
     Library,
@@ -57,12 +57,13 @@ def _over_aiohttp(httpx: Httpx) -> Library:
 
 
 class InFlightHeaders(CIMultiDict[str]):
-    """The headers of a gateway-bound request, while it is being sent."""
+    """The headers of a gateway-bound request, while it is being sent.
 
-    passage: Passage | None = None  #: copies of another kind have it in their values
-    session_keys: frozenset[str] = frozenset()  #: the names of session headers, in lower case
-    #: the headers that the stamp has replaced or removed
-    replaced: tuple[tuple[Any, str], ...] = ()
+    The plain code would be a ``CIMultiDict``, as values hold the passage, too. The attribute saves
+    letting all of them hold it, and looking for it there.
+    """
+
+    passage: Passage | None = None
 
     def copy(self) -> InFlightHeaders:
         return self.with_items(self.items())
@@ -70,9 +71,20 @@ class InFlightHeaders(CIMultiDict[str]):
     def with_items(self, items: Iterable[tuple[str, str]]) -> InFlightHeaders:
         """Return other headers of the same request."""
         made = InFlightHeaders(items)
-        made.passage, made.session_keys = self.passage, self.session_keys
-        made.replaced = self.replaced
+        made.passage = self.passage
         return made
+
+
+def _takes_subclasses() -> bool:
+    """Return whether aiohttp can send such headers: not with multidict before 6.4."""
+    try:
+        CIMultiDictProxy(InFlightHeaders())
+    except TypeError:
+        return False
+    return True
+
+
+_TAKES_SUBCLASSES = _takes_subclasses()
 
 
 class Hops:
@@ -155,15 +167,13 @@ class Hops:
         # A middleware of ours, further up, has stamped the request for another URL or method. One
         # in between has changed that, perhaps headers, too. The stamp has to come off, also where
         # the middleware sends a request again that is over.
-        session_keys = self._session_keys
+        session_keys = self._session_keys | earlier.session_keys
         kept = CIMultiDict(
             (name, value)
             for name, value in headers.items()
             if not (belongs_to_open(value) or getattr(value, "passage", None) is earlier)
         )
-        if isinstance(headers, InFlightHeaders):
-            session_keys |= headers.session_keys
-            kept.extend([item for item in headers.replaced if item[0] not in kept])
+        kept.extend([item for item in earlier.replaced if item[0] not in kept])
         headers = kept
         if not may_get_identifiers(earlier.url, url):
             headers = _less(headers, session_keys)
@@ -251,14 +261,19 @@ def _stamped(
     stamp: Stamp,
     passage: Passage,
     session_keys: frozenset[str],
-) -> InFlightHeaders:
+) -> CIMultiDict[str]:
     """Return a copy of ``headers`` with the stamp."""
     stamped, removed = stamp
-    sent = InFlightHeaders(headers)
+    if _TAKES_SUBCLASSES:
+        sent: CIMultiDict[str] = InFlightHeaders(headers)
+        sent.passage = passage  # type: ignore[attr-defined]
+    else:
+        sent = CIMultiDict(headers)
+        attach(passage, stamped)
     replaced: list[tuple[Any, str]] = []
     for index, key in plan.droppable:
         if key in stamped or key in removed:
             replaced += [(plan.names[index], value) for value in sent.popall(key, ())]
     sent.extend(list(stamped.values()))
-    sent.passage, sent.session_keys, sent.replaced = passage, session_keys, tuple(replaced)
+    passage.session_keys, passage.replaced = session_keys, tuple(replaced)
     return sent

@@ -26,12 +26,14 @@ from support.wire import Proxy, Server, redirect, response
 from cagent_session import (
     Gateway,
     SessionRequired,
+    current_session_id,
     gateway_headers,
     instrument,
     no_session,
     session_scope,
     uninstrument,
 )
+from cagent_session._transports import aiohttp as for_aiohttp
 from cagent_session.integrations.aiohttp import GatewayMiddleware
 from cagent_session.integrations.httpx import GatewayTransport
 
@@ -141,6 +143,49 @@ class TestProxies:
             assert [connect.identifiers for connect in proxy.arrived] == [{}]
             assert proxy.arrived[0].get("X-Mine") == "x"
             assert [arrived.session_id for arrived in server.arrived] == ["s1"]
+
+
+class TestMultidictBefore64:
+    """It makes no proxy of a subclass of ``CIMultiDict``. ``tox -e oldest`` has such a version."""
+
+    @pytest.fixture(autouse=True)
+    def plain_headers(self, monkeypatch):
+        monkeypatch.setattr(for_aiohttp, "_TAKES_SUBCLASSES", False)
+
+    @pytest.mark.parametrize("scope", [session_scope("s1"), no_session()])
+    def test_a_request_is_stamped_once(self, server: Server, scope):
+        seen: list[type] = []
+
+        async def between(request, handler):
+            seen.append(type(request.headers))
+            return await handler(request)
+
+        gateway = Gateway(server.origin, session_header="X-Session-ID", headers={"X-Key": "KEY"})
+        with instrument(gateway), scope:
+            session_id = current_session_id()
+            get(f"{server.origin}/x", GatewayMiddleware(gateway), between)
+        (arrived,) = server.arrived
+        assert seen == [CIMultiDict]
+        assert arrived.all("X-Key") == ["KEY"]
+        assert arrived.get("X-Session-ID") == session_id
+
+    def test_a_stamp_stays_behind(self, server: Server):
+        with Server() as stranger:
+
+            async def failover(request, handler):
+                del request.headers["X-Session-ID"]
+                request.url = aiohttp.client.URL(stranger.at("localhost"))
+                request.update_host(request.url)
+                return await handler(request)
+
+            gateway = Gateway(
+                server.origin, session_header="X-Session-ID", headers={"X-Key": "KEY"}
+            )
+            with instrument(gateway), session_scope("s1"):
+                get(f"{server.origin}/x", GatewayMiddleware(gateway), failover)
+            (arrived,) = stranger.arrived
+        assert (arrived.get("X-Session-ID"), arrived.get("X-Key")) == (None, None)
+        assert arrived.get("User-Agent") == aiohttp.http.SERVER_SOFTWARE
 
 
 class TestMiddlewares:
