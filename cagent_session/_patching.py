@@ -15,10 +15,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-# An attribute of a patch, and its value. A copy of this package imported before has another value.
+# An attribute of a patch, and its value. In another copy of this package, it has another value.
 _IS_PATCH, _OURS = "_cagent_session_patch", object()
 
 _log = logging.getLogger("cagent_session")
+_warn_once = functools.cache(_log.warning)  # for each message and its arguments
 _lock = threading.RLock()
 
 
@@ -71,7 +72,16 @@ def _patch(
     holder: Any = owner
     attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
     # Also true of a wrapper made with functools.wraps around a patch of ours.
-    if getattr(method, _IS_PATCH, None) is _OURS:
+    mark = getattr(method, _IS_PATCH, None)
+    if mark is _OURS:
+        return
+    if type(mark) is object:  # a mock has anything
+        _warn_once(
+            "%s was patched by a copy of this package that was imported before: %s of this copy "
+            "does not reach it. Import the package outside mock.patch.dict(sys.modules)",
+            path,
+            by,
+        )
         return
     # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
     while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):

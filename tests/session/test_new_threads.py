@@ -170,7 +170,7 @@ def test_thread_started_in_the_body_of_a_generator():
 
 
 def test_thread_start_is_patched_only_where_threads_inherit():
-    is_patched = getattr(threading.Thread.start, "_cagent_session_patch", False)
+    is_patched = hasattr(threading.Thread.start, "_cagent_session_patch")
     assert is_patched is inherits
 
 
