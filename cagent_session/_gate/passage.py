@@ -33,6 +33,10 @@ class Passage:
     is_open = True  #: until the request has been sent
     lineage: Lineage | None = None  #: of the session in which the gate stamped the request
     route: Route  #: to the gateway for which the gate stamped the request
+    #: in aiohttp, the names of session headers at this hop and earlier ones, in lower case
+    session_keys: frozenset[str] = frozenset()
+    #: in aiohttp, the headers that the stamp has replaced or removed
+    replaced: tuple[tuple[Any, str], ...] = ()
 
     def __init__(self, method: Any, url: Any, router: Router, layer: str | None = None) -> None:
         self.method = method
@@ -63,6 +67,12 @@ class Stamped(str):
     #: the header of the library's own that this one has replaced, which a copy gets back
     replaces: tuple[str, str] | None = None
 
+    def __copy__(self) -> Stamped:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Stamped:
+        return self
+
     def __reduce__(self) -> Any:
         return str, (str.__str__(self),)  # the process that unpickles it may lack this package
 
@@ -72,6 +82,12 @@ class StampedBytes(bytes):
 
     passage: Passage | None = None
     replaces: tuple[str, bytes] | None = None
+
+    def __copy__(self) -> StampedBytes:
+        return self
+
+    def __deepcopy__(self, memo: object) -> StampedBytes:
+        return self
 
     def __reduce__(self) -> Any:
         return bytes, (bytes(self),)

@@ -25,6 +25,12 @@ class _Homed(str):
 
     home: Any  #: what origin_of() returns for the URL of the request on which the caller set it
 
+    def __copy__(self) -> _Homed:
+        return self
+
+    def __deepcopy__(self, memo: object) -> _Homed:
+        return self
+
     def __reduce__(self) -> Any:
         return str, (str.__str__(self),)
 
@@ -33,6 +39,12 @@ class _HomedBytes(bytes):
     """The same as :class:`_Homed` for a value that was given in bytes."""
 
     home: Any
+
+    def __copy__(self) -> _HomedBytes:
+        return self
+
+    def __deepcopy__(self, memo: object) -> _HomedBytes:
+        return self
 
     def __reduce__(self) -> Any:
         return bytes, (bytes(self),)

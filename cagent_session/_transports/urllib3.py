@@ -378,7 +378,8 @@ def _stamped(headers: Mapping[str, Any], plan: Plan, stamp: Stamp, passage: Pass
         made = _InFlight(made) if isinstance(made, dict) else made
         made.passage = passage
         return made
-    made = _InFlight(headers)
+    # urllib3's own class would join the values of a name, which bytes have no part in.
+    made = _InFlight(headers if isinstance(headers, dict) else headers.items())
     made.passage = passage
     for index, key in plan.droppable:
         if key in stamped or key in removed:

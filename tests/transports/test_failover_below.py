@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,10 @@ def _whole(items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 def _without_authorization(items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     """It is the last header that the gate sets outside every session."""
     return [item for item in items if item[0].lower() not in ("authorization", b"authorization")]
+
+
+def _deep(items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    return copy.deepcopy(items)
 
 
 def _over_requests(kind: Any) -> Callable[..., None]:
@@ -206,7 +211,7 @@ ALL = [*LIBRARIES, pytest.param(_over_requests_with_its_copy, id="requests-with-
 
 
 @pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
-@pytest.mark.parametrize("rebuild", [_whole, _without_authorization])
+@pytest.mark.parametrize("rebuild", [_whole, _without_authorization, _deep])
 @pytest.mark.parametrize(
     "get", [*ALL, pytest.param(_over_httpx_by_requests, id="httpx-by-requests")]
 )
@@ -330,7 +335,7 @@ def test_keeps_a_credential_of_its_own(server: Server, stranger: Server):
 
 
 @pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
-@pytest.mark.parametrize("rebuild", [_whole, _without_authorization])
+@pytest.mark.parametrize("rebuild", [_whole, _without_authorization, _deep])
 @pytest.mark.parametrize("path", ["/x", "/x?a=1"])
 @pytest.mark.parametrize("instrumented", [[], ["/other"], ["/"]], ids=["none", "other", "same"])
 @pytest.mark.parametrize("get", ALL)

@@ -546,3 +546,15 @@ def test_takes_what_the_plain_ones_take():
         GatewayPoolManager(10)
     with pytest.raises(TypeError):
         GatewayPoolManager(None, 10)
+
+
+class _OfTheirOwn(HTTPHeaderDict):
+    pass
+
+
+@pytest.mark.parametrize("kind", [dict, HTTPHeaderDict, _OfTheirOwn])
+def test_values_in_bytes(server: Server, kind):
+    with GatewayPoolManager(Gateway(server.origin, forward=FORWARD)) as http, session_scope("s1"):
+        http.request("GET", server.origin, headers=kind({"X-Key": b"v"}))
+    (arrived,) = server.arrived
+    assert (arrived.get("X-Key"), arrived.session_id) == ("v", "s1")
