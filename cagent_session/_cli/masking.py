@@ -103,11 +103,14 @@ class Secrets:
 def words_of(values: Iterable[str]) -> set[str]:
     """Return the words of some values that are long enough to be looked for, with fewer escapes.
 
-    A value without its first word counts as one, too: ``Bearer`` may have been that.
+    A value without its first word counts as one, too: ``Bearer`` may have been that. And so does
+    what stands behind a name, as in a cookie.
     """
     words: set[str] = set()
     for value in values:
-        for word in (value, *value.split(maxsplit=1), *value.split()):
+        parts = re.split(r"[\s,;&]+", value)
+        named = [re.split("[=:]", part, maxsplit=1)[-1].strip("\"'") for part in parts]
+        for word in (value, *value.split(maxsplit=1), *value.split(), *parts, *named):
             words |= readings_of(word)
             with contextlib.suppress(UnicodeEncodeError):  # then it is in no header
                 words |= readings_of(word.encode("latin-1").decode("utf-8", "replace"))

@@ -125,6 +125,10 @@ def test_values_of_six_characters_are_masked_everywhere(capsys, value, shown):
         ("Bearer hunter2", "Bearer hunter2"),
         ("Bearer hunter2", "hunter2"),
         ("Bearer hun ter 2", "hun ter 2"),
+        ("a=1; session=hunter2; b=2", "hunter2"),
+        ('Token token="hunter2"', "hunter2"),
+        ("ApiKey me:hunter2", "hunter2"),
+        ("key=hunter2,id=7", "hunter2"),
     ],
 )
 def test_words_of_a_secret_are_masked(capsys, value, said):
