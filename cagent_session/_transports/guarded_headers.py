@@ -57,8 +57,13 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         # not come through here.
         return _plain_class(cls)(*args, **kwargs)
 
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether these are the headers of a stamped request that is being sent."""
+        return self.passage is not None and self.passage.is_open
+
     def copy(self) -> Any:
-        if self.passage is not None and self.passage.is_open:
+        if self.is_in_flight:
             return self._with(self.items(), None, self.passage)
         return self.guarded_copy()
 
@@ -232,7 +237,7 @@ class GuardedCaseInsensitiveDict(GuardedHeaders, CaseInsensitiveDict):  # type: 
     """
 
     def copy(self) -> Any:  # the plain code is the mixin's
-        if self.passage is not None and self.passage.is_open:
+        if self.is_in_flight:
             made = with_store(self._store.copy(), self.url, self.session_keys, self.passage)
             made.route, made.router = self.route, self.router
             return made

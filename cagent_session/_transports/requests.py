@@ -289,7 +289,10 @@ def _through_gate(
     if isinstance(headers, GuardedHeaders):
         if has_passed(headers.passage, request.method, url, router):
             return request, None, None
-        before = headers = request.headers = headers.restored_for(request)
+        before = headers.restored_for(request)
+        if not headers.is_in_flight:  # else code below another gate has made this request
+            request.headers = before
+        headers = before
     elif not are_all_plain_text(_items_of(headers)):
         earlier = passage_in(_items_of(headers))
         if earlier is not None and earlier.is_open:
@@ -358,7 +361,7 @@ def _replace_restored(request: PreparedRequest, guarded: GuardedHeaders) -> None
     headers: Any = request.headers
     if not isinstance(headers, GuardedHeaders) or headers.left is not None:
         return
-    if headers.are_callers_own(request):
+    if headers.are_callers_own(request) or headers.is_in_flight:
         return
     # An authentication handler sends a copy, and makes it the next response.request, which has to
     # show what was sent. The copy for a redirect leaves the identifiers behind again: an adapter
@@ -420,6 +423,9 @@ def _unbound(
     :param before: its headers, which are guarded.
     """
     if before.left is not None:  # they have left the identifiers behind
+        if request.headers is not before:
+            request = shallow_copy(request)
+            request.headers = before
         return request, None, None
     # urllib3 copies the headers to send them. Copies of guarded ones would lack identifiers that
     # the caller has set for this request, or may send to this origin.

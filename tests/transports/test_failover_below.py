@@ -234,6 +234,32 @@ def test_takes_no_stamp_along(
     assert arrived.get("X-Trace") == "trace"
 
 
+@pytest.mark.parametrize("kind", [dict, CaseInsensitiveDict, HTTPHeaderDict])
+@pytest.mark.parametrize("changed", [{"method": "POST"}, {"path": "/other"}, {}])
+def test_takes_no_stamp_along_after_a_first_attempt(
+    server: Server, stranger: Server, kind: Any, changed: dict[str, str]
+):
+    """Which it may have made with another method, or at another path."""
+
+    class Failover(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            request = request.copy()
+            request.method = changed.get("method", "GET")
+            request.url = server.origin + changed.get("path", "/x")
+            super().send(request, *args, **options)
+            again = request.copy()
+            again.url, again.headers = stranger.at("localhost"), kind(request.headers)
+            return super().send(again, *args, **options)
+
+    gateway = Gateway(server.origin, forward="https://api.example", headers=KEYS)
+    with requests.Session() as http, instrument(gateway), session_scope("s1"):
+        http.mount("http://", GatewayAdapter(gateway, adapter=Failover()))
+        http.get(f"{server.origin}/x", headers=CALLERS, timeout=10)
+    (first,), (arrived,) = server.arrived, stranger.arrived
+    assert (first.session_id, first.get("X-Api-Key")) == ("s1", "KEY")
+    assert _of_ours(arrived) == {}
+
+
 @pytest.mark.parametrize("has_instrument", [True, False])
 @pytest.mark.parametrize("inner_has_a_gateway", [True, False])
 @pytest.mark.parametrize("kind", [dict, CaseInsensitiveDict, HTTPHeaderDict])
