@@ -55,7 +55,17 @@ class Passage:
         return type(None), ()  # whoever unpickles the request is not sending it
 
 
-class Stamped(str):
+class SameInCopies:
+    """Mixin for values of headers that are known by their class: copies of headers share them."""
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Any:
+        return self
+
+
+class Stamped(SameInCopies, str):
     """The value of a header that the gate set. Copies of the headers keep it, as they share values.
 
     Values of gateway headers are made once per plan, and shared by all its requests. Values of
@@ -67,27 +77,15 @@ class Stamped(str):
     #: the header of the library's own that this one has replaced, which a copy gets back
     replaces: tuple[str, str] | None = None
 
-    def __copy__(self) -> Stamped:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Stamped:
-        return self
-
     def __reduce__(self) -> Any:
         return str, (str.__str__(self),)  # the process that unpickles it may lack this package
 
 
-class StampedBytes(bytes):
+class StampedBytes(SameInCopies, bytes):
     """The same as :class:`Stamped` for httpx, which keeps headers in bytes."""
 
     passage: Passage | None = None
     replaces: tuple[str, bytes] | None = None
-
-    def __copy__(self) -> StampedBytes:
-        return self
-
-    def __deepcopy__(self, memo: object) -> StampedBytes:
-        return self
 
     def __reduce__(self) -> Any:
         return bytes, (bytes(self),)

@@ -16,35 +16,23 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from .._gate import urls
-from .._gate.passage import are_plain_text, belongs_to_open, passage_of
+from .._gate.passage import SameInCopies, are_plain_text, belongs_to_open, passage_of
 from .._gate.routes import Plan
 
 
-class _Homed(str):
+class _Homed(SameInCopies, str):
     """The value of an identifier that the caller set, tied to one origin."""
 
     home: Any  #: what origin_of() returns for the URL of the request on which the caller set it
-
-    def __copy__(self) -> _Homed:
-        return self
-
-    def __deepcopy__(self, memo: object) -> _Homed:
-        return self
 
     def __reduce__(self) -> Any:
         return str, (str.__str__(self),)
 
 
-class _HomedBytes(bytes):
+class _HomedBytes(SameInCopies, bytes):
     """The same as :class:`_Homed` for a value that was given in bytes."""
 
     home: Any
-
-    def __copy__(self) -> _HomedBytes:
-        return self
-
-    def __deepcopy__(self, memo: object) -> _HomedBytes:
-        return self
 
     def __reduce__(self) -> Any:
         return bytes, (bytes(self),)
