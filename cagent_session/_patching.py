@@ -1,7 +1,7 @@
 """Patch a method of another library once, below the wrappers that further libraries put on it.
 
 A patch is never removed, because restoring the original could undo another library's wrapper. What
-it does depends on a variable that it reads at every call; that switches it on and off.
+it does depends on a :class:`Switch` that it reads at every call.
 """
 
 from __future__ import annotations

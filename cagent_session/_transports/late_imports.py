@@ -34,7 +34,7 @@ def when_imported(name: str, on_import: OnImport) -> None:
         sys.meta_path.insert(0, _finder)
     importer = _importing_thread(name)
     if importer is not None and importer not in sys._current_frames():
-        return  # a fork has left it behind, and nobody can import the module here any more
+        return  # that thread is in the process that forked this one: its import never ends here
     # Another thread may be importing it now, and have passed the finders before ours was there.
     with _import_lock(name):
         module = sys.modules.get(name)

@@ -400,7 +400,7 @@ def _pass_on_judged(
     headers, this_one = request.headers, (router, request.url)
     if not hasattr(headers, "__dict__"):
         copied = shallow_copy(request)
-        if request.method is not None:  # urllib3 refuses it
+        if request.method is not None:  # None is urllib3's to refuse
             copied.method = JudgedMethod(request.method, [this_one])
         response = pass_on(copied, **options)
         if getattr(response, "request", None) is copied:

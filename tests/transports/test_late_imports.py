@@ -31,6 +31,10 @@ PREPARE = """
     from cagent_session import Gateway, instrument, session_scope
     from cagent_session.testing import RecordingGateway
 """
+LOGGED = """
+    import logging
+    logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+"""
 GET = {
     "httpx": "httpx.get(url)",
     "httpx2": "httpx2.get(url)",
@@ -105,11 +109,7 @@ def test_a_library_that_is_imported_once_more_is_covered(library: str):
 
 
 def test_a_second_copy_of_this_package_warns_that_it_does_not_reach_the_libraries():
-    code = f"""{PREPARE}
-    import logging
-    from unittest import mock
-    import requests
-    logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+    code = f"""{PREPARE}{LOGGED}
     instrument()
     for name in [name for name in sys.modules if name.startswith("cagent_session")]:
         del sys.modules[name]
@@ -123,8 +123,6 @@ def test_a_second_copy_of_this_package_warns_that_it_does_not_reach_the_librarie
 
 
 IN_THE_MIDDLE = """
-    import logging
-    logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
     class Hook:
         def find_spec(self, name, path=None, target=None):
             if name == "httpx._client":
@@ -137,7 +135,7 @@ IN_THE_MIDDLE = """
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_call_in_the_middle_of_an_import(is_first: bool):
     """An earlier call still reaches it; where there is none, a warning says what to do."""
-    code = f"""{PREPARE}{IN_THE_MIDDLE}
+    code = f"""{PREPARE}{LOGGED}{IN_THE_MIDDLE}
     with RecordingGateway() as recording:
         gateway = Gateway(recording.url, forward="https://api.openai.com/v1")
         {"" if is_first else "instrument(gateway)"}
@@ -238,9 +236,7 @@ def test_what_stands_in_for_a_library_is_passed_over(stand_in: str):
 
 
 def test_an_error_while_patching_costs_a_warning_and_not_the_import():
-    code = f"""{PREPARE}
-    import logging
-    logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+    code = f"""{PREPARE}{LOGGED}
     instrument()
     from cagent_session._transports import late_imports
     def fail(module):
@@ -255,9 +251,7 @@ def test_an_error_while_patching_costs_a_warning_and_not_the_import():
 
 
 def test_an_aiohttp_without_middlewares_costs_a_warning():
-    code = f"""{PREPARE}
-    import logging
-    logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+    code = f"""{PREPARE}{LOGGED}
     import aiohttp
     del aiohttp.ClientMiddlewareType
     instrument()
