@@ -77,10 +77,9 @@ def _patch(
         return
     if type(mark) is object:  # a mock has anything
         _warn_once(
-            "%s was patched by a copy of this package that was imported before: %s of this copy "
-            "does not reach it. Import the package outside mock.patch.dict(sys.modules)",
+            "%s was patched by a copy of this package that was imported before, and is out of this "
+            "copy's reach. Import the package outside mock.patch.dict(sys.modules)",
             path,
-            by,
         )
         return
     # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
