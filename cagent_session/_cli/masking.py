@@ -42,15 +42,16 @@ class Secrets:
             if not lengths or lengths[-1] != len(word):
                 lengths.append(len(word))
 
-    def masked(self, text: str, *, is_cut: bool = False) -> str:
+    def masked(self, text: str, *, cut_from: int = 0) -> str:
         """Return ``text`` with ``***`` in place of every word.
 
-        :param is_cut: whether its end is masked, too, where it may be the beginning of a word.
+        :param cut_from: for a text that is cut, or may be: its end is masked, too, where that many
+            characters or more may be the beginning of a word.
         """
         places = [
             (reading.starts[start], reading.ends[until - 1])
             for reading in _readings(text)
-            for start, until in self._found(reading.text, is_cut)
+            for start, until in self._found(reading.text, cut_from)
         ]
         parts: list[str] = []
         end = 0  # of the last place that is hidden
@@ -60,15 +61,15 @@ class Secrets:
             end = max(end, until)
         return "".join([*parts, text[end:]])
 
-    def _found(self, plain: str, is_cut: bool) -> Iterator[tuple[int, int]]:
+    def _found(self, plain: str, cut_from: int) -> Iterator[tuple[int, int]]:
         """Yield where words begin and end in ``plain``, and where its end may begin one."""
         yield from self._long_ones(plain)
         yield from self._short_ones(plain)
-        if is_cut:
+        if cut_from:
             until = len(plain)
             for _ in range(_LAYERS + 1):
                 size = self._size_of_beginning_at_end(plain[:until])
-                if size:
+                if size >= cut_from:
                     yield until - size, len(plain)
                 until = _HALF.search(plain, 0, until).start()  # type: ignore[union-attr]
 

@@ -64,6 +64,24 @@ def test_secret_where_the_answer_breaks_off_is_masked(capsys, part):
     assert "\nyou said ***\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("part", ["hunter", "hunter2/B", "hunter2/B#C"])
+@pytest.mark.parametrize("line", ["200 key ", "200 OK\r\nX-Echo: ", "302 Found\r\nLocation: /"])
+def test_secret_where_the_head_breaks_off_is_masked(capsys, line, part):
+    """To http.client, the end of the connection ends the head, too."""
+
+    class Breaking(Server):
+        def handle(self, connection):
+            connection.recv(65536)
+            connection.sendall(f"HTTP/1.1 {line}{part}".encode())
+
+    with Breaking() as server:
+        headers = ["--header", "X-Any: Bearer hunter2/B#Cd"]
+        assert probe(server.origin, "--forward", FORWARD, *headers) == 0
+    out = capsys.readouterr().out
+    assert f"< {line}***\n".replace("\r\n", "\n< ") in out
+    assert "hunt" not in out
+
+
 @pytest.mark.parametrize("spelling", ["%2Bkey", r"\u002bkey", "&#x2b;key", "+key", "%252bkey"])
 def test_secret_that_is_cut_in_an_escape_is_masked(capsys, spelling):
     for shift in range(len(spelling) + 6):
