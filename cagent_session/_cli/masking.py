@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import html
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 SECRET = 6  # characters; something shorter may be part of an ordinary word
-LONG = 256  # characters, of a word that is looked for on its own
+PIECE = 8  # characters of a longer secret; that many in a row are masked wherever they are
 
 # What is left of an escape, or of a character in several bytes, where a text has been cut.
 _HALF = re.compile(
@@ -22,83 +21,56 @@ _LAYERS = 2  # of escapes: a URL in JSON, JSON in HTML
 
 
 class Secrets:
-    """Words that are not shown, however a text spells them.
-
-    ``text.replace`` for each word would do, in a time that grows with the number of words times
-    the length of the text, and a header of 64 KiB may have ten thousand words. There can be only a
-    few long ones.
+    """Words that are not shown, however a text spells them, and be they cut at either end.
 
     :param words: from :func:`words_of`.
     """
 
     def __init__(self, words: Iterable[str]) -> None:
-        self._words = set(words)
-        longest_first = sorted(self._words, key=len, reverse=True)
-        self._long = [word for word in longest_first if len(word) > LONG]
-        # The lengths of the other words that begin with these characters, the longest first.
-        self._lengths: defaultdict[str, list[int]] = defaultdict(list)
-        for word in longest_first[len(self._long) :]:
-            lengths = self._lengths[word[:SECRET]]
-            if not lengths or lengths[-1] != len(word):
-                lengths.append(len(word))
+        words = list(words)
+        self._pieces = {
+            word[start : start + PIECE]
+            for word in words
+            for start in range(max(len(word) - PIECE, 0) + 1)
+        }
+        self._sizes = sorted({len(piece) for piece in self._pieces}, reverse=True)
+        self._beginnings = {word[:size] for word in words for size in range(1, PIECE)}
 
-    def masked(self, text: str, *, cut_from: int = 0) -> str:
-        """Return ``text`` with ``***`` in place of every word.
+    def masked(self, text: str, *, is_cut: bool = False) -> str:
+        """Return ``text`` with ``***`` in place of every word and every piece of one.
 
-        :param cut_from: for a text that is cut, or may be: its end is masked, too, where that many
-            characters or more may be the beginning of a word.
+        :param is_cut: whether its end is masked, too, where it may be the beginning of a word.
         """
         places = [
             (reading.starts[start], reading.ends[until - 1])
             for reading in _readings(text)
-            for start, until in self._found(reading.text, cut_from)
+            for start, until in self._found(reading.text, is_cut)
         ]
         parts: list[str] = []
         end = 0  # of the last place that is hidden
         for start, until in sorted(places):
-            if start >= end:  # else it overlaps a place that is hidden already
+            if start > end or not parts:  # else it goes on where one is hidden already
                 parts += [text[end:start], "***"]
             end = max(end, until)
         return "".join([*parts, text[end:]])
 
-    def _found(self, plain: str, cut_from: int) -> Iterator[tuple[int, int]]:
-        """Yield where words begin and end in ``plain``, and where its end may begin one."""
-        yield from self._long_ones(plain)
-        yield from self._short_ones(plain)
-        if cut_from:
+    def _found(self, plain: str, is_cut: bool) -> Iterator[tuple[int, int]]:
+        """Yield where pieces begin and end in ``plain``, and where its end may begin one."""
+        for start in range(len(plain) - SECRET + 1):
+            for size in self._sizes:
+                piece = plain[start : start + size]
+                if piece in self._pieces:
+                    # Blanks around a word are no part of it.
+                    yield start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
+                    break
+        if is_cut:
             until = len(plain)
             for _ in range(_LAYERS + 1):
-                size = self._size_of_beginning_at_end(plain[:until])
-                if size >= cut_from:
-                    yield until - size, len(plain)
+                for size in range(PIECE - 1, 0, -1):
+                    if size <= until and plain[until - size : until] in self._beginnings:
+                        yield until - size, len(plain)
+                        break
                 until = _HALF.search(plain, 0, until).start()  # type: ignore[union-attr]
-
-    def _long_ones(self, plain: str) -> Iterator[tuple[int, int]]:
-        """Yield where the long words begin and end in ``plain``."""
-        for word in self._long:
-            start = plain.find(word)
-            while start >= 0:
-                yield start, start + len(word)
-                start = plain.find(word, start + len(word))
-
-    def _short_ones(self, plain: str) -> Iterator[tuple[int, int]]:
-        """Yield where all other words begin and end in ``plain``."""
-        for start in range(len(plain) - SECRET + 1):
-            for length in self._lengths.get(plain[start : start + SECRET], ()):
-                word = plain[start : start + length]
-                if word in self._words:
-                    yield start, start + len(word)
-                    break
-
-    def _size_of_beginning_at_end(self, plain: str) -> int:
-        """Return how many characters at the end of ``plain`` may be the beginning of a word."""
-        longest = 0
-        for word in self._words:
-            for size in range(min(len(word) - 1, len(plain)), longest, -1):
-                if word.startswith(plain[-size:]):
-                    longest = size
-                    break
-        return longest
 
 
 def words_of(values: Iterable[str]) -> set[str]:

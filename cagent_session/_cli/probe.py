@@ -16,7 +16,7 @@ from .. import Gateway, session_scope
 from .._gate.urls import masked, origin_of, redacted
 from ..headers import FORWARD
 from .console import fail, printable, show
-from .masking import SECRET, Secrets, readings_of, values_in_queries, words_of
+from .masking import Secrets, readings_of, values_in_queries, words_of
 
 TIMEOUT = 30  # seconds, for all of it
 SHOWN_BODY = 8192  # bytes
@@ -160,10 +160,7 @@ class _Report:
         queries = values_in_queries(filter(None, [gateway.url, gateway.forward]))
         not_secret = set().union(*map(readings_of, self._ids.values()))
         self._secrets = Secrets(words_of([*values, *queries]) - not_secret)
-        names = list(response.headers)
-        self._end_of_head = names[-1] if names else None
-        status = f"{response.status_code} {response.reason or ''}".strip()
-        self.status: str = self._shown(status, is_last=self._end_of_head is None)
+        self.status: str = self._shown(f"{response.status_code} {response.reason or ''}".strip())
 
     def lines(self) -> Iterator[str]:
         """Yield the lines about the request and the answer, and a last one with the outcome."""
@@ -187,34 +184,26 @@ class _Report:
     def _header(self, name: str, value: str, was_given: bool) -> str:
         if self._is_stamped and self._ids.get(name.lower()) == value:
             return f"{name}: {value}"
-        is_last = name == self._end_of_head
         if value and (was_given or _has_secret_value(name)):
             value = "***"
         elif name.lower() in _HAVE_URLS:
             # A secret may have what the URL is cut at, so it is masked first.
-            value = re.sub("//[^/?#]*@", "//***@", self._masked(value, is_last=is_last))
+            value = re.sub("//[^/?#]*@", "//***@", self._masked(value))
             value = re.sub(r"[?#].*", "?...", value)
-        return self._shown(f"{name}: {value}", is_last=is_last)
+        return self._shown(f"{name}: {value}")
 
-    def _shown(self, text: str, *, is_last: bool = False) -> str:
-        shown = printable(self._masked(text, is_last=is_last))
+    def _shown(self, text: str) -> str:
+        shown = printable(self._masked(text))
         is_cut = len(text) > SHOWN_LINE
         return f"{shown} (cut off after {SHOWN_LINE} characters)" if is_cut else shown
 
-    def _masked(self, text: str, *, is_last: bool = False) -> str:
-        """Return the beginning of ``text``, masked.
-
-        :param is_last: whether it is the last line of the answer's head. It may be cut: to
-            http.client, the end of the connection ends the head, too.
-        """
-        cut_from = 1 if len(text) > SHOWN_LINE else SECRET if is_last else 0
-        return self._secrets.masked(text[:SHOWN_LINE], cut_from=cut_from)
+    def _masked(self, text: str) -> str:
+        return self._secrets.masked(text[:SHOWN_LINE], is_cut=len(text) > SHOWN_LINE)
 
     def _shown_body(self, body: bytes) -> str:
         is_cut = len(body) > SHOWN_BODY
         text = self._secrets.masked(
-            _decoded(body, self._response.encoding),
-            cut_from=1 if is_cut or self._exchange.problem else 0,
+            _decoded(body, self._response.encoding), is_cut=is_cut or bool(self._exchange.problem)
         )
         shown = "\n".join(map(printable, re.split("\r?\n", text)))[:SHOWN_BODY]
         return f"{shown}\n(cut off after {SHOWN_BODY} bytes)" if is_cut else shown
@@ -243,7 +232,7 @@ class _Report:
         said = f"answered {self.status}"
         location = self._response.headers.get("Location")
         if location is not None and 300 <= self._response.status_code < 400:
-            target = _target(self._response.url, self._masked(location, is_last=True))
+            target = _target(self._response.url, self._masked(location))
             said += f", which leads to {self._shown(target)} and was not followed"
             there = origin_of(target)
             if there is not None and there != origin_of(self._response.url):
