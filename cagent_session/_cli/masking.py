@@ -32,6 +32,7 @@ class Secrets:
             word[start : start + PIECE]
             for word in words
             for start in range(max(len(word) - PIECE, 0) + 1)
+            if not word[start : start + PIECE].isspace()
         }
         self._sizes = sorted({len(piece) for piece in self._pieces}, reverse=True)
         self._beginnings = {word[:size] for word in words for size in range(1, PIECE)}

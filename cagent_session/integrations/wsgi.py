@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .._session.scopes import ResumableScopes
+from .._session.wrapping import wrap_call
 from ..headers import SESSION_ID
 from ._received import ReceivedSession
 
@@ -87,22 +88,27 @@ class _Body:
     """
 
     def __init__(self, chunks: Iterable[bytes], scopes: ResumableScopes) -> None:
-        self._chunks = chunks
+        self._chunks: Iterable[bytes] | None = chunks
         self._scopes = scopes
 
     def __iter__(self) -> Iterator[bytes]:
-        with self._scopes:
-            steps = iter(self._chunks)
-        while True:
-            with self._scopes:
-                try:
-                    chunk = next(steps)
-                except StopIteration:
-                    return
-            yield chunk
+        return _steps(self._scopes, self._chunks)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         close = getattr(self._chunks, "close", None)
         if close is not None:
             with self._scopes:
                 close()
+
+    def __del__(self) -> None:
+        # Not all iterables have a close(). This drops a generator in one, which ends it.
+        with self._scopes:
+            self._chunks = None
+
+
+def _each(scopes: ResumableScopes, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:  # "yield from" would call the close() that the server calls, too
+        yield chunk  # noqa: UP028
+
+
+_steps = wrap_call(_each, lambda args, kwargs: args[0])

@@ -91,6 +91,14 @@ def test_a_piece_of_a_secret_is_masked(capsys, part):
     assert "\nyou said ***\n" in capsys.readouterr().out
 
 
+def test_blanks_of_a_secret_are_shown(capsys):
+    body = f"what{' ' * 20}this: x{' ' * 10}y".encode()
+    with Server(lambda request: response(body=body)) as server:
+        headers = ["--header", f"X-Any: x{' ' * 10}y"]
+        assert probe(server.origin, "--forward", FORWARD, *headers) == 0
+    assert f"\nwhat{' ' * 20}this: ***\n" in capsys.readouterr().out
+
+
 def test_a_secret_that_is_read_in_a_wrong_encoding_is_masked(capsys):
     answer = response(body="grüne-haken".encode(), headers={"Content-Type": "text/plain"})
     with Server(lambda request: answer) as server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import logging
 from wsgiref.util import FileWrapper, setup_testing_defaults
 
@@ -267,6 +268,57 @@ class TestSessionMiddleware:
             body.close()
             assert current_session_id() == "of-the-server"
         assert ended == [[], [("s1", None)], [("inner", "s1"), ("s1", None)]][steps]
+
+    @pytest.mark.parametrize("close", [True, False])
+    @pytest.mark.parametrize("kind", ["class", "map", "chain", "begun"])
+    def test_a_body_that_is_dropped_ends_in_its_session(self, kind, close: bool):
+        """As where the client goes away: not every iterable has a close() for the server."""
+        ended = []
+
+        class Body:
+            def __iter__(self):
+                try:
+                    yield b"x"
+                finally:
+                    ended.append(current_session_id())
+
+        def app(environ, start):
+            chunks = iter(Body())
+            if kind == "begun":  # the server asks for no more, for a HEAD request
+                return itertools.chain([next(chunks)], chunks)
+            kinds = {"class": Body(), "map": map(bytes, chunks), "chain": itertools.chain(chunks)}
+            return kinds[kind]
+
+        with session_scope("of-the-server"):
+            body = call_wsgi(SessionMiddleware(app), HTTP_X_CAGENT_SESSION_ID="s1")
+            if kind != "begun":
+                next(iter(body))
+            if close:
+                body.close()
+            del body
+        assert ended == ["s1"]
+
+    def test_a_body_is_closed_once(self):
+        """Its iterator may be the object that the server closes."""
+        closed = []
+
+        class Body:
+            def __iter__(self):
+                return self
+
+            def __next__(self):
+                return b"x"
+
+            def close(self):
+                closed.append(current_session_id())
+
+        body = call_wsgi(
+            SessionMiddleware(lambda environ, start: Body()), HTTP_X_CAGENT_SESSION_ID="s1"
+        )
+        next(iter(body))
+        body.close()
+        del body
+        assert closed == ["s1"]
 
     def test_scope_left_open_by_the_application_is_open_in_its_body(self):
         def app(environ, start):
