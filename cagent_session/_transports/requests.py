@@ -7,6 +7,7 @@ request; ``guarded_headers.py`` says what becomes of the identifiers then.
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -208,9 +209,21 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
             self.__dict__.update(state)
 
 
-#: An attribute of headers: a list of (router, URL) of the requests that are being sent with them,
-#: and of which the patch of ``HTTPAdapter.send`` has found that they are not gateway-bound.
-JUDGED = "_cagent_session_judged"
+class _Judged(threading.local):
+    """What this thread is sending, and the patch of requests has found to be nobody's."""
+
+    def __init__(self) -> None:
+        #: (headers, router, URL) of each request. The headers themselves could hold the other two,
+        #: but code below may store or send those, pickled.
+        self.requests: list[tuple[Any, Router, str]] = []
+
+
+_judged = _Judged()
+
+
+def judged_with(headers: Any) -> list[tuple[Router, str]]:
+    """Return (router, URL) of the requests with these headers that are judged and being sent."""
+    return [(router, url) for sent, router, url in _judged.requests if sent is headers]
 
 
 def send(
@@ -373,15 +386,14 @@ def _replace_restored(request: PreparedRequest, guarded: GuardedHeaders) -> None
 class JudgedMethod(str):
     """The method of a request of which the patch of requests has found that it is nobody's.
 
-    Some headers take no attribute: a plain dict, a ``CIMultiDict``, none at all. And where urllib3
-    tries once more, it passes on the same method, but a copy of the headers, which lacks it.
+    Where urllib3 tries once more, it passes on the same method, but a copy of the headers.
 
-    :param judged: as in the attribute :data:`JUDGED`.
+    :param judged: from :func:`judged_with`.
     """
 
     judged: tuple[tuple[Router, str], ...]
 
-    def __new__(cls, method: str, judged: Iterable[tuple[Router, Any]]) -> JudgedMethod:
+    def __new__(cls, method: str, judged: Iterable[tuple[Router, str]]) -> JudgedMethod:
         made = super().__new__(cls, method)
         made.judged = tuple(judged)
         return made
@@ -397,22 +409,13 @@ def _pass_on_judged(
 
     urllib3 gets the URL without user info, and would take some for a gateway's.
     """
-    headers, this_one = request.headers, (router, request.url)
-    if not hasattr(headers, "__dict__"):
-        copied = shallow_copy(request)
-        if request.method is not None:  # None is urllib3's to refuse
-            copied.method = JudgedMethod(request.method, [this_one])
-        response = pass_on(copied, **options)
-        if getattr(response, "request", None) is copied:
-            response.request = request
-        return response
-    # A list, which is changed atomically: other threads may be sending the same headers.
-    judged = vars(headers).setdefault(JUDGED, [])
-    judged.append(this_one)
+    this_one = (request.headers, router, request.url or "")
+    _judged.requests.append(this_one)
     try:
         return pass_on(request, **options)
     finally:
-        judged.remove(this_one)
+        # remove() would compare headers.
+        _judged.requests[:] = [each for each in _judged.requests if each is not this_one]
 
 
 def _unbound(

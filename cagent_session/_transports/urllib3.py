@@ -12,7 +12,7 @@ the last attempt. So the value of a header has to say by itself where it may be 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
@@ -43,7 +43,7 @@ from .homed_headers import (
     read_by_urllib3,
 )
 from .mappings import with_stamp, without
-from .requests import JUDGED, JudgedMethod
+from .requests import JudgedMethod, judged_with
 
 if TYPE_CHECKING:
     # To a type checker the mixins are what they are always mixed into.
@@ -185,12 +185,12 @@ def send(
         headers.
     """
     given = args[1] if len(args) > 1 else kwargs.get("headers")
-    given = pool.headers if given is None else given
     url = full_url(pool, base, target)
     if layer == "patch" and _is_judged(router, method, given, url):
         if isinstance(method, str) and not isinstance(method, JudgedMethod):
-            method = JudgedMethod(method, getattr(given, JUDGED))
+            method = JudgedMethod(method, judged_with(given))
         return pass_on(method, target, *args, **kwargs)
+    given = pool.headers if given is None else given
     # What is not changed is not passed on either: the library then gets what the caller gave.
     headers = before = _as_dict(given)
     if not _are_fit_to_send(headers, url):
@@ -288,10 +288,11 @@ def _through_gate(
 
 def _is_judged(router: Router, method: Any, headers: Any, url: str) -> bool:
     """Return whether the patch of requests has found that the request is not gateway-bound."""
-    notes = getattr(headers, JUDGED, ())
+    notes: Iterable[tuple[Router, str]] = judged_with(headers)
     if not notes and isinstance(method, JudgedMethod):
         # An X-Cagent-Forward that has been set since the first attempt makes it gateway-bound.
-        is_marked = any(value and lower(name) == FORWARD_KEY for name, value in headers.items())
+        items = () if headers is None else headers.items()
+        is_marked = any(value and lower(name) == FORWARD_KEY for name, value in items)
         notes = () if is_marked else method.judged
     return any(
         by is router

@@ -107,8 +107,9 @@ class _Body:
 
 
 def _each(scopes: ResumableScopes, chunks: Iterable[bytes]) -> Iterator[bytes]:
-    for chunk in chunks:  # "yield from" would call the close() that the server calls, too
-        yield chunk  # noqa: UP028
+    # "yield from" would call the close() that the server calls, too.
+    for chunk in chunks:  # noqa: UP028
+        yield chunk
 
 
 _steps = wrap_call(_each, lambda args, kwargs: args[0])

@@ -6,11 +6,13 @@ import asyncio
 import collections
 import concurrent.futures
 import contextlib
+import copy
 import functools
 import io
 import itertools
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -897,6 +899,33 @@ def test_headers_in_a_dict_are_judged_once(server: Server):
         prepared.headers = dict(prepared.headers)  # type: ignore[assignment]
         assert http.send(prepared).request is prepared
     assert server.arrived[0].identifiers == {}
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.deepcopy])
+def test_nothing_of_ours_is_on_a_request_of_nobodys_when_an_adapter_stores_it(
+    server: Server, copied
+):
+    class Storing(requests.adapters.HTTPAdapter):
+        def build_response(self, req, resp):
+            stored.append(copied([req, vars(req.headers)]))
+            return super().build_response(req, resp)
+
+    stored: list[Any] = []
+    gateway = Gateway(
+        "http://gateway.example",
+        headers={"X-Key": "secret"},
+        session_headers={"X-S": lambda session, parent, root: session},  # it cannot be pickled
+    )
+    with requests.Session() as http:
+        http.mount("http://", Storing())
+        http.get(server.origin)
+        with instrument(gateway), session_scope("s1"):
+            http.get(server.origin)
+    plain, instrumented = stored
+    if copied is pickle.dumps:
+        assert instrumented == plain
+    else:
+        assert vars(instrumented[0].headers) == vars(plain[0].headers)
 
 
 @pytest.mark.parametrize("method", [None, b"GET", 5])
