@@ -70,26 +70,25 @@ else:
     # scopes set a variable, too, Python frees the mapping that the outer set() is still reading,
     # and crashes. So a copy of the context keeps that mapping for a while.
     import gc
+    import threading
     from collections import deque
     from contextvars import Context, copy_context
 
-    _interrupted: Context | None = None  # by the collection that is running
-    # Of the last collections, if they closed scopes: a finalizer may have started the next one.
-    _kept: deque[Context | None] = deque(maxlen=4)
+    _phases: dict[str, object] = {}  # of the collector; the last one is the present one
+    # For each of the last collections that closed scopes, its "start", and contexts by threads. A
+    # finalizer may have started the next one.
+    _kept: deque[tuple[object, dict[int, Context]]] = deque(maxlen=4)
 
-    def _note_collection(phase: str, _: object) -> None:
-        global _interrupted
-        if phase == "start":
-            _interrupted = copy_context()
-            _kept.append(None)
-        else:
-            _interrupted = None
-
-    gc.callbacks.append(_note_collection)
+    # Both are called with a phase, and together put it last. A function in Python would not do: a
+    # signal handler would run in it, and what that raises, such as KeyboardInterrupt, would be lost.
+    gc.callbacks += [_phases.pop, _phases.__setitem__]
 
     def _set(frame: _Frame) -> Token[_Frame]:
-        if _interrupted is not None:
-            _kept[-1] = _interrupted
+        if next(reversed(_phases), None) == "start":
+            start = _phases.get("start")
+            if not _kept or _kept[-1][0] is not start:
+                _kept.append((start, {}))
+            _kept[-1][1].setdefault(threading.get_ident(), copy_context())
         return _frame.set(frame)
 
 

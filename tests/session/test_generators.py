@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import signal
 import inspect
 import subprocess
 import sys
@@ -130,6 +131,26 @@ class TestGenerators:
             assert current_session_id() == "caller"
         assert len(seen) > 1
         assert set(seen) == {"body"}
+
+    @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there are no timers")
+    def test_what_a_signal_handler_raises_during_a_collection_is_not_lost(self):
+        class TimeIsUp(Exception): ...
+
+        def handler(*_: object) -> None:
+            raise TimeIsUp
+
+        heap = [[i] for i in range(200_000)]
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            for _ in range(10):
+                signal.setitimer(signal.ITIMER_REAL, 0.002)
+                with pytest.raises(TimeIsUp):
+                    for _ in range(100):
+                        gc.collect()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            del heap
 
     def test_a_scope_is_entered_while_the_collector_closes_a_generator(self):
         """Up to Python 3.11 the collector runs within ``ContextVar.set()``, which crashed then."""
