@@ -48,7 +48,7 @@ def when_imported(name: str, on_import: OnImport) -> None:
             name,
         )
         return
-    _call(importlib.import_module(name))
+    _call(name, importlib.import_module(name))
 
 
 def _importing_thread(name: str) -> int | None:
@@ -70,13 +70,13 @@ def _import_lock(name: str) -> AbstractContextManager[object]:
     return manager(name) if manager and is_being_imported else contextlib.nullcontext()
 
 
-def _call(module: ModuleType) -> None:
-    """Call the function that waits for ``module``."""
+def _call(name: str, module: ModuleType) -> None:
+    """Call the function that waits for ``name``, under which another module may be loaded."""
     try:
-        _waiting[module.__name__](module)
+        _waiting[name](module)
     except Exception:
         # The program imports it for a purpose of its own, which is not to fail because of us.
-        _log.warning("instrument() could not reach %s", module.__name__, exc_info=True)
+        _log.warning("instrument() could not reach %s", name, exc_info=True)
 
 
 class _Finder(MetaPathFinder):
@@ -130,7 +130,7 @@ class _Loader(Loader):
             self._loader.exec_module(module)
         finally:
             _executing.discard(module.__name__)
-        _call(module)
+        _call(module.__name__, module)
 
 
 _finder = _Finder()

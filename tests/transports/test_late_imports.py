@@ -108,6 +108,20 @@ def test_a_library_that_is_imported_once_more_is_covered(library: str):
     assert run(code) == "s1 s1"
 
 
+def test_a_library_that_stands_in_for_another_is_covered():
+    code = f"""{PREPARE}{LOGGED}
+    import httpx2
+    httpx2.alias_httpx()
+    with RecordingGateway() as recording:
+        instrument(Gateway(recording.url, forward="https://api.openai.com/v1"))
+        import httpx
+        with session_scope("s1"):
+            httpx.get(recording.url)
+        print(*[each.session_id for each in recording.requests])
+    """
+    assert run(code) == "s1"
+
+
 def test_a_second_copy_of_this_package_warns_that_it_does_not_reach_the_libraries():
     code = f"""{PREPARE}{LOGGED}
     instrument()
