@@ -47,17 +47,19 @@ class Httpx:
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
+        # Where these are defined, because a test may have put a mock in the place of httpx.Client.
+        clients, models = (getattr(module, name, module) for name in ("_client", "_models"))
         # A client knows its default headers. With a transport given, it makes none, which would
         # load TLS certificates.
         transport = module.MockTransport(lambda request: None)
-        client = module.Client(transport=transport, trust_env=False)
+        client = clients.Client(transport=transport, trust_env=False)
         self.defaults = {name: (client.headers.get(name),) for name in DEFAULT_KEYS}
         self._library = Library(self.defaults, in_bytes=True)
-        self._request_class = module.Request
-        self._headers_class = module.Headers
+        self._request_class = models.Request
+        self._headers_class = models.Headers
         # The plain code would be to make Headers in the public way. That checks all of them again,
         # which costs more than the gate. With other attributes than these, we take the public way.
-        example = vars(module.Headers([("X-A", "b")]))
+        example = vars(models.Headers([("X-A", "b")]))
         self._has_known_layout = example == {"_list": [(b"X-A", b"x-a", b"b")], "_encoding": None}
 
     def knows(self, request: object) -> bool:

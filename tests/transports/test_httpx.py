@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import pickle
 import ssl
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -557,3 +558,19 @@ def test_a_transport_below_may_send_again_after_a_redirect(server: Server, knows
         (path, "s1", "KEY") for path in ("/1", "/1", "/2", "/2")
     ]
     assert arrived.identifiers == {}
+
+
+@pytest.mark.parametrize("name", ["Client", "Request", "Headers"])
+def test_a_mock_at_the_first_use_is_forgotten_with_the_test(library: str, name: str):
+    code = f"""
+import unittest.mock, {library}
+from cagent_session import Gateway
+from cagent_session.integrations.{library} import GatewayTransport
+gateway = Gateway("http://gateway.example", forward="{FORWARD}", headers={{"Accept": "a/b"}})
+echo = {library}.MockTransport(lambda request: {library}.Response(200, headers=request.headers))
+with unittest.mock.patch("{library}.{name}"):
+    GatewayTransport(gateway, echo)
+with {library}.Client(transport=GatewayTransport(gateway, echo)) as http:
+    assert http.get("http://gateway.example").headers["Accept"] == "a/b"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
