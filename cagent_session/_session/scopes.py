@@ -80,7 +80,7 @@ else:
     _kept: deque[tuple[object, dict[int, Context]]] = deque(maxlen=4)
 
     # Both are called with a phase, and together put it last. A function in Python would not do: a
-    # signal handler would run in it, and what that raises, such as KeyboardInterrupt, would be lost.
+    # signal handler would run in it, and what that raises would be lost, such as KeyboardInterrupt.
     gc.callbacks += [_phases.pop, _phases.__setitem__]
 
     def _set(frame: _Frame) -> Token[_Frame]:

@@ -139,8 +139,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
             return self.route
         return BARE
 
-    def for_no_gateway(self) -> Any:
-        """Return a copy in the plain base class for a request that is not gateway-bound.
+    def without_forward(self) -> Any:
+        """Return a copy in the plain base class for a request without ``X-Cagent-Forward``.
 
         It lacks the gateway headers. The gate sends no ``X-Cagent-*`` without ``X-Cagent-Forward``,
         so stamped session headers of such names come off, too. Those of other names stay, as this

@@ -322,6 +322,9 @@ def _through_gate(
     if route is BARE and not _carries_forward(headers):
         note_unbound(url)
         return (request, None, None) if before is None else _unbound(request, before)
+    is_copy = before is not None and not before.are_callers_own(request)
+    if is_copy and FORWARD_KEY not in route.gateway_headers and not _carries_forward(headers):
+        headers = before.without_forward()  # type: ignore[union-attr]
     plan, table, by_name = _read(headers, route, _STREAMED if stream else _REQUESTS)
     passage = Passage(request.method, route.with_query(url), router)
     stamp = gate(url, plan, by_name, passage)
@@ -434,7 +437,7 @@ def _unbound(
     # the caller has set for this request, or may send to this origin.
     outgoing = shallow_copy(request)
     callers_own = before.are_callers_own(request)
-    outgoing.headers = before.plain() if callers_own else before.for_no_gateway()
+    outgoing.headers = before.plain() if callers_own else before.without_forward()
     return outgoing, before, None
 
 

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import contextvars
 import gc
-import signal
 import inspect
+import signal
 import subprocess
 import sys
 import threading
@@ -139,14 +139,17 @@ class TestGenerators:
         def handler(*_: object) -> None:
             raise TimeIsUp
 
+        def collect() -> None:
+            for _ in range(100):
+                gc.collect()
+
         heap = [[i] for i in range(200_000)]
         before = signal.signal(signal.SIGALRM, handler)
         try:
             for _ in range(10):
                 signal.setitimer(signal.ITIMER_REAL, 0.002)
                 with pytest.raises(TimeIsUp):
-                    for _ in range(100):
-                        gc.collect()
+                    collect()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)

@@ -942,6 +942,31 @@ def test_identifiers_of_an_earlier_hop(http, server: Server, replace: bool):
     assert "X-T" not in last.request.copy().headers
 
 
+@pytest.mark.parametrize("by", ["mount", "instrument"])
+@pytest.mark.parametrize("again", ["redirect", "copy"])
+def test_a_gateway_without_forward_gets_no_header_of_the_protocol(
+    http, server: Server, by: str, again: str
+):
+    gateways = [
+        Gateway(f"{server.origin}/a", forward=FORWARD),
+        Gateway(f"{server.origin}/b", session_header="X-Session-ID"),
+    ]
+    for gateway in gateways if by == "mount" else ():
+        gateway.mount(http)
+    wired = instrument(*gateways) if by == "instrument" else contextlib.nullcontext()
+    hops = iter([redirect(307, "/a/2"), redirect(307, "/b")] if again == "redirect" else [])
+    server.respond = lambda request: next(hops, response())
+    with wired, session_scope("s1"):
+        sent = http.get(f"{server.origin}/a/1", headers={"X-Cagent-Compacting": "1"}).request
+        if again == "copy":
+            copied = sent.copy()
+            copied.url = f"{server.origin}/b"
+            http.send(copied)
+    assert server.arrived[-1].target == "/b"
+    assert server.arrived[-1].get("X-Session-ID") == "s1"
+    assert server.arrived[-1].session_id is None
+
+
 def test_a_copy_sent_to_a_stranger_through_a_tunnel(http, server: Server, tls):
     """urllib3 does not copy the headers there."""
     Gateway(server.origin, forward=FORWARD, headers={"X-Key": "secret"}).mount(http)
