@@ -177,8 +177,9 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
             return True
         if self._is_gateway_header(key, item):
             return False
-        lineage = current_lineage()
-        return lineage.session is None or item[1].passage.lineage == lineage  # type: ignore[union-attr]
+        lineage, passage = current_lineage(), item[1].passage  # type: ignore[union-attr]
+        # Without a passage it is a fixed header, of a gateway that gives it that name.
+        return passage is not None and (lineage.session is None or passage.lineage == lineage)
 
     def _with(
         self,

@@ -967,6 +967,24 @@ def test_a_gateway_without_forward_gets_no_header_of_the_protocol(
     assert server.arrived[-1].session_id is None
 
 
+@pytest.mark.parametrize("by", ["mount", "instrument"])
+def test_a_session_header_that_is_a_fixed_one_of_the_next_gateway(http, server: Server, by: str):
+    gateways = [
+        Gateway(f"{server.origin}/a", forward=FORWARD, session_header="X-Session-ID"),
+        Gateway(f"{server.origin}/b", forward=FORWARD, headers={"X-Session-ID": "nightly"}),
+    ]
+    for gateway in gateways if by == "mount" else ():
+        gateway.mount(http)
+    wired = instrument(*gateways) if by == "instrument" else contextlib.nullcontext()
+    hops = iter([redirect(307, "/b/1"), redirect(307, "/b/2"), redirect(307, "/a")])
+    server.respond = lambda request: next(hops, response())
+    with wired, session_scope("s1"):
+        last = http.get(f"{server.origin}/a", headers={"X-Cagent-Compacting": "1"})
+        http.send(last.request.copy())
+    ids = [request.get("X-Session-ID") for request in server.arrived]
+    assert ids == ["s1", "nightly", "nightly", "s1", "s1"]
+
+
 def test_a_copy_sent_to_a_stranger_through_a_tunnel(http, server: Server, tls):
     """urllib3 does not copy the headers there."""
     Gateway(server.origin, forward=FORWARD, headers={"X-Key": "secret"}).mount(http)
