@@ -277,8 +277,8 @@ def _send_guarded(
         _guard_replaced(copied, outgoing, guarded)
         below = getattr(copied, "headers", None)
         if passage is None and isinstance(below, GuardedHeaders):
-            # A gate further down has stamped it. The next request is a copy of this one.
-            guarded.session_keys |= below.session_keys
+            # A gate further down has stamped it. The next request is a copy of either.
+            guarded.session_keys = below.session_keys = guarded.session_keys | below.session_keys
     if passage is not None and getattr(response, "status_code", None) in REDIRECT_STATI:
         _note_redirect(guarded, response)
     return response

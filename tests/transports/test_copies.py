@@ -985,6 +985,28 @@ def test_a_session_header_that_is_a_fixed_one_of_the_next_gateway(http, server: 
     assert ids == ["s1", "nightly", "nightly", "s1", "s1"]
 
 
+@pytest.mark.parametrize("by", ["instrument", "adapter behind"])
+def test_a_gate_further_down_knows_the_session_headers_of_the_one_above(
+    http, server: Server, by: str
+):
+    """A copy of the request that the inner one has stamped is nobody's at a stranger's."""
+    outer = Gateway(f"{server.origin}/a", session_header="X-Outer")
+    inner = Gateway(f"{server.origin}/b", session_header="X-Inner")
+    wired = instrument(outer, inner) if by == "instrument" else contextlib.nullcontext()
+    behind = HTTPAdapter() if by == "instrument" else GatewayAdapter(inner)
+    http.mount("http://", GatewayAdapter(outer, adapter=behind))
+    hops = iter([redirect(307, "/b")])
+    server.respond = lambda request: next(hops, response())
+    with Server() as stranger, wired, session_scope("s1"):
+        sent = http.get(f"{server.origin}/a", headers={"X-Outer": "mine"}).request
+        assert server.arrived[-1].get("X-Inner") == "s1"
+        copied = sent.copy()
+        copied.url = stranger.origin
+        http.send(copied)
+        assert stranger.arrived[0].get("X-Outer") is None
+        assert stranger.arrived[0].get("X-Inner") is None
+
+
 def test_a_copy_sent_to_a_stranger_through_a_tunnel(http, server: Server, tls):
     """urllib3 does not copy the headers there."""
     Gateway(server.origin, forward=FORWARD, headers={"X-Key": "secret"}).mount(http)
