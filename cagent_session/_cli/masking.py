@@ -26,8 +26,7 @@ class Secrets:
     :param words: from :func:`words_of`.
     """
 
-    def __init__(self, words: Iterable[str]) -> None:
-        words = list(words)
+    def __init__(self, words: set[str]) -> None:
         self._pieces = {
             word[start : start + PIECE]
             for word in words
