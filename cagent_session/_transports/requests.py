@@ -319,13 +319,19 @@ def _through_gate(
     elif before is not None:
         # This gate has no gateways of its own: the copy goes where the request was stamped for.
         route, router = before.route_of_copy(request), before.router
-    if route is BARE and not _carries_forward(headers):
+    table = _table_of(headers)
+    if route is BARE and not _carries_forward(headers, table):
         note_unbound(url)
         return (request, None, None) if before is None else _unbound(request, before)
-    is_copy = before is not None and not before.are_callers_own(request)
-    if is_copy and FORWARD_KEY not in route.gateway_headers and not _carries_forward(headers):
-        headers = before.without_forward()  # type: ignore[union-attr]
-    plan, table, by_name = _read(headers, route, _STREAMED if stream else _REQUESTS)
+    if (
+        before is not None
+        and FORWARD_KEY not in route.gateway_headers
+        and not _carries_forward(headers, table)
+        and not before.are_callers_own(request)
+    ):
+        headers = before.without_forward()
+        table = _table_of(headers)
+    plan, table, by_name = _read(headers, table, route, _STREAMED if stream else _REQUESTS)
     passage = Passage(request.method, route.with_query(url), router)
     stamp = gate(url, plan, by_name, passage)
     if stamp is None:
@@ -444,11 +450,10 @@ def _unbound(
 _FORWARD_IN_BYTES = FORWARD_KEY.encode()
 
 
-def _carries_forward(headers: Any) -> bool:
-    """Return whether headers may have an ``X-Cagent-Forward``."""
+def _carries_forward(headers: Any, table: dict[Any, Item] | None) -> bool:
+    """Return whether headers, of which this is the table, may have an ``X-Cagent-Forward``."""
     # The plain code, below, goes through all headers. The table of requests' own class saves that;
     # a name in bytes is in there as bytes.
-    table = _table_of(headers)
     if table is not None:
         return FORWARD_KEY in table or _FORWARD_IN_BYTES in table
     return any(lower(name) == FORWARD_KEY for name in headers)
@@ -466,15 +471,16 @@ def _items_of(headers: Any) -> Iterable[Item]:
 
 
 def _read(
-    headers: Any, route: Route, library: Library
+    headers: Any, table: dict[Any, Item] | None, route: Route, library: Library
 ) -> tuple[Plan, dict[str, Item] | None, Mapping[str, Any]]:
-    """Return the plan for a request, requests' own table of its headers, and headers for the gate.
+    """Return the plan for a request, the table of its headers, and headers for the gate.
 
     There is no table if the headers are of another class, or if a name is in bytes.
+
+    :param table: see :func:`_table_of`.
     """
     # The plain code would be the last three lines. Through the table, it is not necessary to go
     # through all headers in Python, which would be half of what the gate costs.
-    table = _table_of(headers)
     if table is not None:
         # dict.keys(): the table is an OrderedDict, whose own keys() is slow.
         plan = route.plan(library, tuple(dict.keys(table)))
