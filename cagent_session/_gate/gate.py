@@ -178,7 +178,7 @@ def _add_session(stamped: Headers, plan: Plan, lineage: Lineage, passage: Passag
         value = make(lineage)
         if value is not None:
             made = StampedBytes(value.encode()) if plan.library.in_bytes else Stamped(value)
-            made.passage = passage
+            made.key, made.passage = key, passage
             stamped[key] = (*names, made)
     return len(stamped) > before
 

@@ -73,6 +73,7 @@ class Stamped(SameInCopies, str):
     urllib3 may drop them, :func:`attach` lets copies of all values hold the passage.
     """
 
+    key: str = ""  #: the name of the header, in lower case
     passage: Passage | None = None
     #: the header of the library's own that this one has replaced, which a copy gets back
     replaces: tuple[str, str] | None = None
@@ -84,6 +85,7 @@ class Stamped(SameInCopies, str):
 class StampedBytes(SameInCopies, bytes):
     """The same as :class:`Stamped` for httpx, which keeps headers in bytes."""
 
+    key: str = ""
     passage: Passage | None = None
     replaces: tuple[str, bytes] | None = None
 
@@ -91,20 +93,29 @@ class StampedBytes(SameInCopies, bytes):
         return bytes, (bytes(self),)
 
 
+def lower(name: str | bytes) -> str:
+    """Return the key under which headers compare, the same for ``str`` and ``bytes``."""
+    return (name if isinstance(name, str) else name.decode("latin-1")).lower()
+
+
 _STAMPED = frozenset({Stamped, StampedBytes})
 
 
-def is_stamped(value: Any) -> bool:
-    """Return whether the gate set this value of a header, for this request or an earlier one."""
-    return value.__class__ in _STAMPED
+def is_stamped(name: str | bytes, value: Any) -> bool:
+    """Return whether the gate set this header, for this request or an earlier one.
+
+    The value alone does not tell: a caller may have read it from headers that were sent, and send
+    it under a name of their own.
+    """
+    return value.__class__ in _STAMPED and bool(value.key == lower(name))
 
 
-def belongs_to_open(value: Any) -> bool:
-    """Return whether a value in the headers of an open passage belongs to its stamp.
+def belongs_to_open(name: str | bytes, value: Any) -> bool:
+    """Return whether one of the headers of an open passage belongs to its stamp.
 
     All that the gate has set do, but those that a caller has copied from a request that is over.
     """
-    return is_stamped(value) and (value.passage is None or value.passage.is_open)
+    return is_stamped(name, value) and (value.passage is None or value.passage.is_open)
 
 
 def are_plain_text(values: Iterable[Any]) -> bool:
@@ -151,11 +162,11 @@ def passage_in(items: Iterable[tuple[Any, ...]], index: int = 1) -> Passage | No
     """
     found: Passage | None = None
     for item in items:
-        # The plain code would be is_stamped(value) and value.passage. Hardly any value is stamped,
-        # and this says so in half the time.
+        # The plain code would lack the first condition. Hardly any value is stamped, and this says
+        # so in half the time.
         kind = item[index].__class__
-        if (kind is Stamped or kind is StampedBytes) and item[index].passage:
-            found = item[index].passage
-            if found.is_open:
+        if (kind is Stamped or kind is StampedBytes) and is_stamped(item[0], item[index]):
+            found = item[index].passage or found
+            if found is not None and found.is_open:
                 return found
     return found

@@ -12,7 +12,7 @@ from urllib.parse import unquote_plus
 
 from ..headers import FORWARD, SESSION_ID
 from . import urls
-from .passage import Stamped, StampedBytes
+from .passage import Stamped, StampedBytes, lower
 from .protocol import USER_AGENT
 from .session_headers import SessionHeader, further_header, parent_header, session_header
 from .validation import PREFIX
@@ -82,9 +82,11 @@ class Library:
 
     def header(self, name: str, value: str) -> Header:
         """Return a header that the gate sets, as the library keeps it."""
+        made = StampedBytes(value.encode()) if self.in_bytes else Stamped(value)
+        made.key = name.lower()
         if self.in_bytes:
-            return name.encode(), name.lower().encode(), StampedBytes(value.encode())
-        return self.make_name(name), Stamped(value)
+            return name.encode(), name.lower().encode(), made
+        return self.make_name(name), made
 
 
 class Plan:
@@ -416,11 +418,6 @@ def identifiers_among(names: tuple[Any, ...], session_keys: frozenset[str]) -> t
     :param session_keys: the names of session headers, in lower case.
     """
     return tuple(name for name in names if is_identifier(lower(name), session_keys))
-
-
-def lower(name: str | bytes) -> str:
-    """Return the key under which headers compare, the same for ``str`` and ``bytes``."""
-    return (name if isinstance(name, str) else name.decode("latin-1")).lower()
 
 
 def _query_name(pair: str) -> str:

@@ -18,7 +18,7 @@ from multidict import CIMultiDict, CIMultiDictProxy, istr
 from yarl import URL
 
 from .._gate.gate import Stamp, gate, has_passed, note_redirect, note_unbound
-from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, passage_of
+from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, is_stamped, passage_of
 from .._gate.routes import (
     BARE,
     Library,
@@ -171,7 +171,10 @@ class Hops:
         kept = CIMultiDict(
             (name, value)
             for name, value in headers.items()
-            if not (belongs_to_open(value) or getattr(value, "passage", None) is earlier)
+            if not (
+                belongs_to_open(name, value)
+                or (is_stamped(name, value) and value.passage is earlier)  # type: ignore[attr-defined]
+            )
         )
         kept.extend([item for item in earlier.replaced if item[0] not in kept])
         headers = kept
@@ -245,7 +248,7 @@ def _less(
         item
         for item in headers.items()
         if not is_identifier(item[0].lower(), session_keys)
-        or (has_stamp and belongs_to_open(item[1]))
+        or (has_stamp and belongs_to_open(*item))
     ]
     return headers.with_items(kept) if isinstance(headers, InFlightHeaders) else type(headers)(kept)
 

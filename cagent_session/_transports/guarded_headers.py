@@ -18,8 +18,8 @@ from requests import PreparedRequest
 from requests.structures import CaseInsensitiveDict
 from urllib3._collections import HTTPHeaderDict
 
-from .._gate.passage import Passage, is_stamped
-from .._gate.routes import BARE, Route, Router, is_identifier, lower, may_get_identifiers
+from .._gate.passage import Passage, is_stamped, lower
+from .._gate.routes import BARE, Route, Router, is_identifier, may_get_identifiers
 from .._gate.validation import PREFIX
 from .._session.scopes import current_lineage
 from ..headers import FORWARD
@@ -149,7 +149,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         return _plain_class(type(self))(
             item
             for item in self._without_gateway_headers()
-            if not (is_stamped(item[1]) and lower(item[0]).startswith(PREFIX))
+            if not (is_stamped(*item) and lower(item[0]).startswith(PREFIX))
         )
 
     def _without_gateway_headers(self) -> list[Item]:
@@ -165,7 +165,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
 
     def _is_gateway_header(self, key: str, item: Item) -> bool:
         """Return whether a header is a gateway header: the gate set it, and not from a session."""
-        return is_stamped(item[1]) and key not in self.session_keys
+        return is_stamped(*item) and key not in self.session_keys
 
     def _may_return(self, key: str, item: Item) -> bool:
         """Return whether a header may be sent again: the caller's own, or a session header.
@@ -173,7 +173,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         A stamped session header may return only in the session that it was made from, or outside
         every session.
         """
-        if not is_stamped(item[1]):
+        if not is_stamped(*item):
             return True
         if self._is_gateway_header(key, item):
             return False

@@ -121,7 +121,7 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
     is_open = earlier is not None and earlier.is_open
     items = [
         (name, value)
-        if not origin or name not in identifiers or (is_open and belongs_to_open(value))
+        if not origin or name not in identifiers or (is_open and belongs_to_open(name, value))
         else (name, _with_home(value, origin))
         for name, value in headers.items()
     ]

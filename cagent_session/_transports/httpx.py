@@ -122,7 +122,7 @@ class Httpx:
         kept: list[_Item] = []
         for item in items:
             replaced = getattr(item[2], "replaces", None)
-            if not belongs_to_open(item[2]):
+            if not belongs_to_open(item[1], item[2]):
                 kept.append(item)
             elif replaced is not None:  # the library's own header comes back
                 kept.append((item[0], item[1], replaced[1]))

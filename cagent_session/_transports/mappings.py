@@ -7,7 +7,8 @@ from typing import Any
 
 from urllib3._collections import HTTPHeaderDict
 
-from .._gate.routes import Headers, lower
+from .._gate.passage import lower
+from .._gate.routes import Headers
 
 
 def copied(headers: Mapping[str, Any]) -> MutableMapping[str, Any]:

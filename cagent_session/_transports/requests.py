@@ -21,7 +21,7 @@ from urllib3._collections import HTTPHeaderDict
 
 from .._gate.gate import Stamp, gate, has_passed, note_redirect, note_unbound
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, are_all_plain_text, belongs_to_open, passage_in
+from .._gate.passage import Passage, are_all_plain_text, belongs_to_open, lower, passage_in
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
@@ -30,7 +30,6 @@ from .._gate.routes import (
     Route,
     Router,
     is_identifier,
-    lower,
     may_get_identifiers,
 )
 from .copying import shallow_copy
@@ -360,7 +359,7 @@ def _less_stamp_of_another(
     kept: list[Item] = []
     back: list[Item] = []
     for item in _items_of(request.headers):
-        if belongs_to_open(item[1]):
+        if belongs_to_open(*item):
             back += replaced_by(item)
         elif is_home or not is_identifier(lower(item[0]), router.session_keys):
             kept.append(item)

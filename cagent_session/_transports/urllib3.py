@@ -23,7 +23,7 @@ from urllib3.util.proxy import connection_requires_http_tunnel
 from .._gate import urls
 from .._gate.gate import Stamp, gate, has_passed, is_bound, note_redirect, note_unbound
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, passage_of
+from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, lower, passage_of
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
@@ -31,7 +31,6 @@ from .._gate.routes import (
     Plan,
     Router,
     identifiers_among,
-    lower,
     may_get_identifiers,
 )
 from .guarded_headers import GuardedHeaders
@@ -360,7 +359,7 @@ def _for_this_attempt(
     gone = {
         lower(name)
         for name, value in headers.items()
-        if is_for_another(value, origin) or (is_open and belongs_to_open(value))
+        if is_for_another(value, origin) or (is_open and belongs_to_open(name, value))
     }
     return without(headers, gone) if gone else headers
 

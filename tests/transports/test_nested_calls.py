@@ -286,3 +286,107 @@ class TestByAnAdapterOfRequests:
             http.mount("http://", GatewayAdapter(gateway, max_retries=retries))
             http.post(server.origin, data=b"x")
         assert sessions(server) == ["s1", "s1"]
+
+
+class TestWithAValueOfTheStamp:
+    """A header under a name of the caller's own, whose value was read from headers that were sent.
+
+    ``X-For-Session: <what the X-Session-ID of another request was>`` is no part of a stamp.
+    """
+
+    def test_by_an_adapter(self, server: Server, gateway: Gateway):
+        class Reporting(HTTPAdapter):
+            def send(self, request, **options):
+                value = request.headers["X-Session-ID"]
+                requests.get(request.url, headers={"X-For-Session": value}, timeout=10)
+                return super().send(request, **options)
+
+        instrument(gateway)
+        with requests.Session() as http:
+            http.mount("http://", Reporting())
+            gateway.mount(http)
+            with session_scope("s1"):
+                http.get(server.origin, timeout=10)
+        assert [request.get("X-For-Session") for request in server.arrived] == ["s1", None]
+        assert sessions(server) == ["s1", "s1"]
+
+    def test_by_a_pool(self, server: Server, gateway: Gateway):
+        class ReportingPool(urllib3.HTTPConnectionPool):
+            def urlopen(self, method, url, body=None, headers=None, *args, **options):
+                value = headers["X-Session-ID"]
+                with GatewayPoolManager(gateway) as other:
+                    other.request("GET", server.origin, headers={"X-For-Session": value})
+                return super().urlopen(method, url, body, headers, *args, **options)
+
+        with GatewayPoolManager(gateway) as http, session_scope("s1"):
+            http.pool_classes_by_scheme = {"http": ReportingPool}
+            http.request("GET", server.origin)
+        assert [request.get("X-For-Session") for request in server.arrived] == ["s1", None]
+        assert sessions(server) == ["s1", "s1"]
+
+    @pytest.mark.parametrize(("library", "integration"), HTTPX, ids=IDS)
+    def test_by_a_transport_of_httpx(self, server: Server, gateway: Gateway, library, integration):
+        class Reporting(library.HTTPTransport):
+            def handle_request(self, request):
+                value = request.headers.raw[-1][1]
+                library.get(request.url, headers=[(b"X-For-Session", value)])
+                return super().handle_request(request)
+
+        instrument(gateway)
+        transport = integration.GatewayTransport(gateway, Reporting())
+        with library.Client(transport=transport) as http, session_scope("s1"):
+            http.get(server.origin)
+        assert [request.get("X-For-Session") for request in server.arrived] == ["s1", None]
+        assert sessions(server) == ["s1", "s1"]
+
+    def test_by_a_hook_of_aiohttp(self, server: Server, gateway: Gateway):
+        async def main():
+            trace = aiohttp.TraceConfig()
+
+            @trace.on_request_headers_sent.append
+            async def report(session, context, params):
+                headers = {"X-For-Session": params.headers["X-Session-ID"]}
+                async with aiohttp.ClientSession() as other:
+                    await other.get(server.origin, headers=headers)
+
+            ours = [for_aiohttp.GatewayMiddleware(gateway)]
+            async with aiohttp.ClientSession(middlewares=ours, trace_configs=[trace]) as http:
+                with session_scope("s1"):
+                    await http.get(server.origin)
+
+        instrument(gateway)
+        asyncio.run(main())
+        assert sorted(request.get("X-For-Session") or "" for request in server.arrived) == [
+            "",
+            "s1",
+        ]
+        assert sessions(server) == ["s1", "s1"]
+
+    @pytest.mark.parametrize("source", ["X-Session-ID", "X-Key", "User-Agent"])
+    def test_of_an_earlier_request_after_a_challenge(self, server: Server, source: str):
+        gateway = Gateway(
+            server.origin, session_header="X-Session-ID", headers={"X-Key": "a-fixed-value"}
+        )
+        challenge = {"WWW-Authenticate": 'Digest realm="r", nonce="n", qop="auth"'}
+        answers = iter([response(), response(401, headers=challenge), response()])
+        server.respond = lambda request: next(answers)
+        with requests.Session() as http, session_scope("s1"):
+            gateway.mount(http)
+            value = http.get(server.origin, timeout=10).request.headers[source]
+            digest = requests.auth.HTTPDigestAuth("user", "password")
+            http.get(server.origin, headers={"X-Continues": value}, auth=digest, timeout=10)
+        assert [each.get("X-Continues") for each in server.arrived] == [None, value, value]
+
+    def test_of_an_earlier_request_at_a_retry_of_urllib3(self, server: Server):
+        gateway = Gateway(
+            server.origin, session_header="X-Session-ID", headers={"X-Key": "a-fixed-value"}
+        )
+        answers = iter([response(), response(503), response()])
+        server.respond = lambda request: next(answers)
+        retries = urllib3.Retry(2, status_forcelist=[503], backoff_factor=0)
+        with requests.Session() as by_requests, session_scope("s1"):
+            gateway.mount(by_requests)
+            value = by_requests.get(server.origin, timeout=10).request.headers["X-Key"]
+        with GatewayPoolManager(gateway) as http, session_scope("s2"):
+            http.request("GET", server.origin, headers={"X-Continues": value}, retries=retries)
+        assert [each.get("X-Continues") for each in server.arrived] == [None, value, value]
