@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 from requests import PreparedRequest, Request, Session
@@ -33,6 +35,15 @@ class _Mounts(Router):
         #: a gateway for each place at which there ever was one on this requests.Session, whatever
         #: its origin
         self.everywhere = Router()
+
+    #: whose adapters these are; ``None`` until :meth:`are_of` is asked, also in a copy
+    session: weakref.ref[Session] | None = None
+
+    def are_of(self, session: Session) -> bool:
+        """Return whether these are mounted on ``session``, not on one that it has adapters from."""
+        if self.session is None or self.session() is None:
+            self.session = weakref.ref(session)
+        return self.session() is session
 
     def knows(self, url: str) -> bool:
         return self.everywhere.knows(url)
@@ -95,15 +106,8 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     # requests ignores the case of prefixes, and of two equal ones the first counts. So ours replace
     # all adapters at or below the origin, under the very prefixes that these have.
     below, above = _below_and_above(session, prefixes)
-    known = _made_by_hand(session, route.origin)
-    # Check all before adding any: an error leaves the requests.Session as it was. Router() compares
-    # these gateways with each other, and check() with those that are mounted.
-    for each in Router(*known, gateway).gateways.values():
-        mounts.check(each)
-    for each in (*known, gateway):
-        mounts.add(each)
-        if each._route.place not in mounts.everywhere.gateways:
-            mounts.everywhere.add(each)
+    at_or_below = map(session.adapters.__getitem__, below)
+    known = _made_by_hand([*at_or_below, *above.values()], route.origin)
     # By the id() of the adapter behind: one that has several prefixes gets one of ours.
     gates: dict[int, _MountedAdapter] = {}
 
@@ -113,10 +117,26 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         made = _MountedAdapter(mounts, gateway, adapter, adapter)
         return gates.setdefault(id(adapter), made)
 
-    for prefix in below:
-        session.adapters[prefix] = gate_before(session.adapters[prefix])
-    missing = [prefix for prefix in prefixes if prefix not in session.adapters]
-    _mount_all(session, {prefix: gate_before(_found(above, prefix)) for prefix in missing})
+    def is_left_over(prefix: str) -> bool:
+        # A user has replaced the adapter at the origin itself. Ours beside it would come back.
+        adapter = session.adapters[prefix]
+        if prefix not in without_path or not isinstance(adapter, _MountedAdapter):
+            return False
+        return adapter._mounts is not mounts and adapter._mounts.are_of(session)
+
+    kept = [prefix for prefix in below if not is_left_over(prefix)]
+    missing = [prefix for prefix in prefixes if prefix not in kept]
+    made = {prefix: gate_before(session.adapters[prefix]) for prefix in kept}
+    made |= {prefix: gate_before(_found(above, prefix)) for prefix in missing}
+    # Check all before changing anything: an error leaves the requests.Session as it was. Router()
+    # compares these gateways with each other, and check() with those that are mounted.
+    for each in Router(*known, gateway).gateways.values():
+        mounts.check(each)
+    for each in (*known, gateway):
+        mounts.add(each)
+        if each._route.place not in mounts.everywhere.gateways:
+            mounts.everywhere.add(each)
+    _mount_all(session, made)
     if settings:
         _mount_own(session, mounts, gateway, HTTPAdapter(**settings), origins)
     # Preparing the URL spells it as requests will: "https://gateway.example" gets a slash.
@@ -163,21 +183,25 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
     """Return the gateways that are mounted on ``session`` at an origin, or a new, empty object."""
     for origin in origins:
         adapter = session.adapters.get(origin)
-        if isinstance(adapter, _MountedAdapter):
+        if isinstance(adapter, _MountedAdapter) and adapter._mounts.are_of(session):
             return adapter._mounts
     made = _Mounts()
+    made.session = weakref.ref(session)
     for adapter in session.adapters.values():
-        if isinstance(adapter, _MountedAdapter):
+        if isinstance(adapter, _MountedAdapter) and adapter._mounts.are_of(session):
             made.everywhere = adapter._mounts.everywhere
             break
     return made
 
 
-def _made_by_hand(session: Session, origin: urls.Origin) -> list[Gateway]:
-    """Return the gateways of all ``GatewayAdapter`` that a user mounted with ``Session.mount``."""
+def _made_by_hand(adapters: Iterable[Any], origin: urls.Origin) -> list[Gateway]:
+    """Return the gateways of all ``GatewayAdapter`` that a user mounted with ``Session.mount``.
+
+    :param adapters: that get requests to ``origin``.
+    """
     found = []
-    for adapter in session.adapters.values():
-        each: Any = adapter
+    for adapter in adapters:
+        each = adapter
         while isinstance(each, GatewayMixin):
             if isinstance(each, _MountedAdapter):
                 each = each._otherwise
@@ -214,8 +238,6 @@ def _found(above: dict[str, BaseAdapter], prefix: str) -> BaseAdapter:
 
 def _mount_all(session: Session, made: dict[str, _MountedAdapter]) -> None:
     """Do what ``Session.mount`` does for each, in one look through the adapters."""
-    if not made:
-        return
     adapters = session.adapters
     adapters.update(made)
     longest = max(map(len, made))

@@ -117,10 +117,6 @@ class GatewayMixin(_Adapter):
         raise NotImplementedError
 
 
-# What users set on a mounted adapter after it was made. It is set on the adapter behind.
-_SETTINGS = {"max_retries", "config", "poolmanager", "proxy_manager"}
-
-
 class GatewayAdapter(GatewayMixin, HTTPAdapter):
     """A transport adapter that puts the session in scope on every gateway-bound request.
 
@@ -163,10 +159,11 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
                 f"{', '.join(adapter_kwargs)} cannot be given together with adapter=: give it to "
                 "that adapter"
             )
-        # HTTPAdapter.__init__ would make pools that nobody uses.
-        self._behind = adapter
+        # HTTPAdapter.__init__ would make pools that nobody uses. _behind comes last: from then on,
+        # attributes that the adapter behind has, too, are set there.
         self.gateway = gateway
         self._router = Router(gateway)
+        self._behind = adapter
 
     def adapter_for(self, request: PreparedRequest) -> Any:
         """Return the adapter behind that sends ``request``."""
@@ -193,7 +190,9 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
         return getattr(self._behind, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self._behind is not None and name in _SETTINGS:
+        # What users set on a mounted adapter after it was made is set where it is read.
+        is_own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
+        if self._behind is not None and not is_own and hasattr(self._behind, name):
             setattr(self._behind, name, value)
         else:
             super().__setattr__(name, value)

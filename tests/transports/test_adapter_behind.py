@@ -116,6 +116,10 @@ class TestGatewayAdapter:
             assert getattr(adapter, name) is getattr(behind, name)
         adapter.max_retries = Retry(7)
         assert behind.max_retries.total == 7
+        tagging = Tagging()
+        adapter = GatewayAdapter(adapter=tagging)
+        adapter.tag = "2"
+        assert (adapter.tag, tagging.tag) == ("2", "2")
         with pytest.raises(AttributeError):
             _ = GatewayAdapter(adapter=Canned()).max_retries
         with pytest.raises(AttributeError):

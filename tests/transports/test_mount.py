@@ -239,10 +239,44 @@ class TestTheSamePlace:
         http.get(server.origin)
         assert server.arrived[0].forward == ANTHROPIC
 
+    def test_is_free_again_once_an_adapter_mounted_by_hand_is_replaced(self, http):
+        """Also if a gateway at another origin has been mounted in front of that adapter."""
+        http.mount("http://", GatewayAdapter(Gateway("http://gw.example", forward=OPENAI)))
+        Gateway("http://other.example", forward=OPENAI).mount(http)
+        http.mount("http://", HTTPAdapter())
+        mounted = Gateway("http://gw.example", forward=ANTHROPIC).mount(http)
+        assert mounted.gateway is not None
+        assert mounted.gateway.forward == ANTHROPIC
+
+    def test_takes_no_more_adapters_when_the_one_behind_is_renewed_again_and_again(self, http):
+        gateway = Gateway("https://gw.example:8443", forward=OPENAI)
+        for _ in range(1000):
+            http.mount("https://gw.example:8443/", HTTPAdapter())
+            gateway.mount(http)
+        assert len(http.adapters) < 10
+        http.close()
+        copy.deepcopy(http)
+
     def test_an_adapter_that_was_mounted_by_hand_counts(self, http):
         http.mount("https://", GatewayAdapter(Gateway("https://gateway.example", forward=OPENAI)))
         with pytest.raises(ValueError, match="two different gateways"):
             Gateway("https://gateway.example", forward=ANTHROPIC).mount(http)
+
+
+def test_on_a_session_with_the_adapters_of_another_changes_that_one_not(http, server: Server):
+    openai, anthropic, *_ = gateways_at(server.origin).values()
+    openai.mount(http)
+    with requests.Session() as clone, session_scope("s1"):
+        for prefix, adapter in http.adapters.items():
+            clone.mount(prefix, adapter)
+        anthropic.mount(clone, max_retries=1)
+        for each in (http, clone):
+            each.get(openai.endpoint("x"))
+            each.get(anthropic.endpoint("x"))
+    forwards = [request.forward for request in server.arrived]
+    assert forwards == [OPENAI, None, OPENAI, ANTHROPIC]
+    openai.mount(http)
+    assert len(http.adapters) == 3
 
 
 def test_a_session_that_is_dropped_takes_its_adapters_along(server: Server):
@@ -333,3 +367,13 @@ def test_a_mount_that_is_refused_leaves_nothing_behind(http):
         with pytest.raises(ValueError, match="two different gateways"):
             Gateway("https://x.example", forward=ANTHROPIC).mount(http)
     assert list(http.adapters.items()) == before
+
+
+def test_a_mount_in_front_of_what_is_no_adapter_leaves_nothing_behind(http):
+    http.adapters["https://"] = object()
+    http.mount("https://gw.example/", HTTPAdapter())
+    before = list(http.adapters.items())
+    with pytest.raises(TypeError, match="adapter must be one of requests' adapters, not object"):
+        Gateway("https://gw.example", forward=OPENAI).mount(http)
+    assert list(http.adapters.items()) == before
+    del http.adapters["https://"]
