@@ -116,7 +116,8 @@ class Hops:
         if has_passed:
             return await handler(self._with_headers(request, headers))
         route = BARE
-        if self._router.hosts and request.url.raw_host in self._router.hosts:
+        # A URL(..., encoded=True) keeps its capitals.
+        if self._router.hosts and (request.url.raw_host or "").lower() in self._router.hosts:
             route = self._router.route(url)
         plan = route.plan(self._library, _names_of(headers))
         if route is BARE and not plan.has_forward:

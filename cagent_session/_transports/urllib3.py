@@ -15,6 +15,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from requests.utils import requote_uri
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
 from urllib3._collections import HTTPHeaderDict
 from urllib3._version import __version__
@@ -184,7 +185,9 @@ def send(
         headers.
     """
     given = args[1] if len(args) > 1 else kwargs.get("headers")
-    url = full_url(pool, base, target)
+    # urllib3 sends a space as %20. A URL with a space belongs to no gateway.
+    asked = target if urls.is_printable(target) else requote_uri(target)
+    url = full_url(pool, base, asked)
     if layer == "patch" and _is_judged(router, method, given, url):
         if isinstance(method, str) and not isinstance(method, JudgedMethod):
             method = JudgedMethod(method, judged_with(given))
@@ -205,7 +208,7 @@ def send(
     if passage is None:
         return pass_on(method, target, *args, **kwargs)
     if passage.url is not url:  # with_query() has made another one, which ends with the target
-        target = passage.url[len(url) - len(target) :]
+        target = passage.url[len(url) - len(asked) :]
     try:
         response = pass_on(method, target, *args, **kwargs)
     finally:

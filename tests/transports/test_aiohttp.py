@@ -22,6 +22,7 @@ from httpx_aiohttp import AiohttpTransport
 from multidict import CIMultiDict
 from support.transports import connections_closed
 from support.wire import Proxy, Server, redirect, response
+from yarl import URL
 
 from cagent_session import (
     Gateway,
@@ -53,7 +54,7 @@ def gateway(server: Server) -> Gateway:
     return Gateway(f"{server.origin}/p?tenant=a", forward=FORWARD)
 
 
-def get(url: str, *middlewares: object, **options: object) -> None:
+def get(url: str | URL, *middlewares: object, **options: object) -> None:
     async def main() -> None:
         client = aiohttp.ClientSession(middlewares=middlewares)  # type: ignore[arg-type]
         async with client as http, http.get(url, **options) as answer:  # type: ignore[arg-type]
@@ -91,6 +92,17 @@ def middlewares(request: pytest.FixtureRequest, gateway: Gateway) -> list[object
         return [GatewayMiddleware(gateway)]
     instrument(gateway)
     return []
+
+
+def test_a_host_in_capitals_that_yarl_keeps(server: Server, middlewares: list[object]):
+    gateway = Gateway(server.at("localhost"), forward=FORWARD)
+    if middlewares:
+        middlewares = [GatewayMiddleware(gateway)]
+    else:
+        instrument(gateway)
+    with session_scope("s1"):
+        get(URL(server.at("LOCALHOST") + "/x", encoded=True), *middlewares)
+    assert server.arrived[0].session_id == "s1"
 
 
 class TestProxies:

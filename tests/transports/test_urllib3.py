@@ -139,6 +139,15 @@ class TestPools:
         assert (owned.session_id, owned.target) == ("s1", f"{server.origin}/p/x?tenant=a")
         assert other.identifiers == {}
 
+    @pytest.mark.parametrize("query", ["", "?tenant=a"])
+    def test_a_target_that_urllib3_has_to_escape(self, server: Server, query: str):
+        gateway = Gateway(f"{server.origin}/p{query}", forward=FORWARD)
+        with GatewayPoolManager(gateway) as http, session_scope("s1"):
+            http.connection_from_url(server.origin).request("GET", "/p/a b?c=d e")
+        (arrived,) = server.arrived
+        target = f"/p/a%20b?c=d%20e{query.replace('?', '&')}"
+        assert (arrived.session_id, arrived.target) == ("s1", target)
+
     def test_an_ipv6_host_without_brackets(self):
         with Server(host="::1") as server:
             gateway = Gateway(server.origin, forward=FORWARD)
