@@ -226,7 +226,7 @@ def _header(text: str) -> tuple[str, str]:
 
 def _header_from_environment(text: str) -> tuple[str, str]:
     name, _, variable = text.partition("=")
-    if not variable or not _is_name(name):
+    if not variable or "=" in variable or not _is_name(name):  # a key may end with ==
         raise argparse.ArgumentTypeError(
             "a header must be given as NAME=VARIABLE, the name of an environment variable that "
             "has its value"

@@ -70,6 +70,7 @@ class TestBadArguments:
                     ("Authorization: Bearer hunter2", "a header must be given as NAME=VARIABLE"),
                     ("A b=VARIABLE", "a header must be given as NAME=VARIABLE"),
                     ("=hunter2", "a header must be given as NAME=VARIABLE"),
+                    ("aHVudGVyMi1odW50ZXI==", "a header must be given as NAME=VARIABLE"),
                     ("Authorization=", "a header must be given as NAME=VARIABLE"),
                     ("Authorization=hunter2", "the environment variable for 'Authorization' is"),
                     ("Authorization=EMPTY_FOR_TEST", "the environment variable for 'Author"),
