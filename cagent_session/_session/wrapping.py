@@ -281,9 +281,14 @@ def _drive_stepwise(start: Function) -> Function:
             while True:
                 try:
                     with scopes:
-                        # A list that is emptied by the yield: the item is not kept until the
-                        # next step.
-                        items = [step(argument)]
+                        try:
+                            # A list that is emptied by the yield: the item is not kept until the
+                            # next step.
+                            items = [step(argument)]
+                        except GeneratorExit as exit_:
+                            # The traceback would keep what the body has in local variables, such
+                            # as another generator, until the scopes are left.
+                            raise exit_.with_traceback(None)  # noqa: B904
                 except StopIteration as stop:
                     return stop.value
                 finally:

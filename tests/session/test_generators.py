@@ -100,6 +100,52 @@ class TestGenerators:
             assert current_session_id() == "caller"
         assert seen == ["body"]
 
+    @pytest.mark.parametrize("end", ["close", "drop"])
+    @pytest.mark.parametrize("kind", ["generator", "async generator", "coroutine"])
+    def test_finally_of_what_the_body_has_in_a_variable_runs_in_session(self, kind, end):
+        seen = []
+
+        def stream():
+            try:
+                yield
+            finally:
+                seen.append(current_session_id())
+
+        @types.coroutine
+        def pause():
+            yield
+
+        @session_scope("body")
+        def generator():
+            inner = stream()
+            yield next(inner)
+
+        @session_scope("body")
+        async def async_generator():
+            inner = stream()
+            next(inner)
+            await pause()
+            yield
+
+        @session_scope("body")
+        async def coroutine():
+            inner = stream()
+            next(inner)
+            await pause()
+
+        kinds = {
+            "generator": generator,
+            "async generator": lambda: async_generator().asend(None),
+            "coroutine": coroutine,
+        }
+        with session_scope("caller"):
+            steps = kinds[kind]()
+            steps.send(None)
+            if end == "close":
+                steps.close()
+            del steps
+        assert seen == ["body"]
+
     def test_finally_runs_in_session_in_a_cycle_that_is_older_than_the_body(self):
         """The collector takes young objects first, and a body is made at the first step."""
         seen = []
