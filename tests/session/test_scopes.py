@@ -150,12 +150,16 @@ class TestScope:
             start(runs)
             return await ended
 
+        def growth():
+            few, many = (asyncio.run(main(runs)) for runs in (300, 3300))
+            return many - few
+
+        # What other threads and asyncio's debug mode take is not there each time.
         tracemalloc.start()
         try:
-            few, many = (asyncio.run(main(runs)) for runs in (300, 3300))
+            assert min(growth() for _ in range(3)) < 100_000  # 3,000 frames are more than 300,000
         finally:
             tracemalloc.stop()
-        assert many - few < 100_000  # 3,000 frames would be more than 300,000
 
     def test_one_object_that_another_context_leaves_stays_open_here(self):
         tenant = session_scope("tenant")
