@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import html
 import re
@@ -161,6 +162,17 @@ _LANGUAGES = [
     # Browsers read those without a semicolon, too.
     (re.compile(r"&(?:#\w{1,31}(?:;|(?=\W))|[a-zA-Z]\w{0,30};?)"), html.unescape),
 ]
+
+
+def decoded_of_basic(value: str) -> str:
+    """Return the ``user:password`` of a value for ``Authorization``, or an empty text."""
+    scheme, _, encoded = value.partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(encoded).decode("utf-8", "replace")
+    except ValueError:
+        return ""
 
 
 def values_in_queries(urls: Iterable[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import re
 import threading
@@ -10,13 +11,14 @@ from collections.abc import Iterator
 from urllib.parse import urljoin
 
 import requests
+from requests.utils import get_auth_from_url, get_environ_proxies
 from urllib3.exceptions import IncompleteRead
 
 from .. import Gateway, session_scope
 from .._gate.urls import masked, origin_of, redacted
 from ..headers import FORWARD
 from .console import fail, printable, show
-from .masking import Secrets, readings_of, values_in_queries, words_of
+from .masking import Secrets, decoded_of_basic, readings_of, values_in_queries, words_of
 
 TIMEOUT = 30  # seconds, for all of it
 SHOWN_BODY = 8192  # bytes
@@ -157,6 +159,8 @@ class _Report:
             name.lower(): value for value, name in ids.items() if value is not None and name
         }
         values = [*self._given.values(), *filter(None, map(self._secret_value, self._sent))]
+        values += [decoded_of_basic(value) for value in values]
+        values += _credentials_of_proxies(gateway.url)
         queries = values_in_queries(filter(None, [gateway.url, gateway.forward]))
         not_secret = set().union(*map(readings_of, self._ids.values()))
         self._secrets = Secrets(words_of([*values, *queries]) - not_secret)
@@ -240,6 +244,14 @@ class _Report:
         if self._exchange.problem:
             said += f", but not completely: {self._exchange.problem}"
         return said
+
+
+def _credentials_of_proxies(url: str) -> Iterator[str]:
+    """Yield what a proxy gets that the environment names for ``url``, plain and as it is sent."""
+    for proxy in get_environ_proxies(url).values():
+        plain = ":".join(get_auth_from_url(proxy))
+        yield plain
+        yield base64.b64encode(plain.encode("latin-1", "replace")).decode()
 
 
 def _decoded(body: bytes, encoding: str | None) -> str:

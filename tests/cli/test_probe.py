@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import signal
 import socket
@@ -329,6 +330,25 @@ class TestBody:
 
         with Server(respond) as server:
             assert probe(server.origin, "--forward", FORWARD) == 0
+
+    def test_password_of_a_proxy_is_masked_where_it_comes_back(self, capsys, monkeypatch):
+        basic = base64.b64encode(b"user:proxy-password").decode()
+        with Server(lambda request: response(body=request.raw + b" proxy-password")) as server:
+            proxy = server.origin.replace("//", "//user:proxy-password@")
+            monkeypatch.setenv("http_proxy", proxy)
+            assert probe("http://gateway.example", "--forward", FORWARD) == 0
+        out = capsys.readouterr().out
+        assert "Proxy-Authorization: Basic ***" in out
+        assert basic not in out
+        assert "password" not in out
+
+    def test_password_that_the_gateway_decodes_is_masked(self, capsys, monkeypatch):
+        basic = base64.b64encode(b"user:xyzzy-4711").decode()
+        monkeypatch.setenv("KEY_FOR_TEST", f"Basic {basic}")
+        with Server(lambda request: response(body=b"wrong password: xyzzy-4711")) as server:
+            arguments = ["--forward", FORWARD, "--header-env", "Authorization=KEY_FOR_TEST"]
+            assert probe(server.origin, *arguments) == 0
+        assert "wrong password: ***" in capsys.readouterr().out
 
     def test_body_that_cannot_be_decompressed_is_status_1(self, capsys):
         def respond(request):
