@@ -36,12 +36,12 @@ class _Mounts(Router):
         #: its origin
         self.everywhere = Router()
 
-    #: whose adapters these are; ``None`` until :meth:`are_of` is asked, also in a copy
+    #: whose adapters these are; ``None`` in a copy, until :meth:`are_of` is asked
     session: weakref.ref[Session] | None = None
 
     def are_of(self, session: Session) -> bool:
         """Return whether these are mounted on ``session``, not on one that it has adapters from."""
-        if self.session is None or self.session() is None:
+        if self.session is None:
             self.session = weakref.ref(session)
         return self.session() is session
 

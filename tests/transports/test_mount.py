@@ -279,6 +279,19 @@ def test_on_a_session_with_the_adapters_of_another_changes_that_one_not(http, se
     assert len(http.adapters) == 3
 
 
+def test_on_sessions_with_the_adapters_of_one_that_is_gone(server: Server):
+    openai, anthropic, *_ = gateways_at(server.origin).values()
+    template = requests.Session()
+    openai.mount(template)
+    with requests.Session() as one, requests.Session() as two, session_scope("s1"):
+        for each in (one, two):
+            each.adapters = template.adapters.copy()
+        del template
+        anthropic.mount(one)
+        two.get(anthropic.endpoint("x"))
+    assert server.arrived[0].identifiers == {}
+
+
 def test_a_session_that_is_dropped_takes_its_adapters_along(server: Server):
     """And so their connections, at once: no cycle keeps them for the collector."""
     gc.disable()
