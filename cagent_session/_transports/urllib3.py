@@ -34,7 +34,7 @@ from .._gate.routes import (
     identifiers_among,
     may_get_identifiers,
 )
-from .guarded_headers import GuardedHeaders
+from .guarded_headers import GuardedHeaders, replaced_by
 from .homed_headers import (
     HomedHeaders,
     homed,
@@ -185,9 +185,7 @@ def send(
         headers.
     """
     given = args[1] if len(args) > 1 else kwargs.get("headers")
-    # urllib3 sends a space as %20. A URL with a space belongs to no gateway.
-    asked = target if urls.is_printable(target) else requote_uri(target)
-    url = full_url(pool, base, asked)
+    url = full_url(pool, base, target)
     if layer == "patch" and _is_judged(router, method, given, url):
         if isinstance(method, str) and not isinstance(method, JudgedMethod):
             method = JudgedMethod(method, judged_with(given))
@@ -207,8 +205,8 @@ def send(
         args, kwargs = _with_headers(headers, args, kwargs)
     if passage is None:
         return pass_on(method, target, *args, **kwargs)
-    if passage.url is not url:  # with_query() has made another one, which ends with the target
-        target = passage.url[len(url) - len(asked) :]
+    if passage.url is not url:  # with_query() has made another one
+        target = passage.url[len(base) :] if target.startswith("/") else passage.url
     try:
         response = pass_on(method, target, *args, **kwargs)
     finally:
@@ -344,7 +342,7 @@ def names_of(headers: Any) -> tuple[Any, ...]:
 
 def _for_this_attempt(
     router: Router, headers: Any, url: str, target: str, earlier: Passage | None
-) -> Mapping[str, Any]:
+) -> Any:
     """Return ``headers`` less what is for an earlier attempt, or for another origin.
 
     :param url: of the attempt; empty if it is doubtful where the pool sends that.
@@ -364,7 +362,13 @@ def _for_this_attempt(
         for name, value in headers.items()
         if is_for_another(value, origin) or (is_open and belongs_to_open(name, value))
     }
-    return without(headers, gone) if gone else headers
+    if not gone:
+        return headers
+    made = without(headers, gone)
+    for item in headers.items():
+        if is_open and belongs_to_open(*item):
+            made.update(replaced_by(item))
+    return made
 
 
 def _stamped(headers: Mapping[str, Any], plan: Plan, stamp: Stamp, passage: Passage) -> Any:
@@ -434,6 +438,8 @@ def _note_redirect(router: Router, passage: Passage, location: str, headers: Any
 
 def full_url(pool: Any, base: str, target: str) -> str:
     """Return where ``pool`` sends a request for ``target``; empty if that is doubtful."""
+    if not urls.is_printable(target):
+        target = requote_uri(target)  # a URL with a space belongs to no gateway; %20 is sent
     forwards = pool.proxy is not None and _may_forward(pool, pool.proxy, target)
     if target.startswith("/"):
         return "" if forwards else base + target  # the proxy takes a path for one of its own

@@ -139,9 +139,15 @@ class TestPools:
         assert (owned.session_id, owned.target) == ("s1", f"{server.origin}/p/x?tenant=a")
         assert other.identifiers == {}
 
+    @pytest.mark.parametrize("was_instrumented", [True, False])
     @pytest.mark.parametrize("query", ["", "?tenant=a"])
-    def test_a_target_that_urllib3_has_to_escape(self, server: Server, query: str):
+    def test_a_target_that_urllib3_has_to_escape(
+        self, server: Server, query: str, was_instrumented: bool
+    ):
         gateway = Gateway(f"{server.origin}/p{query}", forward=FORWARD)
+        if was_instrumented:
+            instrument()
+            uninstrument()
         with GatewayPoolManager(gateway) as http, session_scope("s1"):
             http.connection_from_url(server.origin).request("GET", "/p/a b?c=d e")
         (arrived,) = server.arrived
