@@ -76,7 +76,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
 
     def __reduce__(self) -> Any:
         # A response carries its request, and the process that unpickles it may lack this package.
-        return _plain_class(type(self)), (list(self.items()),)
+        return _class_of_copies(type(self)), (list(self.items()),)
 
     def guarded_copy(self) -> GuardedHeaders:
         """Return a copy without the identifiers and without the gateway headers."""
@@ -95,9 +95,13 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
                 kept.append(item)
         return self._with(kept, tuple(left))
 
+    def after_sending(self) -> GuardedHeaders:
+        """Return a complete copy whose own copies leave the identifiers behind from now on."""
+        return self._with(self.items(), None)
+
     def plain(self) -> Any:
         """Return a complete copy in the plain base class."""
-        return _plain_class(type(self))(self.items())
+        return _class_of_copies(type(self))(self.items())
 
     def are_callers_own(self, request: PreparedRequest) -> bool:
         """Return whether the caller set identifiers on ``request`` itself, not on one it copies."""
@@ -146,7 +150,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         so stamped session headers of such names come off, too. Those of other names stay, as this
         is still their origin.
         """
-        return _plain_class(type(self))(
+        return _class_of_copies(type(self))(
             item
             for item in self._without_gateway_headers()
             if not (is_stamped(*item) and lower(item[0]).startswith(PREFIX))
@@ -187,7 +191,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         left: tuple[Item, ...] | None,
         passage: Passage | None = None,
     ) -> GuardedHeaders:
-        made = guard(_plain_class(type(self))(items), self.url, self.session_keys, passage)
+        made = guard(_class_of_copies(type(self))(items), self.url, self.session_keys, passage)
         made.route, made.router = self.route, self.router
         made.left = left
         return made
@@ -282,3 +286,9 @@ def with_store(
 
 def _plain_class(kind: type[GuardedHeaders]) -> Any:
     return kind.__mro__[kind.__mro__.index(GuardedHeaders) + 1]
+
+
+def _class_of_copies(kind: type[GuardedHeaders]) -> Any:
+    """Return the class that requests' own ``copy()`` makes, also of a subclass."""
+    plain = _plain_class(kind)
+    return CaseInsensitiveDict if issubclass(plain, CaseInsensitiveDict) else plain

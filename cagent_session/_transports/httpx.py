@@ -68,8 +68,8 @@ class Httpx:
 
     def send(self, router: Router, request: Any, pass_on: Callable[[Any], Any]) -> Any:
         """Send ``request`` by ``pass_on``, or a stamped copy of it if it is gateway-bound."""
-        request = self._without_stamp_of_another(router, request)
-        outgoing, route, passage = self._through_gate(router, request)
+        unstamped = self._without_stamp_of_another(router, request)
+        outgoing, route, passage = self._through_gate(router, unstamped)
         sent = outgoing.headers  # a gate further down may take some off the outgoing request
         try:
             response = pass_on(outgoing)
@@ -84,8 +84,8 @@ class Httpx:
         self, router: Router, request: Any, pass_on: Callable[[Any], Awaitable[Any]]
     ) -> Any:
         """Do what :meth:`send` does, asynchronously."""
-        request = self._without_stamp_of_another(router, request)
-        outgoing, route, passage = self._through_gate(router, request)
+        unstamped = self._without_stamp_of_another(router, request)
+        outgoing, route, passage = self._through_gate(router, unstamped)
         sent = outgoing.headers  # a gate further down may take some off the outgoing request
         try:
             response = await pass_on(outgoing)
@@ -119,16 +119,22 @@ class Httpx:
         passage = passage_of(headers, items, 2)
         if passage is None or not passage.is_open or has_passed(passage, method, url, router):
             return headers
+        return self._less_stamp(router, headers, passage, str(url))
+
+    def _less_stamp(self, router: Router, headers: Any, passage: Passage, url: str) -> Any:
+        """Return a copy of ``headers`` for a request to ``url``, less the stamp of ``passage``.
+
+        :param url: empty for one that may get no identifiers.
+        """
         kept: list[_Item] = []
-        for item in items:
+        for item in self._items_of(headers):
             replaced = getattr(item[2], "replaces", None)
             if not belongs_to_open(item[1], item[2]):
                 kept.append(item)
             elif replaced is not None:  # the library's own header comes back
                 kept.append((item[0], item[1], replaced[1]))
-        if not may_get_identifiers(str(passage.url), str(url)):
-            names = getattr(headers, "session_keys", BARE.session_keys)
-            kept = _without_identifiers(kept, router.session_keys | names)
+        if not may_get_identifiers(str(passage.url), url):
+            kept = _without_identifiers(kept, router.session_keys | passage.route.session_keys)
         return self._headers(kept, headers)
 
     def _through_gate(
@@ -160,7 +166,6 @@ class Httpx:
             return request, None, None
         outgoing = shallow_copy(request)
         outgoing.headers = self._stamped(items, plan, stamp, passage, request.headers)
-        outgoing.headers.session_keys = route.session_keys
         if route.query:
             passage.url = outgoing.url = self.module.URL(route.with_query(url))
         return outgoing, route, passage
@@ -193,10 +198,15 @@ class Httpx:
         """
         if not response.has_redirect_location:
             return response
+        target = self._target(request, response)
         earlier = passage_of(request.headers, self._items_of(request.headers), 2)
         if earlier is not None and earlier.is_open:
-            return response  # a gate further up has stamped it: the client does not know this one
-        target = self._target(request, response)
+            # A gate further up has stamped it, and the client does not know this one: code in
+            # between may send it again. But that code may have made a call of its own from it.
+            is_own_call = getattr(request.headers, "passage", None) is None
+            if is_own_call and not may_get_identifiers(str(request.url), target):
+                request.headers = self._less_stamp(router, request.headers, earlier, "")
+            return response
         self._take_off(request, None if route is None else route.session_keys, target)
         if route is not None:
             in_session = any(sent.get(name) for name in route.choosing_keys)

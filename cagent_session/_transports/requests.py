@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 from requests import PreparedRequest, RequestException, Response
 from requests.adapters import BaseAdapter, HTTPAdapter
@@ -244,11 +245,15 @@ def send(
     if by_instrument and passage is None:
         pass_on = functools.partial(_pass_on_judged, pass_on, router)
     if guarded is None:
-        return pass_on(outgoing, **options)
-    try:
-        return _send_guarded(pass_on, outgoing, guarded, passage, options)
-    finally:
-        _replace_restored(request, guarded)
+        response = pass_on(outgoing, **options)
+    else:
+        try:
+            response = _send_guarded(pass_on, outgoing, guarded, passage, options)
+        finally:
+            _replace_restored(request, guarded)
+    if getattr(response, "status_code", None) in REDIRECT_STATI:
+        _guard_nested(router, request, response)
+    return response
 
 
 def _send_guarded(
@@ -554,6 +559,33 @@ def _guard_replaced(request: Any, sent: PreparedRequest | None, guarded: Guarded
     if isinstance(headers, Mapping):
         request.headers = guard(headers, guarded.url, guarded.session_keys)
         request.headers.route, request.headers.router = guarded.route, guarded.router
+
+
+def _guard_nested(router: Router, request: PreparedRequest, response: Response) -> None:
+    """Guard the headers of a redirected ``request`` that have a stamp from further up.
+
+    Code below a gate may have made the request of one that is being sent, and have sent it by a
+    ``requests.Session``, which makes the next hop from a copy.
+    """
+    headers: Any = request.headers or {}
+    if isinstance(headers, GuardedHeaders):
+        if headers.is_in_flight and not _is_within_origin(request, response):
+            request.headers = headers.after_sending()
+    elif not are_all_plain_text(_items_of(headers)):
+        earlier = passage_in(_items_of(headers))
+        if earlier is not None and earlier.is_open and not _is_within_origin(request, response):
+            names = router.session_keys | earlier.route.session_keys
+            kept = _less_stamp_of_another(router, request, earlier).headers
+            request.headers = guard(kept, request.url or "", names)
+
+
+def _is_within_origin(request: PreparedRequest, response: Response) -> bool:
+    """Return whether ``response`` redirects ``request`` to its own origin."""
+    url, location = request.url or "", response.headers.get("location")
+    try:
+        return may_get_identifiers(url, urljoin(url, location))
+    except (TypeError, ValueError):  # a test double can have anything there
+        return False
 
 
 def _note_redirect(sent: GuardedHeaders, response: Response) -> None:

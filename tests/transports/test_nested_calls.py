@@ -7,6 +7,7 @@ import contextvars
 import gc
 import types
 import weakref
+from collections.abc import Callable, Iterator
 
 import aiohttp
 import httpx
@@ -15,7 +16,7 @@ import pytest
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from support.wire import Server, response
+from support.wire import Server, redirect, response
 
 from cagent_session import (
     Gateway,
@@ -286,6 +287,99 @@ class TestByAnAdapterOfRequests:
             http.mount("http://", GatewayAdapter(gateway, max_retries=retries))
             http.post(server.origin, data=b"x")
         assert sessions(server) == ["s1", "s1"]
+
+
+class TestThatIsRedirectedToAStranger:
+    """A call to the gateway that is made below the gate, by a client that follows redirects.
+
+    The stranger gets none of the stamp of the request that is being sent, nor of the call's own.
+    """
+
+    @pytest.fixture
+    def gateway(self, server: Server) -> Gateway:
+        fixed = {"X-Api-Key": "KEY"}
+        return Gateway(f"{server.origin}/g", forward="https://api.example", headers=fixed)
+
+    @pytest.fixture
+    def stranger(self, server: Server) -> Iterator[Server]:
+        with Server() as stranger:
+            there = redirect(307, stranger.at("localhost"))
+            server.respond = lambda got: there if got.path == "/g/fallback" else response(503)
+            yield stranger
+
+    @pytest.fixture(params=["copy", "copy of headers", "headers", "dict of headers"])
+    def again(self, request: pytest.FixtureRequest, server: Server) -> Callable[..., None]:
+        def send(http: requests.Session, sent: requests.PreparedRequest) -> None:
+            url, headers = f"{server.origin}/g/fallback", sent.headers
+            if request.param == "copy":
+                copied = sent.copy()
+                copied.url = url
+                http.send(copied, timeout=10)
+            elif request.param == "copy of headers":
+                http.get(url, headers=headers.copy(), timeout=10)
+            else:
+                given = dict(headers) if request.param == "dict of headers" else headers
+                http.get(url, headers=given, timeout=10)
+
+        return send
+
+    @pytest.mark.parametrize("within", [None, "the gateway", "another"])
+    def test_of_requests(self, server: Server, stranger: Server, gateway: Gateway, again, within):
+        class Falling(HTTPAdapter):
+            def send(self, request, **options):
+                answer = super().send(request, **options)
+                if request.url.endswith("/x"):
+                    with session_scope("below"):
+                        again(http, request)
+                return answer
+
+        if within is not None:
+            other = Gateway(f"{server.origin}/other", forward="https://other.example")
+            instrument(gateway if within == "the gateway" else other)
+        with requests.Session() as http:
+            http.mount("http://", Falling())
+            gateway.mount(http)
+            with session_scope("s1"):
+                http.get(gateway.endpoint("x"), timeout=10)
+        assert [request.session_id is None for request in server.arrived] == [False, False]
+        (arrived,) = stranger.arrived
+        assert arrived.identifiers == {}
+        assert arrived.get("X-Api-Key") is None
+
+    @pytest.mark.parametrize("path", ["x", "fallback"])
+    @pytest.mark.parametrize(("library", "integration"), HTTPX, ids=IDS)
+    def test_of_httpx(
+        self, server: Server, stranger: Server, gateway: Gateway, library, integration, path: str
+    ):
+        class Falling(library.HTTPTransport):
+            def handle_request(self, request):
+                answer = super().handle_request(request)
+                if answer.status_code == 503:
+                    answer.close()
+                    server.respond = lambda got: redirect(307, stranger.at("localhost"))
+                    answer = http.get(gateway.endpoint(path), headers=request.headers)
+                return answer
+
+        # As gateway.mount does it for requests: no transport of ours for other hosts.
+        mounts = {
+            f"all://127.0.0.1:{server.port}": integration.GatewayTransport(gateway, Falling())
+        }
+        http = library.Client(mounts=mounts, follow_redirects=True, trust_env=False)
+        with http, session_scope("s1"):
+            http.get(gateway.endpoint("x"))
+        (arrived,) = stranger.arrived
+        assert arrived.identifiers == {}
+        assert arrived.get("X-Api-Key") is None
+
+    def test_shows_what_was_sent(self, server: Server, stranger: Server, gateway: Gateway):
+        instrument(gateway)
+        with requests.Session() as http, session_scope("s1"):
+            gateway.mount(http)
+            answer = http.get(gateway.endpoint("fallback"), timeout=10)
+        (hop,) = answer.history
+        assert hop.request.headers["X-Cagent-Session-Id"] == "s1"
+        assert hop.request.headers["X-Api-Key"] == "KEY"
+        assert stranger.arrived[0].identifiers == {}
 
 
 class TestWithAValueOfTheStamp:
