@@ -38,6 +38,8 @@ Handler: TypeAlias = Callable[[ClientRequest], Awaitable[ClientResponse]]
 
 HAS_MIDDLEWARES = hasattr(aiohttp, "ClientMiddlewareType")  # from 3.12 on
 
+# The methods of a request that aiohttp sends again over a new connection.
+_MAY_BE_SENT_AGAIN = {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _own: Any = ClientRequest.DEFAULT_HEADERS
 _DEFAULTS = {
@@ -139,9 +141,10 @@ class Hops:
         try:
             response = await handler(outgoing)
         except (ClientOSError, ServerDisconnectedError):
-            # The client may send the same body again. Before that it waits for the request that it
-            # knows to have stopped writing, and that is not the outgoing one.
-            await outgoing.close()
+            # The client may send the body again. Before that it waits for the request that it knows
+            # to have stopped writing, and that is not the outgoing one.
+            if request.method in _MAY_BE_SENT_AGAIN:
+                await outgoing.close()
             raise
         finally:
             passage.is_open = False

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import pickle
+import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -84,6 +85,16 @@ def test_a_class_of_request_with_slots(server: Server, gateway: Gateway):
         asyncio.run(main())
     (arrived,) = server.arrived
     assert (arrived.get("X-Tenant"), arrived.session_id) == ("a", "s1")
+
+
+class HangsUp(Server):
+    """Closes a connection as soon as the headers of a request are there."""
+
+    def handle(self, connection: Any) -> None:
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += connection.recv(65536)
+        connection.shutdown(socket.SHUT_WR)
 
 
 @pytest.fixture(params=["middleware", "instrument"])
@@ -305,6 +316,39 @@ class TestMiddlewares:
             assert {each.session_id for each in server.arrived} == {"s1"}
             uninstrument()
             assert ours == outcome([])
+
+    def test_an_error_does_not_wait_for_the_cleanup_of_a_body(self, middlewares, gateway: Gateway):
+        """Where the client will not send the body again."""
+
+        async def main() -> bool:
+            is_told = asyncio.Event()
+
+            async def body():
+                try:
+                    yield b"chunk"
+                    await asyncio.sleep(60)
+                finally:
+                    await is_told.wait()
+
+            client = aiohttp.ClientSession(
+                middlewares=middlewares, timeout=aiohttp.ClientTimeout(20)
+            )
+            async with client as http:
+                try:
+                    await http.post(gateway.endpoint("x"), data=body())
+                except aiohttp.ServerDisconnectedError:
+                    return True
+                finally:
+                    is_told.set()
+            return False
+
+        with HangsUp() as server:
+            gateway = replace(gateway, url=server.origin)
+            if middlewares:
+                middlewares = [GatewayMiddleware(gateway)]
+            else:
+                instrument(gateway)
+            assert asyncio.run(main())
 
     def test_below_that_send_elsewhere_are_caught_by_instrument(
         self, server: Server, gateway: Gateway
