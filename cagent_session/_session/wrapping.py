@@ -286,8 +286,10 @@ def _drive_stepwise(start: Function) -> Function:
                             # next step.
                             items = [step(argument)]
                         except GeneratorExit as exit_:
-                            # The traceback would keep what the body has in local variables, such
-                            # as another generator, until the scopes are left.
+                            # Its traceback, and that of what the body was handling, would keep the
+                            # body's local variables, such as another generator, until the scopes
+                            # are left.
+                            exit_.__context__ = None
                             raise exit_.with_traceback(None)  # noqa: B904
                 except StopIteration as stop:
                     return stop.value

@@ -101,7 +101,7 @@ class TestGenerators:
         assert seen == ["body"]
 
     @pytest.mark.parametrize("end", ["close", "drop"])
-    @pytest.mark.parametrize("kind", ["generator", "async generator", "coroutine"])
+    @pytest.mark.parametrize("kind", ["generator", "handling", "async generator", "coroutine"])
     def test_finally_of_what_the_body_has_in_a_variable_runs_in_session(self, kind, end):
         seen = []
 
@@ -121,6 +121,14 @@ class TestGenerators:
             yield next(inner)
 
         @session_scope("body")
+        def handling():
+            try:
+                raise KeyError
+            except KeyError:
+                inner = stream()
+                yield next(inner)
+
+        @session_scope("body")
         async def async_generator():
             inner = stream()
             next(inner)
@@ -135,6 +143,7 @@ class TestGenerators:
 
         kinds = {
             "generator": generator,
+            "handling": handling,
             "async generator": lambda: async_generator().asend(None),
             "coroutine": coroutine,
         }
