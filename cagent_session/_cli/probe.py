@@ -249,7 +249,10 @@ class _Report:
 def _credentials_of_proxies(url: str) -> Iterator[str]:
     """Yield what a proxy gets that the environment names for ``url``, plain and as it is sent."""
     for proxy in get_environ_proxies(url).values():
-        plain = ":".join(get_auth_from_url(proxy))
+        try:
+            plain = ":".join(get_auth_from_url(proxy))
+        except ValueError:  # a malformed one, which is not asked
+            continue
         yield plain
         yield base64.b64encode(plain.encode("latin-1", "replace")).decode()
 

@@ -36,14 +36,20 @@ class _Mounts(Router):
         #: its origin
         self.everywhere = Router()
 
-    #: whose adapters these are; ``None`` in a copy, until :meth:`are_of` is asked
+    #: whose adapters these are; ``None`` in a copy
     session: weakref.ref[Session] | None = None
 
     def are_of(self, session: Session) -> bool:
         """Return whether these are mounted on ``session``, not on one that it has adapters from."""
-        if self.session is None:
-            self.session = weakref.ref(session)
-        return self.session() is session
+        return self.session is not None and self.session() is session
+
+    def copy_for(self, session: Session) -> _Mounts:
+        """Return the same for ``session``, which has adapters of another one."""
+        made = _Mounts(*self.gateways.values())
+        made.session = weakref.ref(session)
+        made.adapters = self.adapters.copy()
+        made.everywhere = Router(*self.everywhere.gateways.values())
+        return made
 
     def knows(self, url: str) -> bool:
         return self.everywhere.knows(url)
@@ -111,10 +117,15 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     # By the id() of the adapter behind: one that has several prefixes gets one of ours.
     gates: dict[int, _MountedAdapter] = {}
 
-    def gate_before(adapter: BaseAdapter) -> _MountedAdapter:
+    def gate_before(adapter: Any) -> _MountedAdapter:
         if isinstance(adapter, _MountedAdapter) and adapter._mounts is mounts:
             return adapter
-        made = _MountedAdapter(mounts, gateway, adapter, adapter)
+        if isinstance(adapter, _MountedAdapter) and adapter._mounts.gateways == mounts.gateways:
+            # It is of the requests.Session from which this one has its adapters.
+            each: Any = adapter
+            made = _MountedAdapter(mounts, each.gateway, each._behind, each._otherwise)
+        else:
+            made = _MountedAdapter(mounts, gateway, adapter, adapter)
         return gates.setdefault(id(adapter), made)
 
     def is_left_over(prefix: str) -> bool:
@@ -183,8 +194,9 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
     """Return the gateways that are mounted on ``session`` at an origin, or a new, empty object."""
     for origin in origins:
         adapter = session.adapters.get(origin)
-        if isinstance(adapter, _MountedAdapter) and adapter._mounts.are_of(session):
-            return adapter._mounts
+        if isinstance(adapter, _MountedAdapter):
+            known = adapter._mounts
+            return known if known.are_of(session) else known.copy_for(session)
     made = _Mounts()
     made.session = weakref.ref(session)
     for adapter in session.adapters.values():

@@ -251,7 +251,8 @@ def send(
             response = _send_guarded(pass_on, outgoing, guarded, passage, options)
         finally:
             _replace_restored(request, guarded)
-    if getattr(response, "status_code", None) in REDIRECT_STATI:
+    # Under instrument(), the next hop is judged, too.
+    if not by_instrument and getattr(response, "status_code", None) in REDIRECT_STATI:
         _guard_nested(router, request, response)
     return response
 

@@ -15,7 +15,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from requests.utils import requote_uri
 from urllib3 import HTTPConnectionPool, PoolManager, ProxyManager
 from urllib3._collections import HTTPHeaderDict
 from urllib3._version import __version__
@@ -34,7 +33,7 @@ from .._gate.routes import (
     identifiers_among,
     may_get_identifiers,
 )
-from .guarded_headers import GuardedHeaders, replaced_by
+from .guarded_headers import GuardedHeaders
 from .homed_headers import (
     HomedHeaders,
     homed,
@@ -342,7 +341,7 @@ def names_of(headers: Any) -> tuple[Any, ...]:
 
 def _for_this_attempt(
     router: Router, headers: Any, url: str, target: str, earlier: Passage | None
-) -> Any:
+) -> Mapping[str, Any]:
     """Return ``headers`` less what is for an earlier attempt, or for another origin.
 
     :param url: of the attempt; empty if it is doubtful where the pool sends that.
@@ -362,13 +361,7 @@ def _for_this_attempt(
         for name, value in headers.items()
         if is_for_another(value, origin) or (is_open and belongs_to_open(name, value))
     }
-    if not gone:
-        return headers
-    made = without(headers, gone)
-    for item in headers.items():
-        if is_open and belongs_to_open(*item):
-            made.update(replaced_by(item))
-    return made
+    return without(headers, gone) if gone else headers
 
 
 def _stamped(headers: Mapping[str, Any], plan: Plan, stamp: Stamp, passage: Passage) -> Any:
@@ -438,8 +431,8 @@ def _note_redirect(router: Router, passage: Passage, location: str, headers: Any
 
 def full_url(pool: Any, base: str, target: str) -> str:
     """Return where ``pool`` sends a request for ``target``; empty if that is doubtful."""
-    if not urls.is_printable(target):
-        target = requote_uri(target)  # a URL with a space belongs to no gateway; %20 is sent
+    if " " in target:
+        target = target.replace(" ", "%20")  # as it is sent; a URL with a space is no gateway's
     forwards = pool.proxy is not None and _may_forward(pool, pool.proxy, target)
     if target.startswith("/"):
         return "" if forwards else base + target  # the proxy takes a path for one of its own

@@ -279,6 +279,36 @@ def test_on_a_session_with_the_adapters_of_another_changes_that_one_not(http, se
     assert len(http.adapters) == 3
 
 
+def test_sessions_that_take_over_the_adapters_of_the_last_one_have_no_more_of_them(server: Server):
+    openai, anthropic, *_ = gateways_at(server.origin).values()
+    http = requests.Session()
+    openai.mount(http, max_retries=1)
+    for _ in range(1000):
+        renewed = requests.Session()
+        renewed.adapters = http.adapters.copy()
+        anthropic.mount(renewed)
+        http = renewed
+    with http, session_scope("s1"):
+        for gateway in (openai, anthropic):
+            http.get(gateway.endpoint("x"))
+    assert [request.forward for request in server.arrived] == [OPENAI, ANTHROPIC]
+    assert http.get_adapter(openai.url).max_retries.total == 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_on_sessions_with_the_adapters_of_a_copy(server: Server, copied):
+    openai, anthropic, *_ = gateways_at(server.origin).values()
+    template = requests.Session()
+    openai.mount(template)
+    template = copied(template)
+    with requests.Session() as one, requests.Session() as two, session_scope("s1"):
+        for each in (one, two):
+            each.adapters = template.adapters.copy()
+        anthropic.mount(one)
+        two.get(anthropic.endpoint("x"))
+    assert server.arrived[0].identifiers == {}
+
+
 def test_on_sessions_with_the_adapters_of_one_that_is_gone(server: Server):
     openai, anthropic, *_ = gateways_at(server.origin).values()
     template = requests.Session()

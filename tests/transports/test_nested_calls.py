@@ -371,6 +371,21 @@ class TestThatIsRedirectedToAStranger:
         assert arrived.identifiers == {}
         assert arrived.get("X-Api-Key") is None
 
+    def test_and_sent_again_as_it_was(self, server: Server, stranger: Server, gateway: Gateway):
+        """By code in between, which is not redirected."""
+
+        class Twice(HTTPAdapter):
+            def send(self, request, **options):
+                super().send(request, **options)
+                return super().send(request, **options)
+
+        instrument(Gateway(f"{server.origin}/other", forward="https://other.example"))
+        with requests.Session() as http, session_scope("s1"):
+            http.mount("http://", Twice())
+            gateway.mount(http)
+            http.get(gateway.endpoint("fallback"), timeout=10, allow_redirects=False)
+        assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
     def test_shows_what_was_sent(self, server: Server, stranger: Server, gateway: Gateway):
         instrument(gateway)
         with requests.Session() as http, session_scope("s1"):
