@@ -66,8 +66,18 @@ class Httpx:
         """Return whether ``request`` is one of the library's own."""
         return isinstance(request, self._request_class)
 
-    def send(self, router: Router, request: Any, pass_on: Callable[[Any], Any]) -> Any:
-        """Send ``request`` by ``pass_on``, or a stamped copy of it if it is gateway-bound."""
+    def send(
+        self,
+        router: Router,
+        request: Any,
+        pass_on: Callable[[Any], Any],
+        *,
+        by_instrument: bool = False,
+    ) -> Any:
+        """Send ``request`` by ``pass_on``, or a stamped copy of it if it is gateway-bound.
+
+        :param by_instrument: whether this is not for a transport of ours, but for the patch.
+        """
         unstamped = self._without_stamp_of_another(router, request)
         outgoing, route, passage = self._through_gate(router, unstamped)
         sent = outgoing.headers  # a gate further down may take some off the outgoing request
@@ -78,10 +88,15 @@ class Httpx:
                 passage.is_open = False
         if response.status_code // 100 != 3:
             return response
-        return self._redirected(router, request, sent, route, response)
+        return self._redirected(router, request, sent, route, response, by_instrument)
 
     async def send_async(
-        self, router: Router, request: Any, pass_on: Callable[[Any], Awaitable[Any]]
+        self,
+        router: Router,
+        request: Any,
+        pass_on: Callable[[Any], Awaitable[Any]],
+        *,
+        by_instrument: bool = False,
     ) -> Any:
         """Do what :meth:`send` does, asynchronously."""
         unstamped = self._without_stamp_of_another(router, request)
@@ -94,7 +109,7 @@ class Httpx:
                 passage.is_open = False
         if response.status_code // 100 != 3:
             return response
-        return self._redirected(router, request, sent, route, response)
+        return self._redirected(router, request, sent, route, response, by_instrument)
 
     def _without_stamp_of_another(self, router: Router, request: Any) -> Any:
         """Return ``request``, or a copy if a transport between ours has sent it elsewhere.
@@ -189,7 +204,13 @@ class Httpx:
         return headers
 
     def _redirected(
-        self, router: Router, request: Any, sent: Any, route: Route | None, response: Any
+        self,
+        router: Router,
+        request: Any,
+        sent: Any,
+        route: Route | None,
+        response: Any,
+        by_instrument: bool,
     ) -> Any:
         """Prepare ``request`` for its next hop, and log where that leads.
 
@@ -202,9 +223,14 @@ class Httpx:
         earlier = passage_of(request.headers, self._items_of(request.headers), 2)
         if earlier is not None and earlier.is_open:
             # A gate further up has stamped it, and the client does not know this one: code in
-            # between may send it again. But that code may have made a call of its own from it.
+            # between may send it again. But that code may have made a call of its own from it, by
+            # a client. Under instrument(), the next hop of that is judged, too.
             is_own_call = getattr(request.headers, "passage", None) is None
-            if is_own_call and not may_get_identifiers(str(request.url), target):
+            if (
+                is_own_call
+                and not by_instrument
+                and not may_get_identifiers(str(request.url), target)
+            ):
                 request.headers = self._less_stamp(router, request.headers, earlier, "")
             return response
         self._take_off(request, None if route is None else route.session_keys, target)

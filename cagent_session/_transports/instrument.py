@@ -164,7 +164,7 @@ def _transport_patch(original: Any, gate: Httpx) -> Any:
         pass_on, router = original.__get__(self, type(self)), _switch.last.value
         if router is None or not gate.knows(request) or _is_unix_socket(self):
             return pass_on(request)
-        return gate.send(router, request, pass_on)
+        return gate.send(router, request, pass_on, by_instrument=True)
 
     return handle_request
 
@@ -174,7 +174,7 @@ def _async_patch(original: Any, gate: Httpx) -> Any:
         pass_on, router = original.__get__(self, type(self)), _switch.last.value
         if router is None or not gate.knows(request) or _is_unix_socket(self):
             return await pass_on(request)
-        return await gate.send_async(router, request, pass_on)
+        return await gate.send_async(router, request, pass_on, by_instrument=True)
 
     return handle_async_request
 
