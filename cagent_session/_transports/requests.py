@@ -251,9 +251,11 @@ def send(
             response = _send_guarded(pass_on, outgoing, guarded, passage, options)
         finally:
             _replace_restored(request, guarded)
-    # Under instrument(), the next hop is judged, too.
-    if not by_instrument and getattr(response, "status_code", None) in REDIRECT_STATI:
-        _guard_nested(router, request, response)
+    if getattr(response, "status_code", None) in REDIRECT_STATI:
+        if guarded is not None and passage is not None:
+            _note_redirect(guarded, response)
+        if not by_instrument:  # else the next hop is judged, too
+            _guard_nested(router, request, response)
     return response
 
 
@@ -283,8 +285,6 @@ def _send_guarded(
         if passage is None and isinstance(below, GuardedHeaders):
             # A gate further down has stamped it. The next request is a copy of either.
             guarded.session_keys = below.session_keys = guarded.session_keys | below.session_keys
-    if passage is not None and getattr(response, "status_code", None) in REDIRECT_STATI:
-        _note_redirect(guarded, response)
     return response
 
 
