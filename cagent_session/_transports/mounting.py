@@ -118,12 +118,12 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     gates: dict[int, _MountedAdapter] = {}
 
     def gate_before(adapter: Any) -> _MountedAdapter:
-        if isinstance(adapter, _MountedAdapter) and adapter._mounts is mounts:
-            return adapter
-        if isinstance(adapter, _MountedAdapter) and adapter._mounts.gateways == mounts.gateways:
+        theirs = adapter._mounts if isinstance(adapter, _MountedAdapter) else None
+        if theirs is mounts:
+            return adapter  # type: ignore[no-any-return]
+        if theirs is not None and theirs.gateways == mounts.gateways:
             # It is of the requests.Session from which this one has its adapters.
-            each: Any = adapter
-            made = _MountedAdapter(mounts, each.gateway, each._behind, each._otherwise)
+            made = _MountedAdapter(mounts, adapter.gateway, adapter._behind, adapter._otherwise)
         else:
             made = _MountedAdapter(mounts, gateway, adapter, adapter)
         return gates.setdefault(id(adapter), made)
