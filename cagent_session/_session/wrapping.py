@@ -221,26 +221,31 @@ def _raise(exc: BaseException) -> Any:
 
 
 def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
-    drive = types.coroutine(_drive_stepwise(lambda scopes, step: (scopes, step)))
+    drive = types.coroutine(_drive_stepwise(lambda scopes, steps: (scopes, steps.pop())))
 
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
         body = fn(*args, **kwargs)
         del args, kwargs
-        step = _first_step(body)
+        steps = [_first_step(body)]  # lists, as in _drive_stepwise()
         while True:
             try:
-                items = [await drive(scopes, step)]  # a list, as in _drive_stepwise()
+                items = [await drive(scopes, steps)]
             except StopAsyncIteration:
                 return
-            finally:
-                step = None
             try:
-                step = body.asend((yield items.pop()))
+                steps.append(body.asend((yield items.pop())))
             except BaseException as exc:
-                step = body.athrow(exc)
+                steps.append(_throw(body, exc))
 
     return wrapped
+
+
+async def _throw(body: Any, exc: BaseException) -> Any:
+    """Throw into an async generator. ``body.athrow(exc)`` would hold ``exc`` beyond the step."""
+    steps = [body.athrow(exc)]
+    del exc
+    return await steps.pop()
 
 
 def _first_step(body: Any) -> Any:
@@ -267,8 +272,8 @@ def _drive_stepwise(start: Function) -> Function:
     """Return a generator function that drives the body from ``start``, each step in its scopes.
 
     ``close()`` needs no case of its own: it throws ``GeneratorExit``, which the body may handle as
-    it likes. What was yielded or sent is not kept until the next step. When an exception leaves
-    the frame, the frame lets go of the body: the two would keep each other alive.
+    it likes. What was yielded, sent or thrown is not kept until the next step. When an exception
+    leaves the frame, the frame lets go of the body: the two would keep each other alive.
 
     :param start: called with the arguments of a call; returns its scopes and its body.
     """
@@ -291,16 +296,33 @@ def _drive_stepwise(start: Function) -> Function:
                             # are left.
                             exit_.__context__ = None
                             raise exit_.with_traceback(None)  # noqa: B904
+                        finally:
+                            step = argument = None
                 except StopIteration as stop:
                     return stop.value
-                finally:
-                    step = argument = None
                 try:
                     argument = yield items.pop()
                     step = body.send
                 except BaseException as exc:
-                    step, argument = body.throw, exc
+                    step, argument = body.throw, _for_the_body(exc)
         finally:
-            body = step = None
+            body = step = argument = None
 
     return wrapped
+
+
+def _for_the_body(exc: BaseException) -> BaseException:
+    """Return what to throw into the body: of a cancellation, a copy.
+
+    The task that cancels holds ``exc`` until the step is over and its scopes are left. If the body
+    has handled it, its traceback would hold local variables as long, such as another generator.
+    """
+    kind: Any = type(exc)
+    is_cancellation = not issubclass(kind, Exception) and kind.__module__ != "builtins"
+    if not is_cancellation or kind.__init__ is not BaseException.__init__:
+        return exc
+    copied: BaseException = kind.__new__(kind, *exc.args)
+    copied.__dict__.update(exc.__dict__)
+    copied.__cause__, copied.__context__ = exc.__cause__, exc.__context__
+    copied.__suppress_context__ = exc.__suppress_context__
+    return copied.with_traceback(exc.__traceback__)

@@ -23,6 +23,13 @@ from cagent_session import (
 other = contextvars.ContextVar("other", default="unset")
 
 
+def noting_its_end(seen):
+    try:
+        yield
+    finally:
+        seen.append(current_session_id())
+
+
 @pytest.fixture(autouse=True)
 def _no_cycle_collector():
     """What goes away here goes because nothing refers to it, and not later, by chance."""
@@ -81,6 +88,33 @@ class TestCoroutines:
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(body(), 0.01)
             assert current_session_id() is None
+
+        asyncio.run(main())
+        assert seen == ["body"]
+
+    @pytest.mark.parametrize("does_go_on", [True, False])
+    def test_finally_of_what_is_cancelled_runs_in_session(self, does_go_on):
+        """The task holds what cancelled the body, and with it what its traceback leads to."""
+        seen = []
+
+        async def read():
+            inner = noting_its_end(seen)
+            next(inner)
+            await asyncio.sleep(10)
+
+        @session_scope("body")
+        async def body():
+            with contextlib.suppress(asyncio.CancelledError):
+                await read()
+            if does_go_on:
+                await asyncio.sleep(0)
+
+        async def main():
+            with session_scope("caller"):
+                task = asyncio.create_task(body())
+                await asyncio.sleep(0)
+                task.cancel()
+                await task
 
         asyncio.run(main())
         assert seen == ["body"]
@@ -243,6 +277,53 @@ class TestAsyncGenerators:
             for _ in range(5):
                 await asyncio.sleep(0)
             assert seen == (["body"] if dropped else [])
+
+        asyncio.run(main())
+        assert seen == ["body"]
+
+    @pytest.mark.parametrize("answer", ["return", "raise"])
+    def test_finally_of_what_a_closed_body_has_in_a_variable_runs_in_session(self, answer):
+        seen = []
+
+        @session_scope("body")
+        async def body():
+            inner = noting_its_end(seen)
+            next(inner)
+            try:
+                yield
+            except GeneratorExit:
+                if answer == "raise":
+                    raise GeneratorExit  # noqa: B904
+
+        async def main():
+            with session_scope("caller"):
+                steps = body()
+                await steps.asend(None)
+                await steps.aclose()
+
+        asyncio.run(main())
+        assert seen == ["body"]
+
+    def test_finally_of_what_is_cancelled_runs_in_session(self):
+        seen = []
+
+        async def read():
+            inner = noting_its_end(seen)
+            next(inner)
+            await asyncio.sleep(10)
+
+        @session_scope("body")
+        async def body():
+            with contextlib.suppress(asyncio.CancelledError):
+                await read()
+            yield
+
+        async def main():
+            with session_scope("caller"):
+                task = asyncio.ensure_future(body().asend(None))
+                await asyncio.sleep(0)
+                task.cancel()
+                await task
 
         asyncio.run(main())
         assert seen == ["body"]
