@@ -44,16 +44,15 @@ class GatewayMiddleware:
         # The calls that are being redirected, by the id() of the timer that all hops of a call
         # share. A middleware gets each hop as a request, and nothing else that tells the call.
         self._redirected: dict[int, Hops] = {}
-        # A middleware above may send a request that was gateway-bound again, and to another host.
+        # A middleware above may send a request several times, also at once, and to several hosts.
         self._sent: weakref.WeakKeyDictionary[ClientRequest, Hops] = weakref.WeakKeyDictionary()
 
     async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         """Send ``request``, stamped if it is gateway-bound."""
         timer, original = getattr(request, "_timer", None), original_of(request)
         hops = self._redirected.get(id(timer)) or self._sent.get(original) or Hops(self._router)
+        self._sent[original] = hops
         response = await hops(request, handler)
-        if hops.is_watched:
-            self._sent[original] = hops
         if hops.is_watched and response.status // 100 == 3 and timer is not None:
             # The client keeps this response, and with it the timer, until the call is over. Until
             # then no other timer can have this id().

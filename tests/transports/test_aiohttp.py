@@ -294,6 +294,23 @@ class TestMiddlewares:
             assert sorted(each.session_id or "" for each in server.arrived) == ["s1", "s2"]
             assert stranger.arrived[0].identifiers == {}
 
+    @pytest.mark.parametrize("index", [0, 1])
+    def test_above_may_go_on_with_either_of_two_answers(self, server, middlewares, index: int):
+        """The client follows the redirect of the one, while the other is let go."""
+
+        async def hedge(request, handler):
+            answers = list(await asyncio.gather(handler(request), handler(request)))
+            chosen = answers.pop(index)
+            await answers.pop().read()
+            for _ in range(10):
+                await asyncio.sleep(0)  # until then, asyncio holds the other one
+            return chosen
+
+        with Server() as stranger:
+            server.respond = lambda request: redirect(307, stranger.at("localhost"))
+            get(f"{server.origin}/p/x", hedge, *middlewares, headers=CALLERS)
+        assert [request.identifiers for request in stranger.arrived] == [{}, {}]
+
     def test_a_body_is_sent_again_after_the_server_has_hung_up(self, server: Server, middlewares):
         server.respond = lambda request: response() if len(server.arrived) != 2 else None
 
