@@ -251,11 +251,17 @@ def send(
             response = _send_guarded(pass_on, outgoing, guarded, passage, options)
         finally:
             _replace_restored(request, guarded)
-    if getattr(response, "status_code", None) in REDIRECT_STATI:
-        if guarded is not None and passage is not None:
-            _note_redirect(guarded, response)
-        if not by_instrument:  # else the next hop is judged, too
-            _guard_nested(router, request, response)
+    is_redirect = getattr(response, "status_code", None) in REDIRECT_STATI
+    if is_redirect and guarded is not None and passage is not None:
+        _note_redirect(guarded, response)
+    # A hook may answer with another response, also with a redirect. Under instrument(), the next
+    # hop is judged, too.
+    hooks = getattr(request, "hooks", None)
+    if not by_instrument and (
+        (hooks and hooks.get("response"))
+        or (is_redirect and not _is_within_origin(request, response))
+    ):
+        _guard_nested(router, request)
     return response
 
 
@@ -562,19 +568,19 @@ def _guard_replaced(request: Any, sent: PreparedRequest | None, guarded: Guarded
         request.headers.route, request.headers.router = guarded.route, guarded.router
 
 
-def _guard_nested(router: Router, request: PreparedRequest, response: Response) -> None:
-    """Guard the headers of a redirected ``request`` that have a stamp from further up.
+def _guard_nested(router: Router, request: PreparedRequest) -> None:
+    """Guard the headers of ``request`` that have a stamp from further up.
 
     Code below a gate may have made the request of one that is being sent, and have sent it by a
     ``requests.Session``, which makes the next hop from a copy.
     """
     headers: Any = request.headers or {}
     if isinstance(headers, GuardedHeaders):
-        if headers.is_in_flight and not _is_within_origin(request, response):
+        if headers.is_in_flight:
             request.headers = headers.after_sending()
     elif not are_all_plain_text(_items_of(headers)):
         earlier = passage_in(_items_of(headers))
-        if earlier is not None and earlier.is_open and not _is_within_origin(request, response):
+        if earlier is not None and earlier.is_open:
             names = router.session_keys | earlier.route.session_keys
             kept = _less_stamp_of_another(router, request, earlier).headers
             request.headers = guard(kept, request.url or "", names)
