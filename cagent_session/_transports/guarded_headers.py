@@ -289,6 +289,7 @@ def _plain_class(kind: type[GuardedHeaders]) -> Any:
 
 
 def _class_of_copies(kind: type[GuardedHeaders]) -> Any:
-    """Return the class that requests' own ``copy()`` makes, also of a subclass."""
+    """Return a class for copies: none of the caller's own, which may have any ``__init__()``."""
     plain = _plain_class(kind)
-    return CaseInsensitiveDict if issubclass(plain, CaseInsensitiveDict) else plain
+    bases = (CaseInsensitiveDict, HTTPHeaderDict)
+    return next((base for base in bases if issubclass(plain, base)), dict)

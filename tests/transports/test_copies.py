@@ -9,6 +9,7 @@ import pickle
 import threading
 from collections.abc import Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import requests
@@ -753,6 +754,24 @@ class TestTheCallersRequest:
         held["Authorization"] = "new"
         http.send(prepared)
         assert [request.get("Authorization") for request in server.arrived] == ["old", "new"]
+
+    @pytest.mark.parametrize("kind", [CaseInsensitiveDict, HTTPHeaderDict])
+    def test_of_a_subclass_with_a_constructor_of_its_own(self, http, server: Server, kind: Any):
+        class Mine(kind):
+            def __init__(self, tenant: str = "none", headers: Any = None) -> None:
+                self.tenant = tenant
+                super().__init__(headers or {})
+
+        http.mount("http://", GatewayAdapter())
+        prepared = requests.Request("GET", server.origin).prepare()
+        prepared.headers = Mine("acme", {**MARKERS, "X-A": "1"})
+        with session_scope("s1"):
+            sent = http.send(prepared).request
+            http.send(sent.copy())
+        for arrived in server.arrived:
+            assert (arrived.forward, arrived.session_id) == (FORWARD, "s1")
+            assert arrived.get("X-A") == "1"
+        assert pickle.loads(pickle.dumps(prepared)).headers == {**MARKERS, "X-A": "1"}
 
     def test_with_several_values_of_one_name(self, http, server: Server):
         http.mount("http://", GatewayAdapter())
