@@ -116,15 +116,29 @@ def has_passed(passage: Passage | None, method: Any, url: Any, router: Router) -
     if passage.covers(method, url):
         return True
     url = str(url)
-    is_home = may_get_identifiers(str(passage.url), url)
-    if not is_home or not _is_same(router.route_beside(passage.router, url), router, passage):
-        return False
-    route = router.route(url)
-    if not _is_same(route, router, passage):
-        return True  # the place that asks does not know the gateway
-    # In a thread of its own, a new stamp would lack the session.
+    return _is_home(passage, url, router) and not _is_same(router.route(url), router, passage)
+
+
+def keys_to_keep(passage: Passage, url: str, router: Router) -> frozenset[str]:
+    """Return the names of session headers that stay when a stamp comes off a request.
+
+    The request gets a new stamp, and in a thread of its own that would lack the session.
+
+    :param passage: whose stamp comes off.
+    :param url: where the request is sent now.
+    :param router: of the place that asks.
+    """
     would_lose_session = current_lineage() == OUTSIDE and passage.lineage != OUTSIDE
-    return would_lose_session and route.with_query(url) == url
+    if would_lose_session and _is_home(passage, url, router):
+        return passage.route.session_keys
+    return frozenset()
+
+
+def _is_home(passage: Passage, url: str, router: Router) -> bool:
+    """Return whether ``url`` is one of the gateway for which a request was stamped."""
+    return may_get_identifiers(str(passage.url), url) and _is_same(
+        router.route_beside(passage.router, url), router, passage
+    )
 
 
 def _is_same(route: Route, router: Router, passage: Passage) -> bool:

@@ -17,7 +17,7 @@ from aiohttp.http import SERVER_SOFTWARE
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 from yarl import URL
 
-from .._gate.gate import Stamp, gate, has_passed, note_redirect, note_unbound
+from .._gate.gate import Stamp, gate, has_passed, keys_to_keep, note_redirect, note_unbound
 from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, is_stamped, passage_of
 from .._gate.routes import (
     BARE,
@@ -172,10 +172,12 @@ class Hops:
         # in between has changed that, perhaps headers, too. The stamp has to come off, also where
         # the middleware sends a request again that is over.
         session_keys = self._session_keys | earlier.session_keys
+        staying = keys_to_keep(earlier, url, self._router)
         kept = CIMultiDict(
             (name, value)
             for name, value in headers.items()
-            if not (
+            if name.lower() in staying
+            or not (
                 belongs_to_open(name, value)
                 or (is_stamped(name, value) and value.passage is earlier)  # type: ignore[attr-defined]
             )

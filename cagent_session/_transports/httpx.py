@@ -16,9 +16,17 @@ from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from .._gate.gate import Stamp, gate, has_passed, is_bound, note_redirect, note_unbound
+from .._gate.gate import (
+    Stamp,
+    gate,
+    has_passed,
+    is_bound,
+    keys_to_keep,
+    note_redirect,
+    note_unbound,
+)
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, belongs_to_open, passage_of
+from .._gate.passage import Passage, belongs_to_open, lower, passage_of
 from .._gate.routes import (
     BARE,
     DEFAULT_KEYS,
@@ -141,10 +149,11 @@ class Httpx:
 
         :param url: empty for one that may get no identifiers.
         """
+        staying = keys_to_keep(passage, url, router)
         kept: list[_Item] = []
         for item in self._items_of(headers):
             replaced = getattr(item[2], "replaces", None)
-            if not belongs_to_open(item[1], item[2]):
+            if not belongs_to_open(item[1], item[2]) or lower(item[1]) in staying:
                 kept.append(item)
             elif replaced is not None:  # the library's own header comes back
                 kept.append((item[0], item[1], replaced[1]))

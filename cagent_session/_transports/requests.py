@@ -20,7 +20,7 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import default_headers
 from urllib3._collections import HTTPHeaderDict
 
-from .._gate.gate import Stamp, gate, has_passed, note_redirect, note_unbound
+from .._gate.gate import Stamp, gate, has_passed, keys_to_keep, note_redirect, note_unbound
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, are_all_plain_text, belongs_to_open, lower, passage_in
 from .._gate.routes import (
@@ -366,11 +366,13 @@ def _less_stamp_of_another(
 
     :param earlier: the passage of the stamped request.
     """
-    is_home = may_get_identifiers(str(earlier.url), request.url or "")
+    url = request.url or ""
+    is_home = may_get_identifiers(str(earlier.url), url)
+    staying = keys_to_keep(earlier, url, router)
     kept: list[Item] = []
     back: list[Item] = []
     for item in _items_of(request.headers):
-        if belongs_to_open(*item):
+        if belongs_to_open(*item) and lower(item[0]) not in staying:
             back += replaced_by(item)
         elif is_home or not is_identifier(lower(item[0]), router.session_keys):
             kept.append(item)

@@ -21,7 +21,15 @@ from urllib3._version import __version__
 from urllib3.util.proxy import connection_requires_http_tunnel
 
 from .._gate import urls
-from .._gate.gate import Stamp, gate, has_passed, is_bound, note_redirect, note_unbound
+from .._gate.gate import (
+    Stamp,
+    gate,
+    has_passed,
+    is_bound,
+    keys_to_keep,
+    note_redirect,
+    note_unbound,
+)
 from .._gate.gateway import Gateway
 from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, lower, passage_of
 from .._gate.routes import (
@@ -356,10 +364,12 @@ def _for_this_attempt(
     if isinstance(headers, GuardedHeaders) and not may_get_identifiers(headers.url, url):
         return headers.guarded_copy()  # the URL was changed below an adapter of requests
     origin = origin_of(url)
+    staying = keys_to_keep(earlier, url, router) if is_open else ()  # type: ignore[arg-type]
     gone = {
         lower(name)
         for name, value in headers.items()
-        if is_for_another(value, origin) or (is_open and belongs_to_open(name, value))
+        if is_for_another(value, origin)
+        or (is_open and belongs_to_open(name, value) and lower(name) not in staying)
     }
     return without(headers, gone) if gone else headers
 

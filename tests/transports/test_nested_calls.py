@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -530,3 +531,58 @@ class TestWithAValueOfTheStamp:
         with GatewayPoolManager(gateway) as http, session_scope("s2"):
             http.request("GET", server.origin, headers={"X-Continues": value}, retries=retries)
         assert [each.get("X-Continues") for each in server.arrived] == [None, value, value]
+
+
+class TestFromAThreadOfItsOwn:
+    """A call to another URL of the gateway, from code below the gate, in a thread without a session.
+
+    The thread gets the session as the value of the header that is being sent, and sends that.
+    """
+
+    def by_requests(self, gateway: Gateway, headers: dict[str, str]) -> None:
+        with requests.Session() as http:
+            gateway.mount(http)
+            http.get(f"{gateway.url}/count", headers=headers, timeout=10)
+
+    def by_urllib3(self, gateway: Gateway, headers: dict[str, str]) -> None:
+        with GatewayPoolManager(gateway) as http:
+            http.request("GET", f"{gateway.url}/count", headers=headers)
+
+    def by_httpx(self, gateway: Gateway, headers: dict[str, str]) -> None:
+        with httpx.Client(transport=for_httpx.GatewayTransport(gateway)) as http:
+            http.get(f"{gateway.url}/count", headers=headers)
+
+    def by_httpx2(self, gateway: Gateway, headers: dict[str, str]) -> None:
+        with httpx2.Client(transport=for_httpx2.GatewayTransport(gateway)) as http:
+            http.get(f"{gateway.url}/count", headers=headers)
+
+    def by_aiohttp(self, gateway: Gateway, headers: dict[str, str]) -> None:
+        async def main() -> None:
+            ours = [for_aiohttp.GatewayMiddleware(gateway)]
+            async with aiohttp.ClientSession(middlewares=ours) as http:
+                await http.get(f"{gateway.url}/count", headers=headers)
+
+        asyncio.run(main())
+
+    @pytest.mark.parametrize("by", ["requests", "urllib3", "httpx", "httpx2", "aiohttp"])
+    @pytest.mark.parametrize("is_instrumented", [True, False])
+    def test_is_stamped_in_that_session(self, server: Server, by: str, is_instrumented: bool):
+        gateway = Gateway(server.origin, session_header="X-Session-ID", headers={"X-Key": "KEY"})
+        call = getattr(self, f"by_{by}")
+
+        class Counting(HTTPAdapter):
+            def send(self, request, **options):
+                headers = {"X-Session-ID": request.headers["X-Session-ID"]}
+                thread = threading.Thread(target=call, args=(gateway, headers))
+                thread.start()
+                thread.join()
+                return super().send(request, **options)
+
+        if is_instrumented:
+            instrument(gateway)
+        with requests.Session() as http, session_scope("s1"):
+            http.mount("http://", GatewayAdapter(gateway, adapter=Counting()))
+            http.get(f"{server.origin}/chat", timeout=10)
+        assert [request.path for request in server.arrived] == ["/count", "/chat"]
+        assert sessions(server) == ["s1", "s1"]
+        assert [request.get("X-Key") for request in server.arrived] == ["KEY", "KEY"]
