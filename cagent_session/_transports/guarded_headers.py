@@ -36,7 +36,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
 
     Three attributes tell which headers these are. At most one of them is set:
 
-    - ``passage``: an adapter made the headers, to send a stamped request.
+    - ``passage``: an adapter made the headers, to send a stamped request. With ``nested``,
+      a session has sent that request below it, and makes the next hop from a copy.
     - ``request``: the caller set identifiers on this request, and an adapter has guarded them.
     - ``left``: a copy that was made after sending; it lacks what ``left`` holds.
     - none of the three: a copy that has its identifiers again, or headers that an adapter further
@@ -48,6 +49,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     passage: Passage | None
     route: Route = BARE  #: to the gateway whose headers these are
     router: Router = Router()  #: that found it
+    nested: weakref.ref[PreparedRequest] | None = None
     left: tuple[Item, ...] | None = None
     request: weakref.ref[PreparedRequest] | None = None  #: weak, as the request holds the headers
     by_instrument = False  #: whether that was not an adapter of ours, but the patch of requests
@@ -60,7 +62,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     @property
     def is_in_flight(self) -> bool:
         """Whether these are the headers of a stamped request that is being sent."""
-        return self.passage is not None and self.passage.is_open
+        return self.passage is not None and self.passage.is_open and self.nested is None
 
     def copy(self) -> Any:
         if self.is_in_flight:
@@ -72,7 +74,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     def __deepcopy__(self, memo: object) -> Any:
         # Responses are copied deeply to be cached or compared. Such a copy has all headers of the
         # original, and its own copies leave identifiers behind, too.
-        return self._with(self.items(), self.left, self.passage)
+        return self._with(self.items(), self.left, self.passage if self.nested is None else None)
 
     def __reduce__(self) -> Any:
         # A response carries its request, and the process that unpickles it may lack this package.
@@ -95,9 +97,19 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
                 kept.append(item)
         return self._with(kept, tuple(left))
 
-    def after_sending(self) -> GuardedHeaders:
-        """Return a complete copy whose own copies leave the identifiers behind from now on."""
-        return self._with(self.items(), None)
+    def for_nested(self, request: PreparedRequest) -> GuardedHeaders:
+        """Return a complete copy for ``request`` alone: its own copies leave identifiers behind."""
+        made = self._with(self.items(), None, self.passage)
+        made.nested = weakref.ref(request)
+        return made
+
+    def is_passage_of(self, request: PreparedRequest) -> bool:
+        """Return whether the passage is that of ``request``, which has these headers."""
+        return self.nested is None or self.nested() is request
+
+    def in_flight(self) -> GuardedHeaders:
+        """Return a complete copy to send, whose own copies are complete, too."""
+        return self._with(self.items(), None, self.passage)
 
     def plain(self) -> Any:
         """Return a complete copy in the plain base class."""
@@ -227,7 +239,7 @@ def guard(
         # The caller may hold the headers and set further ones, so both objects share their table.
         made.__dict__.update(headers.__dict__)
         # Headers that were guarded before may have had these.
-        made.left = made.request = None
+        made.left = made.request = made.nested = None
         made.route = BARE
     made.url, made.session_keys, made.passage = url, session_keys, passage
     return made

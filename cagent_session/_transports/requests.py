@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 else:
     _Adapter = object
 
+_REDIRECTS = frozenset(REDIRECT_STATI)
 _own = default_headers()
 _DEFAULTS = {
     # Where User-Agent has been taken out, urllib3 puts its own default in.
@@ -251,7 +252,7 @@ def send(
             response = _send_guarded(pass_on, outgoing, guarded, passage, options)
         finally:
             _replace_restored(request, guarded)
-    is_redirect = getattr(response, "status_code", None) in REDIRECT_STATI
+    is_redirect = getattr(response, "status_code", None) in _REDIRECTS
     if is_redirect and guarded is not None and passage is not None:
         _note_redirect(guarded, response)
     # A hook may answer with another response, also with a redirect. Under instrument(), the next
@@ -310,7 +311,12 @@ def _through_gate(
     headers: Any = {} if request.headers is None else request.headers
     before: GuardedHeaders | None = None  # the request's headers, if they were guarded before
     if isinstance(headers, GuardedHeaders):
-        if has_passed(headers.passage, request.method, url, router):
+        if has_passed(headers.passage, request.method, url, router) and headers.is_passage_of(
+            request
+        ):
+            if not headers.is_in_flight:
+                request = shallow_copy(request)
+                request.headers = headers.in_flight()
             return request, None, None
         before = headers.restored_for(request)
         if not headers.is_in_flight:  # else code below another gate has made this request
@@ -579,7 +585,7 @@ def _guard_nested(router: Router, request: PreparedRequest) -> None:
     headers: Any = request.headers or {}
     if isinstance(headers, GuardedHeaders):
         if headers.is_in_flight:
-            request.headers = headers.after_sending()
+            request.headers = headers.for_nested(request)
     elif not are_all_plain_text(_items_of(headers)):
         earlier = passage_in(_items_of(headers))
         if earlier is not None and earlier.is_open:

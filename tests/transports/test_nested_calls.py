@@ -418,6 +418,25 @@ class TestThatIsRedirectedToAStranger:
             http.get(gateway.endpoint("fallback"), timeout=10, allow_redirects=False)
         assert [request.session_id for request in server.arrived] == ["s1", "s1"]
 
+    @pytest.mark.parametrize("path", ["x", "fallback"])
+    def test_and_sent_again_through_the_gate_of_another(
+        self, server: Server, stranger: Server, gateway: Gateway, path: str
+    ):
+        """A hook of the caller's may send a copy, which makes no difference to the second try."""
+
+        class Twice(GatewayAdapter):
+            def send(self, request, **options):
+                super().send(request, **options)
+                return super().send(request, **options)
+
+        other = Gateway(f"{server.origin}/other", forward="https://other.example")
+        with requests.Session() as http, session_scope("s1"):
+            http.mount("http://", GatewayAdapter(gateway, adapter=Twice(other)))
+            hooks = {"response": lambda answer, **options: answer}
+            http.get(gateway.endpoint(path), timeout=10, allow_redirects=False, hooks=hooks)
+        assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+        assert [request.get("X-Api-Key") for request in server.arrived] == ["KEY", "KEY"]
+
     def test_shows_what_was_sent(self, server: Server, stranger: Server, gateway: Gateway):
         instrument(gateway)
         with requests.Session() as http, session_scope("s1"):
@@ -534,7 +553,7 @@ class TestWithAValueOfTheStamp:
 
 
 class TestFromAThreadOfItsOwn:
-    """A call to another URL of the gateway, from code below the gate, in a thread without a session.
+    """A call to another URL of the gateway, by code below the gate, in a thread without a session.
 
     The thread gets the session as the value of the header that is being sent, and sends that.
     """
