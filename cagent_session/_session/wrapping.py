@@ -66,8 +66,9 @@ def wrap_call(fn: Function, scopes_for: ScopesFor) -> Function:
     if any(map(inspect.isasyncgenfunction, runs)):
         return _wrap_async_generator(fn, scopes_for)
     if any(map(inspect.isgeneratorfunction, runs)):
-        wrapped = _wrap_generator(fn, scopes_for)
-        return types.coroutine(wrapped) if any(map(_is_awaitable, runs)) else wrapped
+        is_awaitable = any(map(_is_awaitable, runs))
+        wrapped = _wrap_generator(fn, scopes_for, by_task=is_awaitable)
+        return types.coroutine(wrapped) if is_awaitable else wrapped
     return _wrap_function(fn, scopes_for)
 
 
@@ -159,19 +160,19 @@ def _wrap_function(fn: Function, scopes_for: ScopesFor) -> Function:
     return wrapped
 
 
-def _wrap_generator(fn: Function, scopes_for: ScopesFor) -> Function:
+def _wrap_generator(fn: Function, scopes_for: ScopesFor, *, by_task: bool) -> Function:
     def start(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
         return scopes, _Steps(scopes, fn, args, kwargs)
 
-    return _drive_stepwise(start)
+    return _drive_stepwise(start, by_task=by_task)
 
 
 def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:
     def begin(*args: Any, **kwargs: Any) -> Any:
         return _steps_of(fn(*args, **kwargs))
 
-    drive = types.coroutine(_wrap_generator(begin, scopes_for))
+    drive = types.coroutine(_wrap_generator(begin, scopes_for, by_task=True))
 
     # Returning drive itself would do, but inspect takes only an async def for a coroutine function.
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -221,7 +222,10 @@ def _raise(exc: BaseException) -> Any:
 
 
 def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
-    drive = types.coroutine(_drive_stepwise(lambda scopes, steps: (scopes, steps.pop())))
+    def start(scopes: AbstractContextManager[object, None], steps: list[Any]) -> Any:
+        return scopes, steps.pop()
+
+    drive = types.coroutine(_drive_stepwise(start, by_task=True))
 
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
@@ -268,7 +272,7 @@ def _leave_open(body: Any) -> None:
     """Do nothing when an async generator is collected: closing it is up to its wrapper."""
 
 
-def _drive_stepwise(start: Function) -> Function:
+def _drive_stepwise(start: Function, *, by_task: bool) -> Function:
     """Return a generator function that drives the body from ``start``, each step in its scopes.
 
     ``close()`` needs no case of its own: it throws ``GeneratorExit``, which the body may handle as
@@ -276,6 +280,7 @@ def _drive_stepwise(start: Function) -> Function:
     leaves the frame, the frame lets go of the body: the two would keep each other alive.
 
     :param start: called with the arguments of a call; returns its scopes and its body.
+    :param by_task: whether a task may be what drives the generator.
     """
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -304,24 +309,23 @@ def _drive_stepwise(start: Function) -> Function:
                     argument = yield items.pop()
                     step = body.send
                 except BaseException as exc:
-                    step, argument = body.throw, _for_the_body(exc)
+                    step, argument = body.throw, _copied(exc) if by_task else exc
         finally:
             body = step = argument = None
 
     return wrapped
 
 
-def _for_the_body(exc: BaseException) -> BaseException:
-    """Return what to throw into the body: of a cancellation, a copy.
+def _copied(exc: BaseException) -> BaseException:
+    """Return what to throw into the body: a copy of a cancellation, or else ``exc`` itself.
 
     The task that cancels holds ``exc`` until the step is over and its scopes are left. If the body
     has handled it, its traceback would hold local variables as long, such as another generator.
     """
-    kind: Any = type(exc)
-    is_cancellation = not issubclass(kind, Exception) and kind.__module__ != "builtins"
-    if not is_cancellation or kind.__init__ is not BaseException.__init__:
+    kind = type(exc)
+    if kind.__module__ != "asyncio.exceptions" or issubclass(kind, Exception):
         return exc
-    copied: BaseException = kind.__new__(kind, *exc.args)
+    copied = kind(*exc.args)
     copied.__dict__.update(exc.__dict__)
     copied.__cause__, copied.__context__ = exc.__cause__, exc.__context__
     copied.__suppress_context__ = exc.__suppress_context__

@@ -119,6 +119,22 @@ class TestCoroutines:
         asyncio.run(main())
         assert seen == ["body"]
 
+    def test_a_cancellation_arrives_with_all_that_it_has(self):
+        cancelled, cause, context = asyncio.CancelledError("why"), KeyError(), ValueError()
+        cancelled.__cause__, cancelled.__context__, cancelled.note = cause, context, "a note"
+
+        @session_scope("body")
+        async def body():
+            await asyncio.sleep(0)
+
+        coroutine = body()
+        coroutine.send(None)
+        with pytest.raises(asyncio.CancelledError, match="why") as caught:
+            coroutine.throw(cancelled)
+        assert caught.value.note == "a note"
+        assert (caught.value.__cause__, caught.value.__context__) == (cause, context)
+        assert caught.value.__suppress_context__
+
     def test_tasks_that_the_body_starts_are_in_session(self):
         async def child():
             return current_session_id()
