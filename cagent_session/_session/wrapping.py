@@ -247,6 +247,8 @@ def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
 
 async def _throw(body: Any, exc: BaseException) -> Any:
     """Throw into an async generator. ``body.athrow(exc)`` would hold ``exc`` beyond the step."""
+    if isinstance(exc, GeneratorExit):
+        exc.__traceback__ = None  # leads to the wrapper, which may be dropped while the body waits
     steps = [body.athrow(exc)]
     del exc
     return await steps.pop()

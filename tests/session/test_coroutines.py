@@ -344,6 +344,33 @@ class TestAsyncGenerators:
         asyncio.run(main())
         assert seen == ["body"]
 
+    def test_finally_that_waits_when_it_is_dropped_runs_in_no_other_session(self, monkeypatch):
+        """Without an event loop, nobody drives it. Python may close it while it waits."""
+        monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # pytest's keeps the generator
+        seen = []
+
+        @types.coroutine
+        def pause():
+            yield
+
+        @session_scope("body")
+        async def body():
+            try:
+                yield
+            finally:
+                try:
+                    await pause()
+                finally:
+                    seen.append(current_session_id())
+
+        with session_scope("caller"):
+            steps = body()
+            with pytest.raises(StopIteration):
+                steps.asend(None).send(None)
+            del steps
+            gc.collect()
+        assert set(seen) <= {"body"}
+
     @pytest.mark.parametrize("in_cycle", [True, False])
     def test_finally_runs_in_its_own_session_wherever_it_is_collected(self, in_cycle):
         """Without an event loop, Python closes a generator that is collected by itself."""
