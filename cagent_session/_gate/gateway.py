@@ -11,6 +11,7 @@ from functools import cached_property, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from .._session.ids import is_text
 from ..headers import FORWARD, SESSION_ID
 from . import urls
 from .gate import gate
@@ -221,7 +222,7 @@ class Gateway:
         >>> gateway.endpoint("v1/chat/completions")
         'https://router.example/team/v1/chat/completions'
         """
-        if not isinstance(path, str):
+        if not is_text(path):
             raise TypeError(
                 f'path must be a str, not {type(path).__name__}: write endpoint("v1/models")'
             )
@@ -242,7 +243,7 @@ class Gateway:
 
         :param url: a full URL; its query does not matter.
         """
-        if not isinstance(url, str):
+        if not is_text(url):
             raise TypeError(f"a URL must be a str, not {type(url).__name__}: give str(url)")
         return self._route.owns(url)
 
@@ -305,7 +306,7 @@ class Gateway:
 
             bedrock.meta.events.register("before-send.bedrock-runtime", add)
         """
-        if not isinstance(url, str):
+        if not is_text(url):
             raise TypeError(f"a URL must be a str, not {type(url).__name__}: give str(url)")
         url = re.sub("^ws(s?)(?=:)", r"http\1", url, flags=re.IGNORECASE)
         if not self._route.owns(url):

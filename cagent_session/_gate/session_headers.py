@@ -7,6 +7,7 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeAlias
 
+from .._session.ids import is_text
 from .._session.scopes import Lineage
 from .validation import check_value, plain_text
 
@@ -44,7 +45,7 @@ def further_header(name: str, given: Given) -> SessionHeader:
     :raises ValueError: for a template that cannot be filled in or sent.
     :raises TypeError: for anything but a template or a function.
     """
-    if isinstance(given, str):
+    if is_text(given):
         return SessionHeader(name.lower(), name, _filled_in(name, given))
     if callable(given):
         return SessionHeader(name.lower(), name, _called(name, given))

@@ -13,6 +13,8 @@ from ipaddress import IPv6Address
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
+from .._session.ids import is_text
+
 _HOST = r"\[[0-9A-Fa-f:.]+\]|(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?"
 _match = re.compile(
     rf"(?P<scheme>https?)://(?P<user>[^/?#\\\s]*@)?(?P<host>{_HOST})(?::(?P<port>\d{{0,5}}))?"
@@ -170,7 +172,7 @@ def check(what: str, url: str) -> Parts:
         password.
     :raises TypeError: if it is not a ``str``.
     """
-    if not isinstance(url, str):
+    if not is_text(url):
         raise TypeError(f"{what} must be a str, not {type(url).__name__}")
     problem = _problem(url)
     if problem is None:

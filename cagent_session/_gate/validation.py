@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from .._session.ids import is_text
 from ..headers import (
     COMPACTING,
     FORWARD,
@@ -131,7 +132,7 @@ def check_name(what: str, name: str) -> None:
     A whole header may have been given by mistake, ``"X-Key: secret"`` or ``"X-Key=secret"``. So the
     error shows nothing from the first character on that no name can have.
     """
-    if not isinstance(name, str):
+    if not is_text(name):
         raise TypeError(f"{what} must be a str, not {type(name).__name__}")
     if not _NAME.fullmatch(name):
         found = _NAME.match(name)
@@ -149,7 +150,7 @@ def check_value(what: str, value: str) -> str:
     An empty value passes: the caller decides what it means. No error shows a value, as it may be a
     secret.
     """
-    if not isinstance(value, str):
+    if not is_text(value):
         raise TypeError(f"{what} must be a str, not {type(value).__name__}")
     if value and not _is_value(value):
         raise ValueError(
@@ -175,4 +176,4 @@ def plain_text(value: Any) -> Any:
     A subclass may override the methods that are used later: ``str()`` of a member of
     ``class Model(str, Enum)`` is ``"Model.GPT"``.
     """
-    return str.__str__(value) if isinstance(value, str) else value
+    return str.__str__(value) if is_text(value) else value

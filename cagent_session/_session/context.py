@@ -10,7 +10,7 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Generic, NoReturn, TypeVar, cast
 
-from .ids import InvalidSessionID, check_session_id, shown
+from .ids import InvalidSessionID, check_session_id, is_text, shown
 from .scopes import (
     NO_SESSION,
     OUTSIDE,
@@ -146,12 +146,12 @@ class session_scope(_Scope[str]):
     _are_checked = False
 
     def __init__(self, session_id: str = _FRESH, *, parent: str = _INFERRED) -> None:
-        if session_id is not _FRESH and not isinstance(session_id, str):
+        if session_id is not _FRESH and not is_text(session_id):
             raise TypeError(
                 f"session ID must be a str, not {type(session_id).__name__}: "
                 + _remedy(session_id, "session_scope() for a fresh ID, or no_session() for none")
             )
-        if parent is not _INFERRED and not isinstance(parent, str):
+        if parent is not _INFERRED and not is_text(parent):
             raise TypeError(
                 f"parent session ID must be a str, not {type(parent).__name__}: "
                 + _remedy(parent, "no parent= to have it inferred")
@@ -236,7 +236,7 @@ def session_from(name: str) -> Callable[[_Decorated], _Decorated]:
             @session_from("self.session_id")
             def step(self): ...
     """
-    if not isinstance(name, str):
+    if not is_text(name):
         raise TypeError('write @session_from("..."), with the name of a parameter')
     if not all(map(str.isidentifier, name.split(".")[1:])):
         raise TypeError(f"{name!r} is not a parameter's name with dots for attributes")
@@ -280,7 +280,7 @@ class _SessionOfArgument:
                 value = self._attribute(value)
             except AttributeError as error:
                 raise AttributeError(f"no {self._name!r} in {self._where()}: {error}") from error
-        if not isinstance(value, str):
+        if not is_text(value):
             raise TypeError(
                 f"session ID {self._name!r} must be a str, not {type(value).__name__}, in "
                 f"{self._where()}: {self._remedy(value)}"

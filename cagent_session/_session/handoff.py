@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar, cast
 
-from .ids import InvalidSessionID, check_session_id
+from .ids import InvalidSessionID, check_session_id, is_text
 from .scopes import (
     OUTSIDE,
     Lineage,
@@ -131,7 +131,7 @@ def _checked(value: str | None, what: str) -> str | None:
     if value is None:
         return None
     try:
-        if not isinstance(value, str):
+        if not is_text(value):
             raise InvalidSessionID(f"{what} must be a str, not {type(value).__name__}")
         return check_session_id(value, what)
     except InvalidSessionID as error:

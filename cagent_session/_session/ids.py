@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TypeGuard
 
 MAX_LENGTH = 256  # characters of a session ID
 _SHOWN = 60  # characters of a malformed ID that an error shows
@@ -15,6 +16,14 @@ class InvalidSessionID(ValueError):
 
     # Tracebacks then show the name that users import.
     __module__ = "cagent_session"
+
+
+def is_text(value: object) -> TypeGuard[str]:
+    """Return whether ``value`` is a ``str`` in fact.
+
+    A proxy, such as werkzeug's ``LocalProxy``, says so to ``isinstance()``, but is none.
+    """
+    return issubclass(type(value), str)
 
 
 def check_session_id(value: str, what: str = "session ID") -> str:

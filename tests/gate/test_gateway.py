@@ -14,6 +14,7 @@ import httpx
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
+from support.proxies import TextProxy
 
 from cagent_session import Gateway, GatewayAdapter, gateway_headers, session_scope
 from cagent_session._gate import protocol
@@ -158,7 +159,7 @@ class TestURLs:
     def test_good_ones_are_taken(self, url: str):
         assert Gateway(url, forward=url).url == url
 
-    @pytest.mark.parametrize("url", [None, b"https://gateway.example", 5])
+    @pytest.mark.parametrize("url", [None, b"https://gateway.example", 5, TextProxy(GOOD)])
     def test_no_str_is_a_type_error(self, url):
         with pytest.raises(TypeError, match="must be a str"):
             Gateway(url, forward=FORWARD)
@@ -238,7 +239,14 @@ class TestOtherArguments:
 
     @pytest.mark.parametrize(
         "options",
-        [{"provider": 5}, {"headers": {"X-A": None}}, {"headers": {5: "a"}}, {"session_header": 5}],
+        [
+            {"provider": 5},
+            {"headers": {"X-A": None}},
+            {"headers": {5: "a"}},
+            {"headers": {"X-A": TextProxy("a")}},
+            {"session_header": 5},
+            {"session_header": TextProxy("X-A")},
+        ],
     )
     def test_no_str_is_a_type_error(self, options):
         with pytest.raises(TypeError, match="must be a str"):
@@ -257,7 +265,9 @@ class TestOtherArguments:
         with pytest.raises(TypeError, match="headers must be a dict of names and values, not a"):
             Gateway(GOOD, forward=FORWARD, headers=headers)
 
-    @pytest.mark.parametrize("url", [None, b"https://gateway.example/", httpx.URL(GOOD)])
+    @pytest.mark.parametrize(
+        "url", [None, b"https://gateway.example/", httpx.URL(GOOD), TextProxy(GOOD)]
+    )
     def test_a_url_that_is_no_str(self, url):
         gateway = Gateway(GOOD, forward=FORWARD)
         for ask in (gateway.owns, gateway.headers_for):

@@ -9,6 +9,7 @@ import pickle
 import threading
 
 import pytest
+from support.proxies import TextProxy
 
 from cagent_session import (
     SessionThreadPoolExecutor,
@@ -291,7 +292,7 @@ class TestReceived:
             assert current_session_id() == "s1"
         assert current_session_id() is None
 
-    @pytest.mark.parametrize("value", ["", "a b", "x" * 257, "é", b"s1", 5])
+    @pytest.mark.parametrize("value", ["", "a b", "x" * 257, "é", b"s1", 5, TextProxy("s1")])
     def test_a_malformed_id_is_none_and_a_warning(self, value, caplog):
         with received_session(value, parent="p"):
             assert who() == (None, None)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.lifetime import Item, Watch
+from support.proxies import TextProxy
 
 from cagent_session import (
     InvalidSessionID,
@@ -337,6 +338,7 @@ class TestInvalidIDs:
             (1, r"pass str\(\.\.\.\) of it"),
             (uuid.uuid4(), r"pass str\(\.\.\.\) of it"),
             (b"s1", "decode it first"),
+            (TextProxy("s1"), r"pass str\(\.\.\.\) of it"),
         ],
     )
     def test_id_that_is_no_str_is_a_type_error_at_once(self, value, remedy):
