@@ -36,8 +36,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
 
     Three attributes tell which headers these are. At most one of them is set:
 
-    - ``passage``: an adapter made the headers, to send a stamped request. With ``nested``,
-      a session has sent that request below it, and makes the next hop from a copy.
+    - ``passage``: an adapter made the headers, to send a stamped request. If ``is_nested``, too, a
+      session below has sent them with a request of its own, and makes the next hop from a copy.
     - ``request``: the caller set identifiers on this request, and an adapter has guarded them.
     - ``left``: a copy that was made after sending; it lacks what ``left`` holds.
     - none of the three: a copy that has its identifiers again, or headers that an adapter further
@@ -49,7 +49,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     passage: Passage | None
     route: Route = BARE  #: to the gateway whose headers these are
     router: Router = Router()  #: that found it
-    nested: weakref.ref[PreparedRequest] | None = None
+    is_nested = False
     left: tuple[Item, ...] | None = None
     request: weakref.ref[PreparedRequest] | None = None  #: weak, as the request holds the headers
     by_instrument = False  #: whether that was not an adapter of ours, but the patch of requests
@@ -62,7 +62,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     @property
     def is_in_flight(self) -> bool:
         """Whether these are the headers of a stamped request that is being sent."""
-        return self.passage is not None and self.passage.is_open and self.nested is None
+        return self.passage is not None and self.passage.is_open and not self.is_nested
 
     def copy(self) -> Any:
         if self.is_in_flight:
@@ -74,7 +74,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     def __deepcopy__(self, memo: object) -> Any:
         # Responses are copied deeply to be cached or compared. Such a copy has all headers of the
         # original, and its own copies leave identifiers behind, too.
-        return self._with(self.items(), self.left, self.passage if self.nested is None else None)
+        return self._with(self.items(), self.left, None if self.is_nested else self.passage)
 
     def __reduce__(self) -> Any:
         # A response carries its request, and the process that unpickles it may lack this package.
@@ -88,7 +88,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         left: list[Item] = []
         for item in self.items():
             key = lower(item[0])
-            if self._is_gateway_header(key, item):
+            if _is_gateway_header(item):
                 left.append(item)
                 kept += replaced_by(item)
             elif is_identifier(key, self.session_keys):
@@ -97,19 +97,11 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
                 kept.append(item)
         return self._with(kept, tuple(left))
 
-    def for_nested(self, request: PreparedRequest) -> GuardedHeaders:
-        """Return a complete copy for ``request`` alone: its own copies leave identifiers behind."""
+    def nested(self, is_nested: bool) -> GuardedHeaders:
+        """Return a complete copy for a request that is, or is not, one of a session below."""
         made = self._with(self.items(), None, self.passage)
-        made.nested = weakref.ref(request)
+        made.is_nested = is_nested
         return made
-
-    def is_passage_of(self, request: PreparedRequest) -> bool:
-        """Return whether the passage is that of ``request``, which has these headers."""
-        return self.nested is None or self.nested() is request
-
-    def in_flight(self) -> GuardedHeaders:
-        """Return a complete copy to send, whose own copies are complete, too."""
-        return self._with(self.items(), None, self.passage)
 
     def plain(self) -> Any:
         """Return a complete copy in the plain base class."""
@@ -137,11 +129,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         # With an X-Cagent-Forward, the caller has set identifiers anew, on the copy.
         if not self.left or not is_home or FORWARD.lower() in names:
             return self
-        back = [
-            item
-            for item in self.left
-            if lower(item[0]) not in names and self._may_return(lower(item[0]), item)
-        ]
+        back = [item for item in self.left if lower(item[0]) not in names and _may_return(item)]
         return self._with([*back, *self.items()], None)
 
     def route_of_copy(self, request: PreparedRequest) -> Route:
@@ -158,13 +146,13 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     def without_forward(self) -> Any:
         """Return a copy in the plain base class for a request without ``X-Cagent-Forward``.
 
-        It lacks the gateway headers. The gate sends no ``X-Cagent-*`` without ``X-Cagent-Forward``,
+        The gate sends no ``X-Cagent-*`` without ``X-Cagent-Forward``,
         so stamped session headers of such names come off, too. Those of other names stay, as this
         is still their origin.
         """
         return _class_of_copies(type(self))(
             item
-            for item in self._without_gateway_headers()
+            for item in self.items()
             if not (is_stamped(*item) and lower(item[0]).startswith(PREFIX))
         )
 
@@ -172,30 +160,11 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         """Return the headers less the gateway headers, and session headers of another session."""
         kept: list[Item] = []
         for item in self.items():
-            key = lower(item[0])
-            if self._is_gateway_header(key, item):
+            if _is_gateway_header(item):
                 kept += replaced_by(item)
-            elif self._may_return(key, item):
+            elif _may_return(item):
                 kept.append(item)
         return kept
-
-    def _is_gateway_header(self, key: str, item: Item) -> bool:
-        """Return whether a header is a gateway header: the gate set it, and not from a session."""
-        return is_stamped(*item) and key not in self.session_keys
-
-    def _may_return(self, key: str, item: Item) -> bool:
-        """Return whether a header may be sent again: the caller's own, or a session header.
-
-        A stamped session header may return only in the session that it was made from, or outside
-        every session.
-        """
-        if not is_stamped(*item):
-            return True
-        if self._is_gateway_header(key, item):
-            return False
-        lineage, passage = current_lineage(), item[1].passage  # type: ignore[union-attr]
-        # Without a passage it is a fixed header, of a gateway that gives it that name.
-        return passage is not None and (lineage.session is None or passage.lineage == lineage)
 
     def _with(
         self,
@@ -207,6 +176,29 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         made.route, made.router = self.route, self.router
         made.left = left
         return made
+
+
+def _is_gateway_header(item: Item) -> bool:
+    """Return whether a header is a gateway header: the gate set it, and not from a session."""
+    if not is_stamped(*item):
+        return False
+    key, passage = lower(item[0]), item[1].passage  # type: ignore[union-attr]
+    # The same name may be a session header of one gateway and a fixed one of another.
+    return passage is None or key not in passage.route.session_keys
+
+
+def _may_return(item: Item) -> bool:
+    """Return whether a header may be sent again: the caller's own, or a session header.
+
+    A stamped session header may return only in the session that it was made from, or outside every
+    session.
+    """
+    if not is_stamped(*item):
+        return True
+    if _is_gateway_header(item):
+        return False
+    lineage = current_lineage()
+    return lineage.session is None or item[1].passage.lineage == lineage  # type: ignore[union-attr]
 
 
 def replaced_by(item: Item) -> list[Item]:
@@ -239,7 +231,8 @@ def guard(
         # The caller may hold the headers and set further ones, so both objects share their table.
         made.__dict__.update(headers.__dict__)
         # Headers that were guarded before may have had these.
-        made.left = made.request = made.nested = None
+        made.left = made.request = None
+        made.is_nested = False
         made.route = BARE
     made.url, made.session_keys, made.passage = url, session_keys, passage
     return made

@@ -311,12 +311,10 @@ def _through_gate(
     headers: Any = {} if request.headers is None else request.headers
     before: GuardedHeaders | None = None  # the request's headers, if they were guarded before
     if isinstance(headers, GuardedHeaders):
-        if has_passed(headers.passage, request.method, url, router) and headers.is_passage_of(
-            request
-        ):
-            if not headers.is_in_flight:
+        if has_passed(headers.passage, request.method, url, router):
+            if headers.is_nested:
                 request = shallow_copy(request)
-                request.headers = headers.in_flight()
+                request.headers = headers.nested(False)
             return request, None, None
         before = headers.restored_for(request)
         if not headers.is_in_flight:  # else code below another gate has made this request
@@ -585,7 +583,7 @@ def _guard_nested(router: Router, request: PreparedRequest) -> None:
     headers: Any = request.headers or {}
     if isinstance(headers, GuardedHeaders):
         if headers.is_in_flight:
-            request.headers = headers.for_nested(request)
+            request.headers = headers.nested(True)
     elif not are_all_plain_text(_items_of(headers)):
         earlier = passage_in(_items_of(headers))
         if earlier is not None and earlier.is_open:

@@ -986,8 +986,11 @@ def test_a_gateway_without_forward_gets_no_header_of_the_protocol(
     assert server.arrived[-1].session_id is None
 
 
+@pytest.mark.parametrize("session", ["s1", None])
 @pytest.mark.parametrize("by", ["mount", "instrument"])
-def test_a_session_header_that_is_a_fixed_one_of_the_next_gateway(http, server: Server, by: str):
+def test_a_session_header_that_is_a_fixed_one_of_the_next_gateway(
+    http, server: Server, by: str, session: str | None
+):
     gateways = [
         Gateway(f"{server.origin}/a", forward=FORWARD, session_header="X-Session-ID"),
         Gateway(f"{server.origin}/b", forward=FORWARD, headers={"X-Session-ID": "nightly"}),
@@ -997,11 +1000,11 @@ def test_a_session_header_that_is_a_fixed_one_of_the_next_gateway(http, server: 
     wired = instrument(*gateways) if by == "instrument" else contextlib.nullcontext()
     hops = iter([redirect(307, "/b/1"), redirect(307, "/b/2"), redirect(307, "/a")])
     server.respond = lambda request: next(hops, response())
-    with wired, session_scope("s1"):
+    with wired, no_session() if session is None else session_scope(session):
         last = http.get(f"{server.origin}/a", headers={"X-Cagent-Compacting": "1"})
         http.send(last.request.copy())
     ids = [request.get("X-Session-ID") for request in server.arrived]
-    assert ids == ["s1", "nightly", "nightly", "s1", "s1"]
+    assert ids == [session, "nightly", "nightly", session, session]
 
 
 @pytest.mark.parametrize("by", ["instrument", "adapter behind"])

@@ -24,6 +24,7 @@ from cagent_session import (
     GatewayAdapter,
     GatewayMixin,
     GatewayPoolManager,
+    gateway_headers,
     instrument,
     session_scope,
     uninstrument,
@@ -257,6 +258,21 @@ class TestByAnAdapterOfRequests:
         with requests.Session() as http, session_scope("s1"):
             http.mount("http://", Ours(gateway))
             http.post(server.origin, data=b"x")
+        assert sessions(server) == ["adapter", "s1"]
+
+    def test_that_asks_by_another_method_with_the_headers_it_got(
+        self, server: Server, gateway: Gateway
+    ):
+        class Asking(HTTPAdapter):
+            def send(self, request, **options):
+                if request.method == "POST":
+                    with session_scope("adapter"):
+                        http.get(request.url, headers=request.headers, timeout=10)
+                return super().send(request, **options)
+
+        with requests.Session() as http, session_scope("s1"):
+            http.mount("http://", GatewayAdapter(gateway, adapter=Asking()))
+            http.post(server.origin, timeout=10)
         assert sessions(server) == ["adapter", "s1"]
 
     def test_that_rebuilds_the_request_keeps_the_stamp(self, server: Server, gateway: Gateway):
@@ -558,28 +574,28 @@ class TestFromAThreadOfItsOwn:
     The thread gets the session as the value of the header that is being sent, and sends that.
     """
 
-    def by_requests(self, gateway: Gateway, headers: dict[str, str]) -> None:
+    def by_requests(self, gateway: Gateway | None, url: str, headers: dict[str, str]) -> None:
         with requests.Session() as http:
-            gateway.mount(http)
-            http.get(f"{gateway.url}/count", headers=headers, timeout=10)
+            http.mount("http://", GatewayAdapter(gateway))
+            http.get(url, headers=headers, timeout=10)
 
-    def by_urllib3(self, gateway: Gateway, headers: dict[str, str]) -> None:
+    def by_urllib3(self, gateway: Gateway | None, url: str, headers: dict[str, str]) -> None:
         with GatewayPoolManager(gateway) as http:
-            http.request("GET", f"{gateway.url}/count", headers=headers)
+            http.request("GET", url, headers=headers)
 
-    def by_httpx(self, gateway: Gateway, headers: dict[str, str]) -> None:
+    def by_httpx(self, gateway: Gateway | None, url: str, headers: dict[str, str]) -> None:
         with httpx.Client(transport=for_httpx.GatewayTransport(gateway)) as http:
-            http.get(f"{gateway.url}/count", headers=headers)
+            http.get(url, headers=headers)
 
-    def by_httpx2(self, gateway: Gateway, headers: dict[str, str]) -> None:
+    def by_httpx2(self, gateway: Gateway | None, url: str, headers: dict[str, str]) -> None:
         with httpx2.Client(transport=for_httpx2.GatewayTransport(gateway)) as http:
-            http.get(f"{gateway.url}/count", headers=headers)
+            http.get(url, headers=headers)
 
-    def by_aiohttp(self, gateway: Gateway, headers: dict[str, str]) -> None:
+    def by_aiohttp(self, gateway: Gateway | None, url: str, headers: dict[str, str]) -> None:
         async def main() -> None:
             ours = [for_aiohttp.GatewayMiddleware(gateway)]
             async with aiohttp.ClientSession(middlewares=ours) as http:
-                await http.get(f"{gateway.url}/count", headers=headers)
+                await http.get(url, headers=headers)
 
         asyncio.run(main())
 
@@ -592,7 +608,8 @@ class TestFromAThreadOfItsOwn:
         class Counting(HTTPAdapter):
             def send(self, request, **options):
                 headers = {"X-Session-ID": request.headers["X-Session-ID"]}
-                thread = threading.Thread(target=call, args=(gateway, headers))
+                url = f"{gateway.url}/count"
+                thread = threading.Thread(target=call, args=(gateway, url, headers))
                 thread.start()
                 thread.join()
                 return super().send(request, **options)
@@ -605,3 +622,25 @@ class TestFromAThreadOfItsOwn:
         assert [request.path for request in server.arrived] == ["/count", "/chat"]
         assert sessions(server) == ["s1", "s1"]
         assert [request.get("X-Key") for request in server.arrived] == ["KEY", "KEY"]
+
+    @pytest.mark.parametrize("by", ["requests", "urllib3", "aiohttp"])
+    def test_is_not_stamped_for_a_stranger(self, server: Server, by: str):
+        """Not by no gateway either, where a marker alone binds the request that is being sent.
+
+        httpx copies the text of headers, which nothing can tell from the caller's own.
+        """
+        call = getattr(self, f"by_{by}")
+
+        class Telling(HTTPAdapter):
+            def send(self, request, **options):
+                headers = {"X-Cagent-Session-Id": request.headers["X-Cagent-Session-Id"]}
+                thread = threading.Thread(target=call, args=(None, stranger.origin, headers))
+                thread.start()
+                thread.join()
+                return super().send(request, **options)
+
+        with Server() as stranger, requests.Session() as http, session_scope("s1"):
+            http.mount("http://", GatewayAdapter(adapter=Telling()))
+            http.get(server.origin, headers=gateway_headers("https://api.example"), timeout=10)
+            assert stranger.arrived[0].identifiers == {}
+        assert server.arrived[0].session_id == "s1"
