@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import unquote_plus
+from urllib.parse import quote, unquote_plus
 
 from ..headers import FORWARD, SESSION_ID
 from . import urls
@@ -203,7 +203,9 @@ class Route:
         self.path = urls.comparable(parts.path.rstrip("/"))
         self.place: Place = self.origin, self.path
         self.segments = urls.decoded_segments(parts.path) or []
-        self.query = [(_query_name(pair), pair) for pair in parts.query.split("&") if pair]
+        # aiohttp sends this as it is. The other libraries escape these characters themselves.
+        pairs = quote(parts.query, safe="%!$&'()*+,/:;=?@").split("&")
+        self.query = [(_query_name(pair), pair) for pair in pairs if pair]
         #: (name, value) by the name in lower case
         self.gateway_headers = {
             name.lower(): (name, value) for name, value in (gateway_headers or {}).items()

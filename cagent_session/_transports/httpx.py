@@ -44,7 +44,7 @@ from .copying import shallow_copy
 _Item: TypeAlias = tuple[bytes, bytes, bytes]
 
 # A key in the extensions of a request, which the client hands on to the next hop. Its value is the
-# names of the session headers of all gateway-bound hops so far.
+# names of the session headers of all gateway-bound hops so far, and the URL of the last hop.
 _IDENTIFIERS = "cagent_session"
 
 _new: Any = object.__new__  # makes an object without __init__()
@@ -86,6 +86,7 @@ class Httpx:
 
         :param by_instrument: whether this is not for a transport of ours, but for the patch.
         """
+        self.check_home(request)
         unstamped = self._without_stamp_of_another(router, request)
         outgoing, route, passage = self._through_gate(router, unstamped)
         sent = outgoing.headers  # a gate further down may take some off the outgoing request
@@ -94,6 +95,7 @@ class Httpx:
         finally:
             if passage is not None:
                 passage.is_open = False
+        _keep_body(request, outgoing)
         if response.status_code // 100 != 3:
             return response
         return self._redirected(router, request, sent, route, response, by_instrument)
@@ -107,6 +109,7 @@ class Httpx:
         by_instrument: bool = False,
     ) -> Any:
         """Do what :meth:`send` does, asynchronously."""
+        self.check_home(request)
         unstamped = self._without_stamp_of_another(router, request)
         outgoing, route, passage = self._through_gate(router, unstamped)
         sent = outgoing.headers  # a gate further down may take some off the outgoing request
@@ -115,6 +118,7 @@ class Httpx:
         finally:
             if passage is not None:
                 passage.is_open = False
+        _keep_body(request, outgoing)
         if response.status_code // 100 != 3:
             return response
         return self._redirected(router, request, sent, route, response, by_instrument)
@@ -265,12 +269,25 @@ class Httpx:
 
         :param session_keys: the names of the session headers, if this hop was gateway-bound.
         """
-        earlier: frozenset[str] | None = request.extensions.get(_IDENTIFIERS)
+        earlier: frozenset[str] | None = None
+        earlier, _ = request.extensions.get(_IDENTIFIERS, (None, ""))
         if earlier is None and session_keys is None:
             return
-        names = (earlier or frozenset()) | (session_keys or frozenset())
-        request.extensions = {**request.extensions, _IDENTIFIERS: names}
-        if not may_get_identifiers(str(request.url), target):
+        names, home = (earlier or frozenset()) | (session_keys or frozenset()), str(request.url)
+        request.extensions = {**request.extensions, _IDENTIFIERS: (names, home)}
+        self._leave_home(request, names, home, target)
+
+    def check_home(self, request: Any) -> None:
+        """Take the identifiers off a hop that is not where the last one was redirected to.
+
+        A hook of the client, or a transport around ours, may have changed the redirect.
+        """
+        if _IDENTIFIERS in request.extensions:
+            names, home = request.extensions[_IDENTIFIERS]
+            self._leave_home(request, names, home, str(request.url))
+
+    def _leave_home(self, request: Any, names: frozenset[str], home: str, target: str) -> None:
+        if not may_get_identifiers(home, target):
             kept = _without_identifiers(_items(request.headers), names)
             request.headers = self._headers(kept, request.headers)
 
@@ -294,6 +311,17 @@ class Httpx:
             made._list, made._encoding = items, like._encoding
             return made
         return self._headers_class([(name, value) for name, _, value in items], like.encoding)
+
+
+def _keep_body(request: Any, outgoing: Any) -> None:
+    """Let ``request`` have the body that a transport has read into memory, of the outgoing one.
+
+    The client may send it again, and nobody can read the original a second time.
+    """
+    if outgoing is not request and outgoing.stream is not request.stream:
+        request.stream = outgoing.stream
+        if hasattr(outgoing, "_content"):
+            request._content = outgoing._content
 
 
 def _read_by_yarl(url: str) -> str:

@@ -187,9 +187,10 @@ def _is_unix_socket(transport: Any) -> bool:
 def _client_patch(original: Any, gate: Httpx) -> Any:
     async def _send_single_request(self: Any, request: Any) -> Any:
         pass_on, router = original.__get__(self, type(self)), _switch.last.value
-        response = await pass_on(request)
         if router is None:
-            return response
+            return await pass_on(request)
+        gate.check_home(request)
+        response = await pass_on(request)
         transport = self._transport_for_url(request.url)
         if type(transport) is not gate.module.AsyncHTTPTransport and not _is_unix_socket(transport):
             # httpx follows redirects above aiohttp. The patch of aiohttp sees each hop as a call of

@@ -249,7 +249,7 @@ def send(
         response = pass_on(outgoing, **options)
     else:
         try:
-            response = _send_guarded(pass_on, outgoing, guarded, passage, options)
+            response = _send_guarded(pass_on, request, outgoing, guarded, passage, options)
         finally:
             _replace_restored(request, guarded)
     is_redirect = getattr(response, "status_code", None) in _REDIRECTS
@@ -268,6 +268,7 @@ def send(
 
 def _send_guarded(
     pass_on: Callable[..., Response],
+    request: PreparedRequest,
     outgoing: PreparedRequest,
     guarded: GuardedHeaders,
     passage: Passage | None,
@@ -285,6 +286,8 @@ def _send_guarded(
         # An adapter further down has put other headers there, or we have put plain ones.
         if outgoing.headers is not guarded:
             _guard_replaced(outgoing, None, guarded)
+    if outgoing.body is not request.body:
+        _keep_body(request, outgoing)
     copied: Any = getattr(response, "request", None)
     if copied is not outgoing:
         _guard_replaced(copied, outgoing, guarded)
@@ -293,6 +296,18 @@ def _send_guarded(
             # A gate further down has stamped it. The next request is a copy of either.
             guarded.session_keys = below.session_keys = guarded.session_keys | below.session_keys
     return response
+
+
+def _keep_body(request: PreparedRequest, outgoing: PreparedRequest) -> None:
+    """Let ``request`` have the body that an adapter further down has put in place of its own.
+
+    The next hop is sent with it, and nobody can read a generator a second time.
+    """
+    request.body = outgoing.body
+    for name in ("Content-Length", "Transfer-Encoding"):
+        request.headers.pop(name, None)
+        if name in outgoing.headers:
+            request.headers[name] = outgoing.headers[name]
 
 
 def _through_gate(

@@ -151,6 +151,8 @@ class _Handler(BaseHTTPRequestHandler):
         if is_read and not head.is_clear:
             self.send_error(400, "a header is malformed, or the last one is missing its end")
             return False
+        if is_read:
+            self.path = self.requestline.split()[1]  # http.server makes one slash of several
         return is_read
 
     def log_message(self, *args: Any) -> None:
@@ -250,7 +252,8 @@ class _Handler(BaseHTTPRequestHandler):
         values = self.headers.get_all(name, [])
         if len(values) > 1:
             raise _Refused(400, f"{name} came more than once")
-        return values[0] if values else None
+        # White space around a value is no part of it.
+        return values[0].strip(" \t") if values else None
 
     def _read_body(self) -> bytes:
         length = self._single("Content-Length")

@@ -331,6 +331,12 @@ class TestQuery:
             send("GET", gateway.endpoint(asked.partition("?")[0]) + asked.partition("/x")[2])
         assert server.arrived[0].target.replace("%74", "t") == arrives.replace("%74", "t")
 
+    def test_with_characters_that_have_to_be_escaped(self, transport: Transport, server: Server):
+        gateway = gateway_at(server, '?tags[]=a|b&c="%20"')
+        with transport.open(gateway) as send:
+            send("GET", gateway.endpoint("/x"))
+        assert server.arrived[0].target == "/x?tags%5B%5D=a%7Cb&c=%22%20%22"
+
     def test_not_to_requests_that_do_not_go_to_the_gateway(
         self, transport: Transport, server: Server
     ):

@@ -44,6 +44,15 @@ class TestRecords:
         assert request.provider == "openai"
         assert request.model is None
 
+    def test_several_slashes_stay(self, recording_gateway, agent):
+        """They make a URL nobody's, so a test has to see them."""
+        agent.get(f"{recording_gateway.url}//v1/models")
+        assert recording_gateway.requests[0].path == "//v1/models"
+
+    def test_white_space_around_a_value_is_no_part_of_it(self, recording_gateway, agent):
+        agent.get(f"{recording_gateway.url}/v1/models", headers={"X-Cagent-Session-Id": "s1 "})
+        assert recording_gateway.requests[0].session_id == "s1"
+
     def test_model_of_the_header_wins_over_that_of_the_body(self, recording_gateway):
         headers = {"X-Cagent-Model": "of-the-header"}
         requests.post(recording_gateway.url, json=PROMPT, headers=headers, timeout=5)

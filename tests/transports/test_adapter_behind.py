@@ -109,6 +109,25 @@ class TestGatewayAdapter:
         assert answer.connection is adapter
         assert [request.session_id for request in server.arrived] == ["s1", "s1"]
 
+    def test_a_body_that_it_has_read_can_be_sent_again(self, http, server: Server):
+        """For a server that takes no chunks, for example."""
+        gateway = Gateway(server.origin, forward=FORWARD)
+
+        class Reading(HTTPAdapter):
+            def send(self, request, **options):
+                if not isinstance(request.body, bytes):
+                    request.body = b"".join(request.body)
+                    del request.headers["Transfer-Encoding"]
+                    request.headers["Content-Length"] = str(len(request.body))
+                return super().send(request, **options)
+
+        server.respond = lambda request: redirect(307, "/b") if request.path == "/a" else response()
+        http.mount("http://", GatewayAdapter(gateway, adapter=Reading()))
+        with session_scope("s1"):
+            http.post(f"{server.origin}/a", data=iter([b"one", b"two"]))
+        assert [request.body for request in server.arrived] == [b"onetwo", b"onetwo"]
+        assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
     def test_settings_are_those_of_the_adapter_behind(self):
         behind = HTTPAdapter(max_retries=3)
         adapter = GatewayAdapter(adapter=behind)

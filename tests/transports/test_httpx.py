@@ -141,6 +141,38 @@ class TestRequests:
 
 
 class TestStreams:
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_body_that_a_transport_below_has_read_can_be_sent_again(self, is_async: bool):
+        """``MockTransport`` does, and transports that log."""
+        bodies = []
+
+        def answer(request: httpx.Request) -> httpx.Response:
+            bodies.append(request.content)
+            headers = {"Location": GATEWAY.endpoint("next")} if len(bodies) == 1 else {}
+            return httpx.Response(308 if headers else 200, headers=headers)
+
+        def pieces():
+            yield b"one"
+            yield b"two"
+
+        async def async_pieces():
+            for piece in pieces():
+                yield piece
+
+        async def main() -> None:
+            transport = AsyncGatewayTransport(GATEWAY, httpx.MockTransport(answer))
+            async with httpx.AsyncClient(transport=transport, follow_redirects=True) as http:
+                await http.post(GATEWAY.endpoint("first"), content=async_pieces())
+
+        with session_scope("s1"):
+            if is_async:
+                asyncio.run(main())
+            else:
+                transport = GatewayTransport(GATEWAY, httpx.MockTransport(answer))
+                with httpx.Client(transport=transport, follow_redirects=True) as http:
+                    http.post(GATEWAY.endpoint("first"), content=pieces())
+        assert bodies == [b"onetwo", b"onetwo"]
+
     def test_bodies_stay_streams(self, server: Server):
         pulled = []
 
@@ -290,6 +322,43 @@ class TestRedirects:
         with httpx.Client(transport=transport, follow_redirects=True) as http, session_scope("s1"):
             http.get("http://gateway.example:8080/1", headers=MARKED)
         assert hops == [(8080, True), (None, False)]
+
+    @pytest.mark.parametrize("by", ["transport", "instrument"])
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_to_where_a_hook_of_the_clients_has_sent_it(self, by: str, is_async: bool):
+        """Hooks come before the client reads where a redirect leads."""
+
+        def move(answer):
+            if "Location" in answer.headers:
+                answer.headers["Location"] = stranger.origin
+
+        async def move_async(answer):
+            move(answer)
+
+        async def main() -> None:
+            transport = AsyncGatewayTransport() if by == "transport" else None
+            hooks = {"response": [move_async]}
+            client = httpx.AsyncClient(
+                transport=transport, event_hooks=hooks, follow_redirects=True, trust_env=False
+            )
+            async with client as http:
+                await http.get(server.origin, headers=MARKED)
+
+        wired = instrument() if by == "instrument" else contextlib.nullcontext()
+        with wired, Server() as stranger, Server(lambda r: redirect(302, "/next")) as server:
+            with session_scope("s1"):
+                if is_async:
+                    asyncio.run(main())
+                else:
+                    transport = GatewayTransport() if by == "transport" else None
+                    hooks = {"response": [move]}
+                    client = httpx.Client(
+                        transport=transport, event_hooks=hooks, follow_redirects=True
+                    )
+                    with client as http:
+                        http.get(server.origin, headers=MARKED)
+            assert server.arrived[0].session_id == "s1"
+            assert stranger.arrived[0].identifiers == {}
 
     def test_followed_by_hand_and_by_another_transport(self):
         with Server() as stranger, Server(lambda r: redirect(302, stranger.origin)) as server:
