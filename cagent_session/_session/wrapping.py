@@ -222,25 +222,24 @@ def _raise(exc: BaseException) -> Any:
 
 
 def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
-    def start(scopes: AbstractContextManager[object, None], steps: list[Any]) -> Any:
-        return scopes, steps.pop()
-
-    drive = types.coroutine(_drive_stepwise(start, by_task=True))
+    drive = types.coroutine(_drive_stepwise(lambda scopes, step: (scopes, step), by_task=True))
 
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
         body = fn(*args, **kwargs)
         del args, kwargs
-        steps = [_first_step(body)]  # lists, as in _drive_stepwise()
+        step = _first_step(body)
         while True:
             try:
-                items = [await drive(scopes, steps)]
+                items = [await drive(scopes, step)]  # a list, as in _drive_stepwise()
             except StopAsyncIteration:
                 return
+            finally:
+                step = None
             try:
-                steps.append(body.asend((yield items.pop())))
+                step = body.asend((yield items.pop()))
             except BaseException as exc:
-                steps.append(_throw(body, exc))
+                step = _throw(body, exc)
 
     return wrapped
 

@@ -434,6 +434,25 @@ class TestThatIsRedirectedToAStranger:
             http.get(gateway.endpoint("fallback"), timeout=10, allow_redirects=False)
         assert [request.session_id for request in server.arrived] == ["s1", "s1"]
 
+    @pytest.mark.parametrize(("library", "integration"), HTTPX, ids=IDS)
+    def test_and_sent_again_as_it_was_over_httpx(
+        self, server: Server, stranger: Server, gateway: Gateway, library, integration
+    ):
+        class Twice(library.HTTPTransport):
+            def handle_request(self, request):
+                for again in (
+                    request,
+                    library.Request("GET", request.url, headers=request.headers),
+                ):
+                    super().handle_request(again).close()
+                return super().handle_request(again)
+
+        instrument(Gateway(f"{server.origin}/other", forward="https://other.example"))
+        transport = integration.GatewayTransport(gateway, Twice())
+        with library.Client(transport=transport) as http, session_scope("s1"):
+            http.get(gateway.endpoint("fallback"))
+        assert [request.session_id for request in server.arrived] == ["s1", "s1", "s1"]
+
     @pytest.mark.parametrize("path", ["x", "fallback"])
     def test_and_sent_again_through_the_gate_of_another(
         self, server: Server, stranger: Server, gateway: Gateway, path: str
