@@ -294,6 +294,25 @@ class TestMiddlewares:
             assert sorted(each.session_id or "" for each in server.arrived) == ["s1", "s2"]
             assert stranger.arrived[0].identifiers == {}
 
+    def test_headers_of_a_request_that_is_over_are_stamped_anew(self, server: Server, middlewares):
+        async def main() -> None:
+            seen: list[Any] = []
+            trace = aiohttp.TraceConfig()
+
+            @trace.on_request_headers_sent.append
+            async def note(session: object, context: object, params: Any) -> None:
+                seen.append(params.headers)
+
+            client = aiohttp.ClientSession(middlewares=middlewares, trace_configs=[trace])
+            async with client as http:
+                with session_scope("s1"):
+                    await http.get(f"{server.origin}/p/x?tenant=a")
+                with session_scope("s2"):
+                    await http.get(f"{server.origin}/p/x?tenant=a", headers=seen[0])
+
+        asyncio.run(main())
+        assert [request.session_id for request in server.arrived] == ["s1", "s2"]
+
     @pytest.mark.parametrize("index", [0, 1])
     def test_above_may_go_on_with_either_of_two_answers(self, server, middlewares, index: int):
         """The client follows the redirect of the one, while the other is let go."""
