@@ -21,6 +21,7 @@ from .._gate.gate import Stamp, gate, has_passed, keys_to_keep, note_redirect, n
 from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, is_stamped, passage_of
 from .._gate.routes import (
     BARE,
+    FORWARD_KEY,
     Library,
     Plan,
     Route,
@@ -29,6 +30,7 @@ from .._gate.routes import (
     is_identifier,
     may_get_identifiers,
 )
+from ..headers import FORWARD
 from .copying import shallow_copy
 
 if TYPE_CHECKING:
@@ -94,6 +96,8 @@ class Hops:
 
     # the URL of the first gateway-bound hop on which the caller had set identifiers
     _home: str | None = None
+    # the identifiers that the caller had set on gateway-bound hops
+    _callers: frozenset[tuple[str, str]] = frozenset()
     _session_keys: frozenset[str] = frozenset()
     #: redirects of this call that the client still keeps; GatewayMiddleware counts them
     responses = 0
@@ -133,6 +137,7 @@ class Hops:
         for_proxy = tuple(request.proxy_headers or ())
         if plan.callers_identifiers or identifiers_among(for_proxy, route.session_keys):
             self._home = self._home or url
+            self._callers |= _identifiers(headers, route.session_keys)
         self._session_keys |= route.session_keys
         sent = _stamped(headers, plan, stamp, passage, self._session_keys)
         outgoing = self._with_headers(request, sent)
@@ -198,6 +203,11 @@ class Hops:
         # Comparing the URLs first saves parsing them for a request that is sent again.
         if self._home in (None, url) or may_get_identifiers(self._home, url):
             return headers
+        forward = headers.get(FORWARD)
+        if forward and (FORWARD_KEY, forward) not in self._callers:
+            # A middleware above has marked the request anew, for a gateway of another origin.
+            gone = self._callers
+            return type(headers)([item for item in headers.items() if _keyed(item) not in gone])
         return _less(headers, self._session_keys, has_stamp=has_stamp)
 
     def _with_headers(self, request: ClientRequest, headers: CIMultiDict[str]) -> ClientRequest:
@@ -241,6 +251,18 @@ def _names_of(headers: CIMultiDict[str]) -> tuple[str, ...]:
     if len(names) == len(headers):
         return names
     return tuple([name for name, _ in headers.items()])  # multidict 7 iterates each name once
+
+
+def _keyed(item: tuple[str, str]) -> tuple[str, str]:
+    name, value = item
+    return name.lower(), value
+
+
+def _identifiers(
+    headers: CIMultiDict[str], session_keys: frozenset[str]
+) -> frozenset[tuple[str, str]]:
+    items = map(_keyed, headers.items())
+    return frozenset(item for item in items if is_identifier(item[0], session_keys))
 
 
 def _less(

@@ -258,6 +258,23 @@ class TestMiddlewares:
             assert server.arrived[0].session_id == "s1"
             assert stranger.arrived[0].identifiers == {}
 
+    def test_above_may_mark_a_request_anew_for_another_host(self, server: Server, middlewares):
+        with Server() as second:
+
+            async def failover(request, handler):
+                (await handler(request)).close()
+                request.url = aiohttp.client.URL(second.at("localhost"))
+                request.update_host(request.url)
+                request.headers.update(gateway_headers("https://api.anthropic.com"))
+                return await handler(request)
+
+            own = CALLERS | {"X-Cagent-Compacting": "1"}
+            with session_scope("s1"):
+                get(f"{server.origin}/p/x", failover, *middlewares, headers=own)
+            (arrived,) = second.arrived
+            assert (arrived.forward, arrived.session_id) == ("https://api.anthropic.com", "s1")
+            assert arrived.get("X-Cagent-Compacting") is None
+
     @pytest.mark.parametrize("order", [1, -1])
     def test_of_two_gateways_keep_what_was_set_for_one_from_the_other(self, server, order: int):
         with Server() as second:
