@@ -44,7 +44,8 @@ from .copying import shallow_copy
 _Item: TypeAlias = tuple[bytes, bytes, bytes]
 
 # A key in the extensions of a request, which the client hands on to the next hop. Its value is the
-# names of the session headers of all gateway-bound hops so far, and the URL of the last hop.
+# names of the session headers of all gateway-bound hops so far, and the URL of the last one until
+# the next one is sent.
 _IDENTIFIERS = "cagent_session"
 
 _new: Any = object.__new__  # makes an object without __init__()
@@ -270,7 +271,7 @@ class Httpx:
         :param session_keys: the names of the session headers, if this hop was gateway-bound.
         """
         earlier: frozenset[str] | None = None
-        earlier, _ = request.extensions.get(_IDENTIFIERS, (None, ""))
+        earlier, _ = request.extensions.get(_IDENTIFIERS, (None, None))
         if earlier is None and session_keys is None:
             return
         names, home = (earlier or frozenset()) | (session_keys or frozenset()), str(request.url)
@@ -282,11 +283,14 @@ class Httpx:
 
         A hook of the client, or a transport around ours, may have changed the redirect.
         """
-        if _IDENTIFIERS in request.extensions:
-            names, home = request.extensions[_IDENTIFIERS]
+        names, home = request.extensions.get(_IDENTIFIERS, (None, None))
+        if home is not None:
+            # None, because a gate further down gets the stamped request.
+            request.extensions = {**request.extensions, _IDENTIFIERS: (names, None)}
             self._leave_home(request, names, home, str(request.url))
 
     def _leave_home(self, request: Any, names: frozenset[str], home: str, target: str) -> None:
+        """Take the identifiers off ``request`` if ``target`` is at another origin than ``home``."""
         if not may_get_identifiers(home, target):
             kept = _without_identifiers(_items(request.headers), names)
             request.headers = self._headers(kept, request.headers)

@@ -304,10 +304,11 @@ def _keep_body(request: PreparedRequest, outgoing: PreparedRequest) -> None:
     The next hop is sent with it, and nobody can read a generator a second time.
     """
     request.body = outgoing.body
-    for name in ("Content-Length", "Transfer-Encoding"):
-        request.headers.pop(name, None)
-        if name in outgoing.headers:
-            request.headers[name] = outgoing.headers[name]
+    if request.headers is not None:
+        for name in ("Content-Length", "Transfer-Encoding"):
+            request.headers.pop(name, None)
+            if name in outgoing.headers:
+                request.headers[name] = outgoing.headers[name]
 
 
 def _through_gate(

@@ -360,6 +360,17 @@ class TestRedirects:
             assert server.arrived[0].session_id == "s1"
             assert stranger.arrived[0].identifiers == {}
 
+    def test_to_another_gateway_beside_instrument(self):
+        """Which judges each hop once more, below the transport."""
+        with Server() as second, Server(lambda r: redirect(302, f"{second.origin}/next")) as first:
+            gateways = [Gateway(each.origin, forward=FORWARD) for each in (first, second)]
+            mounts = {each.url: GatewayTransport(each) for each in gateways}
+            client = httpx.Client(mounts=mounts, follow_redirects=True)
+            with instrument(), client as http, session_scope("s1"):
+                http.get(first.origin)
+            for server in (first, second):
+                assert (server.arrived[0].forward, server.arrived[0].session_id) == (FORWARD, "s1")
+
     def test_followed_by_hand_and_by_another_transport(self):
         with Server() as stranger, Server(lambda r: redirect(302, stranger.origin)) as server:
             mounts = {server.origin: GatewayTransport()}
