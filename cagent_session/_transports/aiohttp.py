@@ -224,7 +224,6 @@ class Hops:
             return request
         copied = shallow_copy(request)
         copied.headers, copied.proxy_headers = headers, for_proxy
-        vars(copied)[_ORIGINAL] = original_of(request)
         return copied
 
     def _note_redirect(
@@ -236,13 +235,15 @@ class Hops:
             note_redirect(self._router, route, url, location, in_session)
 
 
-_ORIGINAL = "_cagent_session_original"
+class Sending:
+    """What is the same for a request and its copies."""
 
 
-def original_of(request: ClientRequest) -> ClientRequest:
-    """Return the request of which a middleware of ours, further up, has made ``request``."""
-    original: ClientRequest = vars(request).get(_ORIGINAL, request)
-    return original
+def sending_of(request: ClientRequest) -> Sending:
+    """Return what tells ``request`` and all its copies, whoever made them, from other requests."""
+    # Copies share what is in an attribute.
+    found: Sending = vars(request).setdefault("_cagent_session", Sending())
+    return found
 
 
 def _names_of(headers: CIMultiDict[str]) -> tuple[str, ...]:

@@ -44,9 +44,11 @@ from .copying import shallow_copy
 _Item: TypeAlias = tuple[bytes, bytes, bytes]
 
 # A key in the extensions of a request, which the client hands on to the next hop. Its value is the
-# names of the session headers of all gateway-bound hops so far, and the URL of the last one until
-# the next one is sent.
+# names of the session headers of all gateway-bound hops so far; and until the next hop is sent, the
+# URL of the last one, and the identifiers that it left for the next.
 _IDENTIFIERS = "cagent_session"
+
+_NO_HOP = (None, None, ())
 
 _new: Any = object.__new__  # makes an object without __init__()
 
@@ -96,7 +98,7 @@ class Httpx:
         finally:
             if passage is not None:
                 passage.is_open = False
-        _keep_body(request, outgoing)
+        self._keep_body(request, outgoing)
         if response.status_code // 100 != 3:
             return response
         return self._redirected(router, request, sent, route, response, by_instrument)
@@ -119,7 +121,7 @@ class Httpx:
         finally:
             if passage is not None:
                 passage.is_open = False
-        _keep_body(request, outgoing)
+        self._keep_body(request, outgoing)
         if response.status_code // 100 != 3:
             return response
         return self._redirected(router, request, sent, route, response, by_instrument)
@@ -271,29 +273,43 @@ class Httpx:
         :param session_keys: the names of the session headers, if this hop was gateway-bound.
         """
         earlier: frozenset[str] | None = None
-        earlier, _ = request.extensions.get(_IDENTIFIERS, (None, None))
+        earlier, _, _ = request.extensions.get(_IDENTIFIERS, _NO_HOP)
         if earlier is None and session_keys is None:
             return
         names, home = (earlier or frozenset()) | (session_keys or frozenset()), str(request.url)
-        request.extensions = {**request.extensions, _IDENTIFIERS: (names, home)}
-        self._leave_home(request, names, home, target)
+        items = _items(request.headers)
+        kept = _without_identifiers(items, names)
+        left: list[_Item] = []
+        if may_get_identifiers(home, target):
+            left = [item for item in items if item not in kept]
+        else:
+            request.headers = self._headers(kept, request.headers)
+        request.extensions = {**request.extensions, _IDENTIFIERS: (names, home, left)}
 
     def check_home(self, request: Any) -> None:
         """Take the identifiers off a hop that is not where the last one was redirected to.
 
-        A hook of the client, or a transport around ours, may have changed the redirect.
+        A hook of the client, or a transport around ours, may have changed the redirect. It may also
+        have marked the hop for another gateway: only the very values that the last hop left go.
         """
-        names, home = request.extensions.get(_IDENTIFIERS, (None, None))
-        if home is not None:
-            # None, because a gate further down gets the stamped request.
-            request.extensions = {**request.extensions, _IDENTIFIERS: (names, None)}
-            self._leave_home(request, names, home, str(request.url))
-
-    def _leave_home(self, request: Any, names: frozenset[str], home: str, target: str) -> None:
-        """Take the identifiers off ``request`` if ``target`` is at another origin than ``home``."""
-        if not may_get_identifiers(home, target):
-            kept = _without_identifiers(_items(request.headers), names)
+        names, home, left = request.extensions.get(_IDENTIFIERS, _NO_HOP)
+        if home is None:
+            return
+        # Nothing is left, because a gate further down gets the stamped request.
+        request.extensions = {**request.extensions, _IDENTIFIERS: (names, None, ())}
+        if not may_get_identifiers(home, str(request.url)):
+            gone = {id(value) for _, _, value in left}
+            kept = [item for item in _items(request.headers) if id(item[2]) not in gone]
             request.headers = self._headers(kept, request.headers)
+
+    def _keep_body(self, request: Any, outgoing: Any) -> None:
+        """Let ``request`` have the body that a transport has read into memory.
+
+        The client may send it again, and nobody can read a generator a second time.
+        """
+        if hasattr(outgoing, "_content") and not hasattr(request, "_content"):
+            request._content = outgoing._content
+            request.stream = self.module.ByteStream(outgoing._content)
 
     def _target(self, request: Any, response: Any) -> str:
         """Return where the client will follow ``response`` to; empty if that is doubtful."""
@@ -315,17 +331,6 @@ class Httpx:
             made._list, made._encoding = items, like._encoding
             return made
         return self._headers_class([(name, value) for name, _, value in items], like.encoding)
-
-
-def _keep_body(request: Any, outgoing: Any) -> None:
-    """Let ``request`` have the body that a transport has read into memory, of the outgoing one.
-
-    The client may send it again, and nobody can read the original a second time.
-    """
-    if outgoing is not request and outgoing.stream is not request.stream:
-        request.stream = outgoing.stream
-        if hasattr(outgoing, "_content"):
-            request._content = outgoing._content
 
 
 def _read_by_yarl(url: str) -> str:

@@ -10,6 +10,7 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from http.client import UNAUTHORIZED
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
@@ -44,6 +45,7 @@ else:
     _Adapter = object
 
 _REDIRECTS = frozenset(REDIRECT_STATI)
+_OF_THE_BODY = ("Content-Encoding", "Content-Length", "Content-Type", "Transfer-Encoding")
 _own = default_headers()
 _DEFAULTS = {
     # Where User-Agent has been taken out, urllib3 puts its own default in.
@@ -252,16 +254,13 @@ def send(
             response = _send_guarded(pass_on, request, outgoing, guarded, passage, options)
         finally:
             _replace_restored(request, guarded)
-    is_redirect = getattr(response, "status_code", None) in _REDIRECTS
-    if is_redirect and guarded is not None and passage is not None:
-        _note_redirect(guarded, response)
-    # A hook may answer with another response, also with a redirect. Under instrument(), the next
-    # hop is judged, too.
-    hooks = getattr(request, "hooks", None)
-    if not by_instrument and (
-        (hooks and hooks.get("response"))
-        or (is_redirect and not _is_within_origin(request, response))
-    ):
+    status = getattr(response, "status_code", None)
+    if status in _REDIRECTS:
+        if guarded is not None and passage is not None:
+            _note_redirect(guarded, response)
+        if not by_instrument and not _is_within_origin(request, response):
+            _guard_nested(router, request)
+    elif status == UNAUTHORIZED and not by_instrument and _has_hooks(request):
         _guard_nested(router, request)
     return response
 
@@ -286,7 +285,7 @@ def _send_guarded(
         # An adapter further down has put other headers there, or we have put plain ones.
         if outgoing.headers is not guarded:
             _guard_replaced(outgoing, None, guarded)
-    if outgoing.body is not request.body:
+    if outgoing.body is not request.body and _is_one_shot(request):
         _keep_body(request, outgoing)
     copied: Any = getattr(response, "request", None)
     if copied is not outgoing:
@@ -298,17 +297,25 @@ def _send_guarded(
     return response
 
 
+def _is_one_shot(request: PreparedRequest) -> bool:
+    """Return whether the body of ``request`` can be read only once: a generator."""
+    return (
+        request.headers is not None
+        and not isinstance(request.body, str | bytes | None)
+        and getattr(request, "_body_position", None) is None  # a file's, to which requests rewinds
+    )
+
+
 def _keep_body(request: PreparedRequest, outgoing: PreparedRequest) -> None:
     """Let ``request`` have the body that an adapter further down has put in place of its own.
 
-    The next hop is sent with it, and nobody can read a generator a second time.
+    The next hop is sent with it.
     """
     request.body = outgoing.body
-    if request.headers is not None:
-        for name in ("Content-Length", "Transfer-Encoding"):
-            request.headers.pop(name, None)
-            if name in outgoing.headers:
-                request.headers[name] = outgoing.headers[name]
+    for name in _OF_THE_BODY:
+        request.headers.pop(name, None)
+        if name in outgoing.headers:
+            request.headers[name] = outgoing.headers[name]
 
 
 def _through_gate(
@@ -588,6 +595,11 @@ def _guard_replaced(request: Any, sent: PreparedRequest | None, guarded: Guarded
     if isinstance(headers, Mapping):
         request.headers = guard(headers, guarded.url, guarded.session_keys)
         request.headers.route, request.headers.router = guarded.route, guarded.router
+
+
+def _has_hooks(request: PreparedRequest) -> bool:
+    """Return whether a hook may answer ``request`` anew: an authentication handler's, mostly."""
+    return bool((getattr(request, "hooks", None) or {}).get("response"))
 
 
 def _guard_nested(router: Router, request: PreparedRequest) -> None:

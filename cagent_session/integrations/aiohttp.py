@@ -13,7 +13,7 @@ try:
     # First, and not by the next line: if instrument() waits for aiohttp, it needs that module then.
     import aiohttp  # noqa: F401
 
-    from .._transports.aiohttp import HAS_MIDDLEWARES, Hops, original_of
+    from .._transports.aiohttp import HAS_MIDDLEWARES, Hops, Sending, sending_of
 except ImportError as _error:
     raise ImportError(missing("aiohttp", "aiohttp")) from _error
 
@@ -45,13 +45,13 @@ class GatewayMiddleware:
         # share. A middleware gets each hop as a request, and nothing else that tells the call.
         self._redirected: dict[int, Hops] = {}
         # A middleware above may send a request several times, also at once, and to several hosts.
-        self._sent: weakref.WeakKeyDictionary[ClientRequest, Hops] = weakref.WeakKeyDictionary()
+        self._sent: weakref.WeakKeyDictionary[Sending, Hops] = weakref.WeakKeyDictionary()
 
     async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         """Send ``request``, stamped if it is gateway-bound."""
-        timer, original = getattr(request, "_timer", None), original_of(request)
-        hops = self._redirected.get(id(timer)) or self._sent.get(original) or Hops(self._router)
-        self._sent[original] = hops
+        timer, sending = getattr(request, "_timer", None), sending_of(request)
+        hops = self._redirected.get(id(timer)) or self._sent.get(sending) or Hops(self._router)
+        self._sent[sending] = hops
         response = await hops(request, handler)
         if hops.is_watched and response.status // 100 == 3 and timer is not None:
             # The client keeps this response, and with it the timer, until the call is over. Until

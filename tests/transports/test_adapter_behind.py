@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import pickle
 from typing import Any
 
@@ -127,6 +128,23 @@ class TestGatewayAdapter:
             http.post(f"{server.origin}/a", data=iter([b"one", b"two"]))
         assert [request.body for request in server.arrived] == [b"onetwo", b"onetwo"]
         assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
+    def test_a_body_that_it_has_replaced_is_not_the_callers(self, http, server: Server):
+        """The adapter compresses each hop: twice would be once too often."""
+
+        class Compressing(HTTPAdapter):
+            def send(self, request, **options):
+                request.body = gzip.compress(request.body)
+                request.headers["Content-Encoding"] = "gzip"
+                request.headers["Content-Length"] = str(len(request.body))
+                return super().send(request, **options)
+
+        server.respond = lambda request: redirect(307, "/b") if request.path == "/a" else response()
+        gateway = Gateway(server.origin, forward=FORWARD)
+        http.mount("http://", GatewayAdapter(gateway, adapter=Compressing()))
+        with session_scope("s1"):
+            http.post(f"{server.origin}/a", data=b"body")
+        assert [gzip.decompress(request.body) for request in server.arrived] == [b"body", b"body"]
 
     def test_settings_are_those_of_the_adapter_behind(self):
         behind = HTTPAdapter(max_retries=3)

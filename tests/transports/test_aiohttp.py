@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import io
 import pickle
@@ -244,11 +245,13 @@ class TestMiddlewares:
         assert [request.session_id for request in server.arrived] == ["first", None, "last"]
         assert {request.target for request in server.arrived} == {"/p/x?tenant=a"}
 
-    def test_above_may_send_to_another_host(self, server: Server, middlewares):
+    @pytest.mark.parametrize("of", [lambda request: request, copy.copy])
+    def test_above_may_send_to_another_host(self, server: Server, middlewares, of):
         with Server() as stranger:
 
             async def failover(request, handler):
                 (await handler(request)).close()
+                request = of(request)
                 request.url = aiohttp.client.URL(stranger.at("localhost"))
                 request.update_host(request.url)
                 return await handler(request)

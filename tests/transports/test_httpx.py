@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import pickle
 import ssl
 import subprocess
@@ -322,6 +323,41 @@ class TestRedirects:
         with httpx.Client(transport=transport, follow_redirects=True) as http, session_scope("s1"):
             http.get("http://gateway.example:8080/1", headers=MARKED)
         assert hops == [(8080, True), (None, False)]
+
+    def test_a_body_that_a_transport_below_has_replaced_is_not_the_callers(self):
+        """The transport compresses each hop: twice would be once too often."""
+        bodies = []
+
+        class Compressing(httpx.BaseTransport):
+            def handle_request(self, request):
+                request.stream = httpx.ByteStream(gzip.compress(request.read()))
+                bodies.append(gzip.decompress(b"".join(request.stream)))
+                location = {"Location": GATEWAY.endpoint("next")} if len(bodies) == 1 else {}
+                return httpx.Response(308 if location else 200, headers=location)
+
+        client = httpx.Client(
+            transport=GatewayTransport(GATEWAY, Compressing()), follow_redirects=True
+        )
+        for content in (b"body", iter([b"bo", b"dy"])):
+            bodies.clear()
+            with session_scope("s1"):
+                client.post(GATEWAY.endpoint("first"), content=content)
+            assert bodies == [b"body", b"body"]
+
+    def test_that_a_hook_of_the_clients_marks_anew_for_another_gateway(self):
+        def mark(request):
+            if str(request.url).startswith(second.origin):
+                request.headers["X-Cagent-Forward"] = "https://api.anthropic.com"
+
+        with Server() as second, Server(lambda r: redirect(302, second.origin)) as first:
+            hooks = {"request": [mark]}
+            client = httpx.Client(
+                transport=GatewayTransport(), event_hooks=hooks, follow_redirects=True
+            )
+            with client as http, session_scope("s1"):
+                http.get(first.origin, headers=MARKED)
+            (arrived,) = second.arrived
+            assert (arrived.forward, arrived.session_id) == ("https://api.anthropic.com", "s1")
 
     @pytest.mark.parametrize("by", ["transport", "instrument"])
     @pytest.mark.parametrize("is_async", [False, True])

@@ -453,16 +453,23 @@ class TestThatIsRedirectedToAStranger:
             http.get(gateway.endpoint("fallback"))
         assert [request.session_id for request in server.arrived] == ["s1", "s1", "s1"]
 
-    @pytest.mark.parametrize("path", ["x", "fallback"])
+    @pytest.mark.parametrize(
+        ("path", "of"),
+        [
+            ("x", lambda request: request),
+            ("x", lambda request: request.copy()),
+            ("fallback", lambda request: request),
+        ],
+    )
     def test_and_sent_again_through_the_gate_of_another(
-        self, server: Server, stranger: Server, gateway: Gateway, path: str
+        self, server: Server, stranger: Server, gateway: Gateway, path: str, of
     ):
         """A hook of the caller's may send a copy, which makes no difference to the second try."""
 
         class Twice(GatewayAdapter):
             def send(self, request, **options):
                 super().send(request, **options)
-                return super().send(request, **options)
+                return super().send(of(request), **options)
 
         other = Gateway(f"{server.origin}/other", forward="https://other.example")
         with requests.Session() as http, session_scope("s1"):
