@@ -203,7 +203,7 @@ class Hops:
         # Comparing the URLs first saves parsing them for a request that is sent again.
         if self._home in (None, url) or may_get_identifiers(self._home, url):
             return headers
-        forward = headers.get(FORWARD)
+        forward = None if has_stamp else headers.get(FORWARD)
         if forward and (FORWARD_KEY, forward) not in self._callers:
             # A middleware above has marked the request anew, for a gateway of another origin.
             gone = self._callers

@@ -278,6 +278,17 @@ class TestMiddlewares:
             assert (arrived.forward, arrived.session_id) == ("https://api.anthropic.com", "s1")
             assert arrived.get("X-Cagent-Compacting") is None
 
+    def test_of_two_gateways_one_may_stamp_what_the_caller_had_set_for_the_other(self, server):
+        with Server() as second:
+            one = Gateway(server.origin, forward="https://api.example/1")
+            two = Gateway(second.at("localhost"), forward="https://api.example/2")
+            server.respond = lambda request: redirect(307, two.url)
+            with session_scope("s1"):
+                gates = [GatewayMiddleware(two), GatewayMiddleware(one)]
+                get(one.url, *gates, headers={"X-Cagent-Session-Id": "s1"})
+            (arrived,) = second.arrived
+            assert (arrived.forward, arrived.session_id) == ("https://api.example/2", "s1")
+
     @pytest.mark.parametrize("order", [1, -1])
     def test_of_two_gateways_keep_what_was_set_for_one_from_the_other(self, server, order: int):
         with Server() as second:
