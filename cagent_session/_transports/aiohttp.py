@@ -19,6 +19,7 @@ from yarl import URL
 
 from .._gate.gate import Stamp, gate, has_passed, keys_to_keep, note_redirect, note_unbound
 from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, is_stamped, passage_of
+from .._gate.protocol import RUNTIME
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
@@ -30,7 +31,7 @@ from .._gate.routes import (
     is_identifier,
     may_get_identifiers,
 )
-from ..headers import FORWARD
+from ..headers import FORWARD, MODEL, MODEL_NAME, PROVIDER
 from .copying import shallow_copy
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ HAS_MIDDLEWARES = hasattr(aiohttp, "ClientMiddlewareType")  # from 3.12 on
 # The methods of a request that aiohttp sends again over a new connection.
 _MAY_BE_SENT_AGAIN = {"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"}
 _REDIRECTS = (301, 302, 303, 307, 308)
+# What gateway_headers() makes.
+_MARKS = frozenset(map(str.lower, (FORWARD, PROVIDER, MODEL, MODEL_NAME, *RUNTIME)))
 _own: Any = ClientRequest.DEFAULT_HEADERS
 _DEFAULTS = {
     "user-agent": (SERVER_SOFTWARE,),
@@ -94,10 +97,6 @@ _TAKES_SUBCLASSES = _takes_subclasses()
 class Hops:
     """The gate for one call of a client, which may be redirected: a client middleware."""
 
-    # the URL of the first gateway-bound hop on which the caller had set identifiers
-    _home: str | None = None
-    # the identifiers that the caller had set on gateway-bound hops
-    _callers: frozenset[tuple[str, str]] = frozenset()
     _session_keys: frozenset[str] = frozenset()
     #: redirects of this call that the client still keeps; GatewayMiddleware counts them
     responses = 0
@@ -106,6 +105,8 @@ class Hops:
 
     def __init__(self, router: Router) -> None:
         self._router = router
+        # the identifiers that the caller had set, by the URLs of the gateway-bound hops with some
+        self._homes: dict[str, frozenset[tuple[str, str]]] = {}
 
     def use_defaults_of(self, httpx: Httpx) -> None:
         """Count the defaults of httpx, which makes this call over aiohttp, as defaults."""
@@ -114,7 +115,7 @@ class Hops:
     @property
     def is_watched(self) -> bool:
         """Whether the caller's identifiers have to come off later hops to other origins."""
-        return self._home is not None
+        return bool(self._homes)
 
     async def __call__(self, request: ClientRequest, handler: Handler) -> ClientResponse:
         url = _as_http(str(request.url))
@@ -136,8 +137,8 @@ class Hops:
         # aiohttp puts the headers of the ClientSession into those for the proxy, too.
         for_proxy = tuple(request.proxy_headers or ())
         if plan.callers_identifiers or identifiers_among(for_proxy, route.session_keys):
-            self._home = self._home or url
-            self._callers |= _identifiers(headers, route.session_keys)
+            set_here = _identifiers(headers, route.session_keys)
+            self._homes[url] = self._homes.get(url, frozenset()) | set_here
         self._session_keys |= route.session_keys
         sent = _stamped(headers, plan, stamp, passage, self._session_keys)
         outgoing = self._with_headers(request, sent)
@@ -200,15 +201,32 @@ class Hops:
 
         :param has_stamp: whether another middleware of ours has stamped the request.
         """
-        # Comparing the URLs first saves parsing them for a request that is sent again.
-        if self._home in (None, url) or may_get_identifiers(self._home, url):
+        away: set[tuple[str, str]] = set()
+        here: set[tuple[str, str]] = set()
+        is_away = False
+        for home, identifiers in self._homes.items():
+            # Comparing the URLs first saves parsing them for a request that is sent again.
+            if home == url or may_get_identifiers(home, url):
+                here |= identifiers
+            else:
+                away |= identifiers
+                is_away = True
+        if not is_away:
             return headers
         forward = None if has_stamp else headers.get(FORWARD)
-        if forward and (FORWARD_KEY, forward) not in self._callers:
-            # A middleware above has marked the request anew, for a gateway of another origin.
-            gone = self._callers
-            return type(headers)([item for item in headers.items() if _keyed(item) not in gone])
-        return _less(headers, self._session_keys, has_stamp=has_stamp)
+        # A middleware above may have marked the request anew, for a gateway of another origin.
+        is_anew = bool(forward) and (FORWARD_KEY, forward) not in away
+
+        def stays(item: tuple[str, str]) -> bool:
+            keyed = _keyed(item)
+            return (
+                not is_identifier(keyed[0], self._session_keys)
+                or keyed in here
+                or (has_stamp and belongs_to_open(*item))
+                or (is_anew and (keyed[0] in _MARKS or keyed not in away))
+            )
+
+        return _with_items(headers, filter(stays, headers.items()))
 
     def _with_headers(self, request: ClientRequest, headers: CIMultiDict[str]) -> ClientRequest:
         """Return ``request`` with ``headers``, and without identifiers in what a proxy gets.
@@ -266,20 +284,19 @@ def _identifiers(
     return frozenset(item for item in items if is_identifier(item[0], session_keys))
 
 
-def _less(
-    headers: CIMultiDict[str], session_keys: frozenset[str], *, has_stamp: bool = False
-) -> CIMultiDict[str]:
-    """Return a copy of ``headers`` without the caller's identifiers.
+def _less(headers: CIMultiDict[str], session_keys: frozenset[str]) -> CIMultiDict[str]:
+    """Return a copy of ``headers`` without the caller's identifiers."""
+    items = headers.items()
+    return _with_items(
+        headers, [item for item in items if not is_identifier(item[0].lower(), session_keys)]
+    )
 
-    :param has_stamp: whether the gate has set some of them, which stay.
-    """
-    kept = [
-        item
-        for item in headers.items()
-        if not is_identifier(item[0].lower(), session_keys)
-        or (has_stamp and belongs_to_open(*item))
-    ]
-    return headers.with_items(kept) if isinstance(headers, InFlightHeaders) else type(headers)(kept)
+
+def _with_items(headers: CIMultiDict[str], items: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+    """Return other headers of the same class."""
+    return (
+        headers.with_items(items) if isinstance(headers, InFlightHeaders) else type(headers)(items)
+    )
 
 
 def _as_http(url: str) -> str:

@@ -98,7 +98,7 @@ class Httpx:
         finally:
             if passage is not None:
                 passage.is_open = False
-        self._keep_body(request, outgoing)
+            self._keep_body(request, outgoing)
         if response.status_code // 100 != 3:
             return response
         return self._redirected(router, request, sent, route, response, by_instrument)
@@ -121,7 +121,7 @@ class Httpx:
         finally:
             if passage is not None:
                 passage.is_open = False
-        self._keep_body(request, outgoing)
+            self._keep_body(request, outgoing)
         if response.status_code // 100 != 3:
             return response
         return self._redirected(router, request, sent, route, response, by_instrument)

@@ -282,11 +282,11 @@ def _send_guarded(
     finally:
         if passage is not None:
             passage.is_open = False  # from now on, copies of the headers leave identifiers behind
+        if outgoing.body is not request.body and _is_one_shot(request):
+            _keep_body(request, outgoing)
         # An adapter further down has put other headers there, or we have put plain ones.
         if outgoing.headers is not guarded:
             _guard_replaced(outgoing, None, guarded)
-    if outgoing.body is not request.body and _is_one_shot(request):
-        _keep_body(request, outgoing)
     copied: Any = getattr(response, "request", None)
     if copied is not outgoing:
         _guard_replaced(copied, outgoing, guarded)
@@ -309,7 +309,7 @@ def _is_one_shot(request: PreparedRequest) -> bool:
 def _keep_body(request: PreparedRequest, outgoing: PreparedRequest) -> None:
     """Let ``request`` have the body that an adapter further down has put in place of its own.
 
-    The next hop is sent with it.
+    The next hop is sent with it, or the next attempt.
     """
     request.body = outgoing.body
     for name in _OF_THE_BODY:

@@ -268,15 +268,18 @@ class TestMiddlewares:
                 (await handler(request)).close()
                 request.url = aiohttp.client.URL(second.at("localhost"))
                 request.update_host(request.url)
-                request.headers.update(gateway_headers("https://api.anthropic.com"))
+                request.headers.update(gateway_headers("https://api.anthropic.com", provider="p"))
+                (await handler(request)).close()
                 return await handler(request)
 
-            own = CALLERS | {"X-Cagent-Compacting": "1"}
+            own = CALLERS | {"X-Cagent-Provider": "p", "X-Cagent-Compacting": "1"}
             with session_scope("s1"):
                 get(f"{server.origin}/p/x", failover, *middlewares, headers=own)
-            (arrived,) = second.arrived
-            assert (arrived.forward, arrived.session_id) == ("https://api.anthropic.com", "s1")
-            assert arrived.get("X-Cagent-Compacting") is None
+            assert len(second.arrived) == 2
+            for arrived in second.arrived:
+                assert (arrived.forward, arrived.session_id) == ("https://api.anthropic.com", "s1")
+                assert arrived.get("X-Cagent-Provider") == "p"
+                assert arrived.get("X-Cagent-Compacting") is None
 
     def test_of_two_gateways_one_may_stamp_what_the_caller_had_set_for_the_other(self, server):
         with Server() as second:

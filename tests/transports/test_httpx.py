@@ -324,6 +324,39 @@ class TestRedirects:
             http.get("http://gateway.example:8080/1", headers=MARKED)
         assert hops == [(8080, True), (None, False)]
 
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_body_that_a_transport_below_has_read_is_there_after_an_error(self, is_async: bool):
+        bodies = []
+
+        def fail(request: httpx.Request) -> httpx.Response:
+            bodies.append(request.content)
+            if len(bodies) == 1:
+                raise httpx.ConnectError("down")
+            return httpx.Response(200)
+
+        async def pieces():
+            yield b"body"
+
+        async def main() -> None:
+            transport = AsyncGatewayTransport(GATEWAY, httpx.MockTransport(fail))
+            async with httpx.AsyncClient(transport=transport) as http:
+                request = http.build_request("POST", GATEWAY.url, content=pieces())
+                with pytest.raises(httpx.ConnectError):
+                    await http.send(request)
+                await http.send(request)
+
+        with session_scope("s1"):
+            if is_async:
+                asyncio.run(main())
+            else:
+                transport = GatewayTransport(GATEWAY, httpx.MockTransport(fail))
+                with httpx.Client(transport=transport) as http:
+                    request = http.build_request("POST", GATEWAY.url, content=iter([b"body"]))
+                    with pytest.raises(httpx.ConnectError):
+                        http.send(request)
+                    http.send(request)
+        assert bodies == [b"body", b"body"]
+
     def test_a_body_that_a_transport_below_has_replaced_is_not_the_callers(self):
         """The transport compresses each hop: twice would be once too often."""
         bodies = []
