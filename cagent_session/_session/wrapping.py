@@ -239,18 +239,33 @@ def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
             try:
                 step = body.asend((yield items.pop()))
             except BaseException as exc:
-                step = _throw(body, exc)
+                step = _Throw(body, exc)
 
     return wrapped
 
 
-async def _throw(body: Any, exc: BaseException) -> Any:
-    """Throw into an async generator. ``body.athrow(exc)`` would hold ``exc`` beyond the step."""
-    if isinstance(exc, GeneratorExit):
-        exc.__traceback__ = None  # leads to the wrapper, which may be dropped while the body waits
-    steps = [body.athrow(exc)]
-    del exc
-    return await steps.pop()
+class _Throw:
+    """What ``body.athrow(exc)`` returns, but it lets go of ``exc`` as soon as it is over."""
+
+    def __init__(self, body: Any, exc: BaseException) -> None:
+        if isinstance(exc, GeneratorExit):
+            # It leads to the wrapper, which may be dropped while the body waits.
+            exc.__traceback__ = None
+        self._step = body.athrow(exc)
+
+    def send(self, value: Any) -> Any:
+        try:
+            return self._step.send(value)
+        except BaseException:
+            self._step = None
+            raise
+
+    def throw(self, exc: BaseException) -> Any:
+        try:
+            return self._step.throw(exc)
+        except BaseException:
+            self._step = None
+            raise
 
 
 def _first_step(body: Any) -> Any:

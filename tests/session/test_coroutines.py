@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import gc
 import inspect
+import subprocess
 import sys
 import types
 import unittest.mock
@@ -343,6 +344,67 @@ class TestAsyncGenerators:
 
         asyncio.run(main())
         assert seen == ["body"]
+
+    def test_closing_that_is_given_up_while_the_body_waits_frees_the_body(self):
+        seen = []
+
+        @types.coroutine
+        def pause():
+            yield
+
+        @session_scope("body")
+        async def body():
+            inner = noting_its_end(seen)
+            next(inner)
+            try:
+                yield
+            finally:
+                await pause()
+
+        with session_scope("caller"):
+            steps = body()
+            with pytest.raises(StopIteration):
+                steps.asend(None).send(None)
+            closing = steps.aclose()
+            closing.send(None)
+            del closing, steps
+        assert seen == ["body"]
+
+    def test_a_loop_that_is_closed_while_the_body_waits_crashes_nothing(self):
+        """Python 3.11 did, when the collector came to a coroutine between wrapper and body."""
+        check = """
+import asyncio, contextlib, gc
+from cagent_session import session_scope
+
+
+@contextlib.asynccontextmanager
+@session_scope("a")
+@session_scope("b")
+async def resource():
+    try:
+        yield
+    except ValueError:
+        pass
+    finally:
+        await asyncio.sleep(60)
+
+
+async def job():
+    async with resource():
+        raise ValueError
+
+
+loop = asyncio.new_event_loop()
+task = loop.create_task(job())
+loop.run_until_complete(asyncio.sleep(0.01))
+loop.close()
+del task
+gc.collect()
+print("done")
+"""
+        command = [sys.executable, "-W", "ignore", "-c", check]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout.split() == ["done"]
 
     def test_finally_that_waits_when_it_is_dropped_runs_in_no_other_session(self, monkeypatch):
         """Without an event loop, nobody drives it. Python may close it while it waits."""
