@@ -265,6 +265,7 @@ class _Throw:
             return self._step.throw(exc)
         except BaseException:
             self._step = None
+            del exc  # its traceback leads to this frame
             raise
 
 

@@ -213,9 +213,14 @@ class Hops:
                 is_away = True
         if not is_away:
             return headers
-        forward = None if has_stamp else headers.get(FORWARD)
-        # A middleware above may have marked the request anew, for a gateway of another origin.
-        is_anew = bool(forward) and (FORWARD_KEY, forward) not in away
+        # A middleware above may have marked the request anew, for a gateway of another origin. That
+        # is no part of a stamp.
+        forward = headers.get(FORWARD)
+        is_anew = (
+            bool(forward)
+            and (FORWARD_KEY, forward) not in away
+            and not is_stamped(FORWARD, forward)
+        )
 
         def stays(item: tuple[str, str]) -> bool:
             keyed = _keyed(item)

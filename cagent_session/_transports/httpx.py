@@ -298,8 +298,9 @@ class Httpx:
         # Nothing is left, because a gate further down gets the stamped request.
         request.extensions = {**request.extensions, _IDENTIFIERS: (names, None, ())}
         if not may_get_identifiers(home, str(request.url)):
-            gone = {id(value) for _, _, value in left}
-            kept = [item for item in _items(request.headers) if id(item[2]) not in gone]
+            gone = {(key, id(value)) for _, key, value in left}
+            items = _items(request.headers)
+            kept = [item for item in items if (item[1], id(item[2])) not in gone]
             request.headers = self._headers(kept, request.headers)
 
     def _keep_body(self, request: Any, outgoing: Any) -> None:

@@ -10,7 +10,6 @@ import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from http.client import UNAUTHORIZED
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
@@ -254,14 +253,11 @@ def send(
             response = _send_guarded(pass_on, request, outgoing, guarded, passage, options)
         finally:
             _replace_restored(request, guarded)
-    status = getattr(response, "status_code", None)
-    if status in _REDIRECTS:
+    if getattr(response, "status_code", None) in _REDIRECTS:
         if guarded is not None and passage is not None:
             _note_redirect(guarded, response)
         if not by_instrument and not _is_within_origin(request, response):
             _guard_nested(router, request)
-    elif status == UNAUTHORIZED and not by_instrument and _has_hooks(request):
-        _guard_nested(router, request)
     return response
 
 
@@ -298,12 +294,8 @@ def _send_guarded(
 
 
 def _is_one_shot(request: PreparedRequest) -> bool:
-    """Return whether the body of ``request`` can be read only once: a generator."""
-    return (
-        request.headers is not None
-        and not isinstance(request.body, str | bytes | None)
-        and getattr(request, "_body_position", None) is None  # a file's, to which requests rewinds
-    )
+    """Return whether the body of ``request`` is used up by reading it: a generator or a file."""
+    return request.headers is not None and not isinstance(request.body, str | bytes | None)
 
 
 def _keep_body(request: PreparedRequest, outgoing: PreparedRequest) -> None:
@@ -595,11 +587,6 @@ def _guard_replaced(request: Any, sent: PreparedRequest | None, guarded: Guarded
     if isinstance(headers, Mapping):
         request.headers = guard(headers, guarded.url, guarded.session_keys)
         request.headers.route, request.headers.router = guarded.route, guarded.router
-
-
-def _has_hooks(request: PreparedRequest) -> bool:
-    """Return whether a hook may answer ``request`` anew: an authentication handler's, mostly."""
-    return bool((getattr(request, "hooks", None) or {}).get("response"))
 
 
 def _guard_nested(router: Router, request: PreparedRequest) -> None:

@@ -370,6 +370,28 @@ class TestAsyncGenerators:
             del closing, steps
         assert seen == ["body"]
 
+    def test_closing_that_is_cancelled_while_the_body_waits_frees_the_body(self):
+        @session_scope("body")
+        async def body():
+            local = Item()
+            watches.append(Watch(local))
+            try:
+                yield
+            finally:
+                await asyncio.sleep(10)
+
+        async def main():
+            steps = body()
+            await steps.asend(None)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(steps.aclose(), 0.01)
+            del steps
+            await asyncio.sleep(0)
+            assert watches[0].is_gone
+
+        watches = []
+        asyncio.run(main())
+
     def test_a_loop_that_is_closed_while_the_body_waits_crashes_nothing(self):
         """Python 3.11 did, when the collector came to a coroutine between wrapper and body."""
         check = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import io
 import pickle
 from typing import Any
 
@@ -128,6 +129,28 @@ class TestGatewayAdapter:
             http.post(f"{server.origin}/a", data=iter([b"one", b"two"]))
         assert [request.body for request in server.arrived] == [b"onetwo", b"onetwo"]
         assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
+    @pytest.mark.parametrize("made", [io.BytesIO, lambda content: iter([content])])
+    def test_a_body_that_it_has_read_is_there_after_an_error(self, http, server: Server, made):
+        class Failing(HTTPAdapter):
+            is_first = True
+
+            def send(self, request, **options):
+                if not isinstance(request.body, bytes):
+                    request.body = b"".join(request.body)
+                if self.is_first:
+                    self.is_first = False
+                    raise requests.ConnectionError
+                return super().send(request, **options)
+
+        gateway = Gateway(server.origin, forward=FORWARD)
+        http.mount("http://", GatewayAdapter(gateway, adapter=Failing()))
+        prepared = http.prepare_request(requests.Request("POST", server.origin, data=made(b"body")))
+        with session_scope("s1"):
+            with pytest.raises(requests.ConnectionError):
+                http.send(prepared)
+            http.send(prepared)
+        assert b"body" in server.arrived[0].body
 
     def test_a_body_that_it_has_replaced_is_not_the_callers(self, http, server: Server):
         """The adapter compresses each hop: twice would be once too often."""

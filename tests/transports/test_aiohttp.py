@@ -281,6 +281,22 @@ class TestMiddlewares:
                 assert arrived.get("X-Cagent-Provider") == "p"
                 assert arrived.get("X-Cagent-Compacting") is None
 
+    def test_above_may_mark_a_request_that_a_bare_gate_between_stamps(self, server, middlewares):
+        with Server() as second:
+
+            async def mark(request, handler):
+                if str(request.url).startswith(second.at("localhost")):
+                    request.headers.update(gateway_headers("https://api.anthropic.com"))
+                return await handler(request)
+
+            server.respond = lambda request: redirect(307, second.at("localhost"))
+            with session_scope("s1"):
+                own = {"X-Cagent-Compacting": "1"}
+                get(f"{server.origin}/p/x", mark, GatewayMiddleware(), *middlewares, headers=own)
+            (arrived,) = second.arrived
+            assert (arrived.forward, arrived.session_id) == ("https://api.anthropic.com", "s1")
+            assert arrived.get("X-Cagent-Compacting") is None
+
     def test_of_two_gateways_one_may_stamp_what_the_caller_had_set_for_the_other(self, server):
         with Server() as second:
             one = Gateway(server.origin, forward="https://api.example/1")

@@ -363,37 +363,6 @@ class TestThatIsRedirectedToAStranger:
         assert arrived.identifiers == {}
         assert arrived.get("X-Api-Key") is None
 
-    def test_of_requests_after_a_challenge(
-        self, server: Server, stranger: Server, gateway: Gateway, again
-    ):
-        """The session follows the redirect from the request that was challenged."""
-
-        class Falling(HTTPAdapter):
-            def send(self, request, **options):
-                answer = super().send(request, **options)
-                if answer.status_code == 503:
-                    again(http, request)
-                return answer
-
-        challenge = {"WWW-Authenticate": 'Digest realm="r", nonce="n", qop="auth"'}
-        follow = server.respond
-        server.respond = lambda got: (
-            response(401, headers=challenge)
-            if got.path == "/g/fallback" and got.get("Authorization") is None
-            else follow(got)
-        )
-        with requests.Session() as http:
-            http.mount("http://", Falling())
-            gateway.mount(http)
-            http.auth = requests.auth.HTTPDigestAuth("user", "password")
-            with session_scope("s1"):
-                http.get(gateway.endpoint("x"), timeout=10)
-        assert [request.session_id for request in server.arrived] == ["s1", "s1", "s1"]
-        assert [request.get("X-Api-Key") for request in server.arrived] == ["KEY", "KEY", "KEY"]
-        (arrived,) = stranger.arrived
-        assert arrived.identifiers == {}
-        assert arrived.get("X-Api-Key") is None
-
     @pytest.mark.parametrize("path", ["x", "fallback"])
     @pytest.mark.parametrize(("library", "integration"), HTTPX, ids=IDS)
     def test_of_httpx(
