@@ -273,7 +273,8 @@ def _send_guarded(
     try:
         response = pass_on(outgoing, **options)
     except RequestException as error:
-        _guard_replaced(error.request, outgoing, guarded)
+        # A subclass may have an __init__() of its own.
+        _guard_replaced(getattr(error, "request", None), outgoing, guarded)
         raise
     finally:
         if passage is not None:

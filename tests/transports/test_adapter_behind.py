@@ -152,6 +152,20 @@ class TestGatewayAdapter:
             http.send(prepared)
         assert b"body" in server.arrived[0].body
 
+    def test_an_error_of_its_own_reaches_the_caller(self, http):
+        class CircuitIsOpen(requests.ConnectionError):
+            def __init__(self, host: str) -> None:  # and so it has no attribute "request"
+                self.host = host
+
+        class Breaking(HTTPAdapter):
+            def send(self, request, **options):
+                raise CircuitIsOpen("gateway.example")
+
+        gateway = Gateway("http://gateway.example", forward=FORWARD)
+        http.mount("http://", GatewayAdapter(gateway, adapter=Breaking()))
+        with session_scope("s1"), pytest.raises(CircuitIsOpen):
+            http.get(gateway.url)
+
     def test_a_body_that_it_has_replaced_is_not_the_callers(self, http, server: Server):
         """The adapter compresses each hop: twice would be once too often."""
 

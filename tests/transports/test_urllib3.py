@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import unittest.mock
 from collections.abc import Iterator
 from typing import Any
 
@@ -573,3 +574,11 @@ def test_values_in_bytes(server: Server, kind):
         http.request("GET", server.origin, headers=kind({"X-Key": b"v"}))
     (arrived,) = server.arrived
     assert (arrived.get("X-Key"), arrived.session_id) == ("v", "s1")
+
+
+def test_a_mock_in_place_of_the_response(monkeypatch: pytest.MonkeyPatch):
+    answer = unittest.mock.Mock(status=200)
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "urlopen", lambda *args, **options: answer)
+    gateway = Gateway("http://gateway.example", forward=FORWARD)
+    with GatewayPoolManager(gateway) as http, session_scope("s1"):
+        assert http.request("GET", gateway.url, redirect=False) is answer
