@@ -305,6 +305,7 @@ def _keep_body(request: PreparedRequest, outgoing: PreparedRequest) -> None:
     The next hop is sent with it, or the next attempt.
     """
     request.body = outgoing.body
+    request._body_position = None  # there is nothing to rewind
     for name in _OF_THE_BODY:
         request.headers.pop(name, None)
         if name in outgoing.headers:
