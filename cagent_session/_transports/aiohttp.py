@@ -201,18 +201,18 @@ class Hops:
 
         :param has_stamp: whether another middleware of ours has stamped the request.
         """
-        away: set[tuple[str, str]] = set()
-        here: set[tuple[str, str]] = set()
-        is_away = False
-        for home, identifiers in self._homes.items():
-            # Comparing the URLs first saves parsing them for a request that is sent again.
-            if home == url or may_get_identifiers(home, url):
-                here |= identifiers
-            else:
-                away |= identifiers
-                is_away = True
-        if not is_away:
+        # Comparing the URLs first saves parsing them for a request that is sent again.
+        elsewhere = {
+            home: identifiers
+            for home, identifiers in self._homes.items()
+            if home != url and not may_get_identifiers(home, url)
+        }
+        if not elsewhere:
             return headers
+        away = frozenset[tuple[str, str]]().union(*elsewhere.values())
+        here = frozenset[tuple[str, str]]().union(
+            *(self._homes[home] for home in self._homes.keys() - elsewhere)
+        )
         # A middleware above may have marked the request anew, for a gateway of another origin. That
         # is no part of a stamp.
         forward = headers.get(FORWARD)

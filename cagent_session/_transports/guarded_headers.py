@@ -49,7 +49,7 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     passage: Passage | None
     route: Route = BARE  #: to the gateway whose headers these are
     router: Router = Router()  #: that found it
-    is_nested = False
+    is_nested = False  #: see ``passage`` above
     left: tuple[Item, ...] | None = None
     request: weakref.ref[PreparedRequest] | None = None  #: weak, as the request holds the headers
     by_instrument = False  #: whether that was not an adapter of ours, but the patch of requests
@@ -87,11 +87,10 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         kept: list[Item] = []
         left: list[Item] = []
         for item in self.items():
-            key = lower(item[0])
             if _is_gateway_header(item):
                 left.append(item)
                 kept += replaced_by(item)
-            elif is_identifier(key, self.session_keys):
+            elif is_identifier(lower(item[0]), self.session_keys):
                 left.append(item)
             else:
                 kept.append(item)
@@ -146,9 +145,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
     def without_forward(self) -> Any:
         """Return a copy in the plain base class for a request without ``X-Cagent-Forward``.
 
-        The gate sends no ``X-Cagent-*`` without ``X-Cagent-Forward``,
-        so stamped session headers of such names come off, too. Those of other names stay, as this
-        is still their origin.
+        The gate sends no ``X-Cagent-*`` without ``X-Cagent-Forward``, so stamped session headers of
+        such names come off, too. Those of other names stay, as this is still their origin.
         """
         return _class_of_copies(type(self))(
             item
@@ -182,9 +180,9 @@ def _is_gateway_header(item: Item) -> bool:
     """Return whether a header is a gateway header: the gate set it, and not from a session."""
     if not is_stamped(*item):
         return False
-    key, passage = lower(item[0]), item[1].passage  # type: ignore[union-attr]
+    value: Any = item[1]
     # The same name may be a session header of one gateway and a fixed one of another.
-    return passage is None or key not in passage.route.session_keys
+    return value.passage is None or value.key not in value.passage.route.session_keys
 
 
 def _may_return(item: Item) -> bool:

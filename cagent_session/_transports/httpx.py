@@ -272,7 +272,6 @@ class Httpx:
 
         :param session_keys: the names of the session headers, if this hop was gateway-bound.
         """
-        earlier: frozenset[str] | None = None
         earlier, _, _ = request.extensions.get(_IDENTIFIERS, _NO_HOP)
         if earlier is None and session_keys is None:
             return
@@ -295,7 +294,7 @@ class Httpx:
         names, home, left = request.extensions.get(_IDENTIFIERS, _NO_HOP)
         if home is None:
             return
-        # Nothing is left, because a gate further down gets the stamped request.
+        # Once for each hop: a gate further down gets the stamped request, and is to leave it so.
         request.extensions = {**request.extensions, _IDENTIFIERS: (names, None, ())}
         if not may_get_identifiers(home, str(request.url)):
             gone = {(key, id(value)) for _, key, value in left}
@@ -306,7 +305,7 @@ class Httpx:
     def _keep_body(self, request: Any, outgoing: Any) -> None:
         """Let ``request`` have the body that a transport has read into memory.
 
-        The client may send it again, and nobody can read a generator a second time.
+        The client may send the request again, and a generator can be read only once.
         """
         if hasattr(outgoing, "_content") and not hasattr(request, "_content"):
             request._content = outgoing._content
