@@ -13,7 +13,7 @@ import types
 import unittest.mock
 
 import pytest
-from support.lifetime import Item, Watch
+from support.lifetime import Item, Watch, noting_its_end
 
 from cagent_session import (
     current_session_id,
@@ -24,11 +24,15 @@ from cagent_session import (
 other = contextvars.ContextVar("other", default="unset")
 
 
-def noting_its_end(seen):
-    try:
-        yield
-    finally:
-        seen.append(current_session_id())
+@types.coroutine
+def pause():
+    yield
+
+
+async def reading(seen):
+    inner = noting_its_end(seen)
+    next(inner)
+    await asyncio.sleep(10)
 
 
 @pytest.fixture(autouse=True)
@@ -98,15 +102,10 @@ class TestCoroutines:
         """The task holds what cancelled the body, and with it what its traceback leads to."""
         seen = []
 
-        async def read():
-            inner = noting_its_end(seen)
-            next(inner)
-            await asyncio.sleep(10)
-
         @session_scope("body")
         async def body():
             with contextlib.suppress(asyncio.CancelledError):
-                await read()
+                await reading(seen)
             if does_go_on:
                 await asyncio.sleep(0)
 
@@ -149,10 +148,6 @@ class TestCoroutines:
     def test_a_body_that_does_not_end_when_it_is_dropped_stays_in_session(self, monkeypatch):
         monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # pytest's keeps the generator
         seen = []
-
-        @types.coroutine
-        def pause():
-            yield
 
         @session_scope("body")
         async def body():
@@ -324,15 +319,10 @@ class TestAsyncGenerators:
     def test_finally_of_what_is_cancelled_runs_in_session(self):
         seen = []
 
-        async def read():
-            inner = noting_its_end(seen)
-            next(inner)
-            await asyncio.sleep(10)
-
         @session_scope("body")
         async def body():
             with contextlib.suppress(asyncio.CancelledError):
-                await read()
+                await reading(seen)
             yield
 
         async def main():
@@ -347,10 +337,6 @@ class TestAsyncGenerators:
 
     def test_closing_that_is_given_up_while_the_body_waits_frees_the_body(self):
         seen = []
-
-        @types.coroutine
-        def pause():
-            yield
 
         @session_scope("body")
         async def body():
@@ -432,10 +418,6 @@ print("done")
         """Without an event loop, nobody drives it. Python may close it while it waits."""
         monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # pytest's keeps the generator
         seen = []
-
-        @types.coroutine
-        def pause():
-            yield
 
         @session_scope("body")
         async def body():

@@ -16,7 +16,7 @@ import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from support.lifetime import Item, Watch
+from support.lifetime import Item, Watch, noting_its_end
 
 from cagent_session import (
     current_session_id,
@@ -37,12 +37,7 @@ def _no_cycle_collector():
     gc.enable()
 
 
-@session_scope("body")
-def noting_its_end(seen):
-    try:
-        yield
-    finally:
-        seen.append(current_session_id())
+noting_its_end_in_body = session_scope("body")(noting_its_end)
 
 
 class TestGenerators:
@@ -88,7 +83,7 @@ class TestGenerators:
     def test_finally_of_a_generator_runs_in_session(self, end):
         seen = []
         with session_scope("caller"):
-            steps = noting_its_end(seen)
+            steps = noting_its_end_in_body(seen)
             next(steps)
             if end == "close":
                 steps.close()
@@ -105,19 +100,13 @@ class TestGenerators:
     def test_finally_of_what_the_body_has_in_a_variable_runs_in_session(self, kind, end):
         seen = []
 
-        def stream():
-            try:
-                yield
-            finally:
-                seen.append(current_session_id())
-
         @types.coroutine
         def pause():
             yield
 
         @session_scope("body")
         def generator():
-            inner = stream()
+            inner = noting_its_end(seen)
             yield next(inner)
 
         @session_scope("body")
@@ -125,19 +114,19 @@ class TestGenerators:
             try:
                 raise KeyError
             except KeyError:
-                inner = stream()
+                inner = noting_its_end(seen)
                 yield next(inner)
 
         @session_scope("body")
         async def async_generator():
-            inner = stream()
+            inner = noting_its_end(seen)
             next(inner)
             await pause()
             yield
 
         @session_scope("body")
         async def coroutine():
-            inner = stream()
+            inner = noting_its_end(seen)
             next(inner)
             await pause()
 
@@ -159,15 +148,9 @@ class TestGenerators:
     def test_finally_of_what_a_closed_body_has_in_a_variable_runs_in_session(self, answer):
         seen = []
 
-        def stream():
-            try:
-                yield
-            finally:
-                seen.append(current_session_id())
-
         @session_scope("body")
         def body():
-            inner = stream()
+            inner = noting_its_end(seen)
             next(inner)
             try:
                 yield
@@ -203,7 +186,7 @@ class TestGenerators:
     def test_finally_runs_in_session_in_a_cycle_that_is_older_than_the_body(self):
         """The collector takes young objects first, and a body is made at the first step."""
         seen = []
-        cycle = [noting_its_end(seen)]
+        cycle = [noting_its_end_in_body(seen)]
         cycle.append(cycle)
         gc.collect(0)
         next(cycle[0])

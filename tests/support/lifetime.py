@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+
+from cagent_session import current_session_id
 
 
 class Item:
@@ -18,3 +21,11 @@ class Watch:
     @property
     def is_gone(self) -> bool:
         return self._ref() is None
+
+
+def noting_its_end(seen: list[str | None]) -> Iterator[None]:
+    """A generator that adds the session in which its ``finally`` runs to ``seen``."""
+    try:
+        yield
+    finally:
+        seen.append(current_session_id())
