@@ -98,9 +98,6 @@ class Hops:
     """The gate for one call of a client, which may be redirected: a client middleware."""
 
     _session_keys: frozenset[str] = frozenset()
-    #: redirects of this call that the client still keeps; GatewayMiddleware counts them
-    responses = 0
-
     _library = _AIOHTTP
 
     def __init__(self, router: Router) -> None:
@@ -256,17 +253,6 @@ class Hops:
         if location:
             in_session = any(sent.get(name) for name in route.choosing_keys)
             note_redirect(self._router, route, url, location, in_session)
-
-
-class Sending:
-    """What is the same for a request and its copies."""
-
-
-def sending_of(request: ClientRequest) -> Sending:
-    """Return what tells ``request`` and all its copies, whoever made them, from other requests."""
-    # Copies share what is in an attribute.
-    found: Sending = vars(request).setdefault("_cagent_session", Sending())
-    return found
 
 
 def _names_of(headers: CIMultiDict[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ try:
     # First, and not by the next line: if instrument() waits for aiohttp, it needs that module then.
     import aiohttp  # noqa: F401
 
-    from .._transports.aiohttp import HAS_MIDDLEWARES, Hops, Sending, sending_of
+    from .._transports.aiohttp import HAS_MIDDLEWARES, Hops
 except ImportError as _error:
     raise ImportError(missing("aiohttp", "aiohttp")) from _error
 
@@ -41,31 +41,47 @@ class GatewayMiddleware:
     def __init__(self, gateway: Gateway | None = None) -> None:
         self.gateway = gateway
         self._router = Router(gateway)
-        # The calls that are being redirected, by the id() of the timer that all hops of a call
-        # share. A middleware gets each hop as a request, and nothing else that tells the call.
-        self._redirected: dict[int, Hops] = {}
-        # A middleware above may send a request several times, also at once, and to several hosts.
-        self._sent: weakref.WeakKeyDictionary[Sending, Hops] = weakref.WeakKeyDictionary()
+        # A middleware gets each hop as a request, and nothing else that tells the call. So these
+        # are the calls that are under way, by the id() of what only their requests share.
+        self._calls: weakref.WeakValueDictionary[int, _Call] = weakref.WeakValueDictionary()
 
     async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         """Send ``request``, stamped if it is gateway-bound."""
-        timer, sending = getattr(request, "_timer", None), sending_of(request)
-        hops = self._redirected.get(id(timer)) or self._sent.get(sending) or Hops(self._router)
-        self._sent[sending] = hops
-        response = await hops(request, handler)
-        if hops.is_watched and response.status // 100 == 3 and timer is not None:
-            # The client keeps this response, and with it the timer, until the call is over. Until
-            # then no other timer can have this id().
-            self._redirected[id(timer)] = hops
-            hops.responses += 1
-            weakref.finalize(response, self._forget, id(timer), hops).atexit = False
+        # All hops of a call share the timer. A copy that another middleware makes of a hop shares
+        # the headers, too. Who keeps an entry keeps that object, so no other can have its id().
+        timer, headers = getattr(request, "_timer", request), request.headers
+        earlier = self._calls.get(id(timer)) or self._calls.get(id(headers))
+        hops = earlier.hops if earlier else Hops(self._router)
+        by_timer = self._calls.setdefault(id(timer), _Call(hops))
+        by_headers = self._calls.setdefault(id(headers), _Call(hops))
+        try:
+            response = await hops(request, handler)
+        finally:
+            if hops.is_watched:
+                _keep(by_timer, request)
+                _keep(by_headers, headers)
+        if hops.is_watched:
+            # The client keeps a response while it follows redirects. It has the timer, unless
+            # another middleware has made it.
+            has_timer = getattr(response, "_timer", None) is timer
+            _keep(by_timer, response, None if has_timer else timer)
         return response
-
-    def _forget(self, timer: int, hops: Hops) -> None:
-        # A middleware above may have sent a hop several times.
-        hops.responses -= 1
-        if hops.responses == 0 and self._redirected.get(timer) is hops:
-            del self._redirected[timer]
 
     def __reduce__(self) -> Any:
         return type(self), (self.gateway,)
+
+
+class _Call:
+    """An entry of GatewayMiddleware, which it has for as long as somebody keeps this."""
+
+    def __init__(self, hops: Hops) -> None:
+        self.hops = hops
+
+
+def _keep(call: _Call, owner: object, timer: object = None) -> None:
+    """Keep ``call`` and ``timer`` for as long as ``owner`` exists."""
+    weakref.finalize(owner, _nothing, call, timer).atexit = False
+
+
+def _nothing(*kept: object) -> None:
+    """Do nothing: a finalizer has what it is called with until then."""

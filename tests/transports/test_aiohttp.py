@@ -363,6 +363,46 @@ class TestMiddlewares:
         asyncio.run(main())
         assert [request.session_id for request in server.arrived] == ["s1", "s2"]
 
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_above_may_send_copies_to_several_hosts(self, server: Server, middlewares, fails: bool):
+        """The request itself never comes to GatewayMiddleware."""
+
+        async def failover(request, handler):
+            for host in (server.origin, stranger.at("localhost")):
+                attempt = copy.copy(request)
+                attempt.url = URL(f"{host}/p/x")
+                try:
+                    answer = await handler(attempt)
+                except aiohttp.ServerDisconnectedError:
+                    continue
+                if answer.status == 200:
+                    break
+            return answer
+
+        with Server() as stranger:
+            server.respond = lambda request: None if fails else response(503)
+            get(f"{server.origin}/p/x", failover, *middlewares, headers=CALLERS)
+        assert {request.session_id for request in server.arrived} == {"mine"}
+        assert [request.identifiers for request in stranger.arrived] == [{}]
+
+    @pytest.mark.parametrize("index", [0, 1])
+    def test_above_may_go_on_with_either_answer_to_copies(self, server, middlewares, index: int):
+        async def hedge(request, handler):
+            if request.url.path != "/p/x":
+                return await handler(request)
+            attempts = [handler(copy.copy(request)), handler(copy.copy(request))]
+            answers = list(await asyncio.gather(*attempts))
+            chosen = answers.pop(index)
+            await answers.pop().read()
+            for _ in range(10):
+                await asyncio.sleep(0)  # until then, asyncio holds the other one
+            return chosen
+
+        with Server() as stranger:
+            server.respond = lambda request: redirect(307, stranger.at("localhost"))
+            get(f"{server.origin}/p/x", hedge, *middlewares, headers=CALLERS)
+        assert [request.identifiers for request in stranger.arrived] == [{}]
+
     @pytest.mark.parametrize("index", [0, 1])
     def test_above_may_go_on_with_either_of_two_answers(self, server, middlewares, index: int):
         """The client follows the redirect of the one, while the other is let go."""
@@ -539,7 +579,29 @@ class TestRedirects:
         at_localhost = [request for request in server.arrived if request.path == "/x"]
         assert [request.session_id for request in at_localhost] == ["mine"] * 20
         gc.collect()
-        assert ours._redirected == {}
+        assert not ours._calls
+
+    def test_a_call_is_its_own_whoever_keeps_an_answer_to_another(self, server: Server, gateway):
+        """An answer that a middleware below makes does not keep the timer of the call."""
+        answers: list[Any] = []
+
+        async def cache(request, handler):
+            if not answers:
+                answers.append(await handler(request))
+                answers[0]._timer = None
+            return answers[0] if request.url.path == "/p/x" else await handler(request)
+
+        async def main() -> None:
+            ours = [GatewayMiddleware(gateway), cache]
+            async with aiohttp.ClientSession(middlewares=ours) as http:
+                for _ in range(20):
+                    await http.get(f"{server.origin}/p/x", headers=CALLERS)
+                    gc.collect()
+                    (await http.get(f"{server.at('localhost')}/y", headers=CALLERS)).close()
+
+        asyncio.run(main())
+        at_localhost = [request for request in server.arrived if request.path == "/y"]
+        assert [request.session_id for request in at_localhost] == ["mine"] * 20
 
 
 def test_websockets_carry_the_session(middlewares):
