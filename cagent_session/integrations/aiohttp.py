@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .._gate.gateway import Gateway
@@ -42,46 +42,48 @@ class GatewayMiddleware:
         self.gateway = gateway
         self._router = Router(gateway)
         # A middleware gets each hop as a request, and nothing else that tells the call. So these
-        # are the calls that are under way, by the id() of what only their requests share.
-        self._calls: weakref.WeakValueDictionary[int, _Call] = weakref.WeakValueDictionary()
+        # are the calls, by the id() of the timer that all requests of a call share: hops, the
+        # client's second attempts, and copies that another middleware makes.
+        self._calls: dict[int, _Call] = {}
+        self._under_way = 1  # how many of them were, when last counted
 
     async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         """Send ``request``, stamped if it is gateway-bound."""
-        # All hops of a call share the timer. A copy that another middleware makes of a hop shares
-        # the headers, too. Who keeps an entry keeps that object, so no other can have its id().
-        timer, headers = getattr(request, "_timer", request), request.headers
-        earlier = self._calls.get(id(timer)) or self._calls.get(id(headers))
-        hops = earlier.hops if earlier else Hops(self._router)
-        by_timer = self._calls.setdefault(id(timer), _Call(hops))
-        by_headers = self._calls.setdefault(id(headers), _Call(hops))
-        try:
-            response = await hops(request, handler)
-        finally:
-            if hops.is_watched:
-                _keep(by_timer, request)
-                _keep(by_headers, headers)
-        if hops.is_watched:
-            # The client keeps a response while it follows redirects. It has the timer, unless
-            # another middleware has made it.
-            has_timer = getattr(response, "_timer", None) is timer
-            _keep(by_timer, response, None if has_timer else timer)
-        return response
+        timer = getattr(request, "_timer", request)
+        call = self._calls.get(id(timer))
+        if call is None:
+            self._forget_calls_that_are_over()
+            call = self._calls[id(timer)] = _Call(timer, Hops(self._router))
+        return await call.hops(request, handler)
+
+    def _forget_calls_that_are_over(self) -> None:
+        # Not at each call, so that many at once do not cost the square of their number.
+        if len(self._calls) < 2 * self._under_way:
+            return
+        for key, call in list(self._calls.items()):
+            if _references(call) <= _ALONE:
+                self._calls.pop(key, None)
+        self._under_way = max(1, len(self._calls))
 
     def __reduce__(self) -> Any:
         return type(self), (self.gateway,)
 
 
 class _Call:
-    """An entry of GatewayMiddleware, which it has for as long as somebody keeps this."""
+    """A call of a client. As this keeps its timer, no other can have the id() of that."""
 
-    def __init__(self, hops: Hops) -> None:
+    def __init__(self, timer: object, hops: Hops) -> None:
+        self.timer = timer
         self.hops = hops
 
 
-def _keep(call: _Call, owner: object, timer: object = None) -> None:
-    """Keep ``call`` and ``timer`` for as long as ``owner`` exists."""
-    weakref.finalize(owner, _nothing, call, timer).atexit = False
+def _references(call: _Call) -> int:
+    """Count the references to the timer of ``call``.
+
+    The client has one until the call is over, and an idle connection has one to the timer of its
+    last call. The plain code would be a weak reference, but timers allow none.
+    """
+    return sys.getrefcount(call.timer)
 
 
-def _nothing(*kept: object) -> None:
-    """Do nothing: a finalizer has what it is called with until then."""
+_ALONE = _references(_Call(object(), Hops(Router(None))))

@@ -365,11 +365,12 @@ class TestMiddlewares:
 
     @pytest.mark.parametrize("fails", [False, True])
     def test_above_may_send_copies_to_several_hosts(self, server: Server, middlewares, fails: bool):
-        """The request itself never comes to GatewayMiddleware."""
+        """The request itself never comes to GatewayMiddleware, and nobody keeps a copy."""
 
         async def failover(request, handler):
             for host in (server.origin, stranger.at("localhost")):
                 attempt = copy.copy(request)
+                attempt.headers = request.headers.copy()
                 attempt.url = URL(f"{host}/p/x")
                 try:
                     answer = await handler(attempt)
@@ -384,6 +385,23 @@ class TestMiddlewares:
             get(f"{server.origin}/p/x", failover, *middlewares, headers=CALLERS)
         assert {request.session_id for request in server.arrived} == {"mine"}
         assert [request.identifiers for request in stranger.arrived] == [{}]
+
+    def test_above_may_send_the_clients_second_attempt_to_another_host(self, server, middlewares):
+        async def failover(request, handler):
+            if len(server.arrived) > 1:
+                request.url = URL(stranger.at("localhost"))
+                request.update_host(request.url)
+            return await handler(request)
+
+        async def main() -> None:
+            async with aiohttp.ClientSession(middlewares=[failover, *middlewares]) as http:
+                for _ in range(2):
+                    (await http.get(f"{server.origin}/p/x", headers=CALLERS)).close()
+
+        with Server() as stranger:
+            server.respond = lambda request: response() if len(server.arrived) < 2 else None
+            asyncio.run(main())
+            assert [request.identifiers for request in stranger.arrived] == [{}]
 
     @pytest.mark.parametrize("index", [0, 1])
     def test_above_may_go_on_with_either_answer_to_copies(self, server, middlewares, index: int):
@@ -561,14 +579,17 @@ class TestRedirects:
             assert [request.get("X-First") for request in other.arrived] == [None, None]
             assert other.arrived[0].get("X-Second") == "s1"
 
-    def test_a_call_after_a_redirected_one_is_a_call_of_its_own(self, server: Server, gateway):
+    @pytest.mark.parametrize("seconds", [300, None])  # each has a timer of another kind
+    def test_a_call_after_a_redirected_one_is_a_call_of_its_own(
+        self, server: Server, middlewares, seconds: float | None
+    ):
         """Also if the timer of the first call has been collected, and its address is used again."""
-        ours = GatewayMiddleware(gateway)
 
         async def main() -> None:
-            async with aiohttp.ClientSession(middlewares=[ours]) as http:
+            timeout = aiohttp.ClientTimeout(seconds)
+            async with aiohttp.ClientSession(middlewares=middlewares, timeout=timeout) as http:
                 for number in range(20):
-                    (await http.get(f"{server.origin}/p/{number}")).close()
+                    (await http.get(f"{server.origin}/p/{number}", headers=CALLERS)).close()
                     gc.collect()
                     (await http.get(f"{server.at('localhost')}/x", headers=CALLERS)).close()
 
@@ -578,30 +599,24 @@ class TestRedirects:
         asyncio.run(main())
         at_localhost = [request for request in server.arrived if request.path == "/x"]
         assert [request.session_id for request in at_localhost] == ["mine"] * 20
-        gc.collect()
-        assert not ours._calls
 
-    def test_a_call_is_its_own_whoever_keeps_an_answer_to_another(self, server: Server, gateway):
-        """An answer that a middleware below makes does not keep the timer of the call."""
-        answers: list[Any] = []
-
-        async def cache(request, handler):
-            if not answers:
-                answers.append(await handler(request))
-                answers[0]._timer = None
-            return answers[0] if request.url.path == "/p/x" else await handler(request)
+    @pytest.mark.parametrize("headers", [{}, CALLERS])
+    def test_calls_that_are_over_are_forgotten(self, server: Server, gateway, headers):
+        async def get() -> None:
+            (await http.get(f"{server.origin}/p/x", headers=headers)).close()
 
         async def main() -> None:
-            ours = [GatewayMiddleware(gateway), cache]
-            async with aiohttp.ClientSession(middlewares=ours) as http:
-                for _ in range(20):
-                    await http.get(f"{server.origin}/p/x", headers=CALLERS)
-                    gc.collect()
-                    (await http.get(f"{server.at('localhost')}/y", headers=CALLERS)).close()
+            nonlocal http
+            # A connection in the pool keeps the timer of its last call.
+            connector = aiohttp.TCPConnector(force_close=True)
+            async with aiohttp.ClientSession(middlewares=[ours], connector=connector) as http:
+                await asyncio.gather(*[get() for _ in range(20)])
+                for _ in range(50):
+                    await get()
 
+        ours, http = GatewayMiddleware(gateway), None
         asyncio.run(main())
-        at_localhost = [request for request in server.arrived if request.path == "/y"]
-        assert [request.session_id for request in at_localhost] == ["mine"] * 20
+        assert len(ours._calls) <= 2
 
 
 def test_websockets_carry_the_session(middlewares):
