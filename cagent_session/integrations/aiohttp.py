@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ class GatewayMiddleware:
         call = self._calls.get(id(timer))
         if call is None:
             self._forget_calls_that_are_over()
-            call = self._calls[id(timer)] = _Call(timer, Hops(self._router))
+            call = _Call(timer, asyncio.get_running_loop(), Hops(self._router))
+            self._calls[id(timer)] = call
         return await call.hops(request, handler)
 
     def _forget_calls_that_are_over(self) -> None:
@@ -61,19 +63,21 @@ class GatewayMiddleware:
         if len(self._calls) < 2 * self._under_way:
             return
         for key, call in list(self._calls.items()):
-            if _references(call) <= _ALONE:
+            # A timer has its tasks. So a call that is pending as its loop is closed is over, too.
+            if _references(call) <= _ALONE or call.loop.is_closed():
                 self._calls.pop(key, None)
         self._under_way = max(1, len(self._calls))
 
-    def __reduce__(self) -> Any:
-        return type(self), (self.gateway,)
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_calls": {}}
 
 
 class _Call:
     """A call of a client. As this keeps its timer, no other can have the id() of that."""
 
-    def __init__(self, timer: object, hops: Hops) -> None:
+    def __init__(self, timer: object, loop: Any, hops: Hops) -> None:
         self.timer = timer
+        self.loop = loop
         self.hops = hops
 
 
@@ -86,4 +90,4 @@ def _references(call: _Call) -> int:
     return sys.getrefcount(call.timer)
 
 
-_ALONE = _references(_Call(object(), Hops(Router(None))))
+_ALONE = _references(_Call(object(), None, Hops(Router(None))))

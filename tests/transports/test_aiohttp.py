@@ -45,6 +45,12 @@ MODEL = {"X-Cagent-Model": "m"}
 CALLERS = gateway_headers(FORWARD) | {"X-Cagent-Session-Id": "mine"}
 
 
+class NamedMiddleware(GatewayMiddleware):
+    def __init__(self, name: str, gateway: Gateway) -> None:
+        super().__init__(gateway)
+        self.name = name
+
+
 @pytest.fixture(autouse=True)
 def _switched_off() -> Iterator[None]:
     yield
@@ -518,11 +524,14 @@ class TestMiddlewares:
         assert (arrived.forward, arrived.session_id) == (FORWARD, "s1")
         assert "x-cagent-provider" not in arrived.identifiers
 
-    def test_survives_pickling(self, server: Server, gateway: Gateway):
-        twin = pickle.loads(pickle.dumps(GatewayMiddleware(gateway)))
+    @pytest.mark.parametrize("how", [lambda each: pickle.loads(pickle.dumps(each)), copy.copy])
+    def test_survives_pickling_and_copying(self, server: Server, gateway: Gateway, how):
+        ours = NamedMiddleware("ours", gateway)
         with session_scope("s1"):
-            get(f"{server.origin}/p/x", twin)
-        assert server.arrived[0].session_id == "s1"
+            for each in (ours, how(ours)):
+                get(f"{server.origin}/p/x", each)
+                assert each.name == "ours"
+        assert [request.session_id for request in server.arrived] == ["s1", "s1"]
 
     def test_only_takes_a_gateway(self):
         with pytest.raises(TypeError, match=r"write Gateway\(url, forward=...\)"):
