@@ -10,6 +10,7 @@ import pickle
 import socket
 import ssl
 import sys
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -626,6 +627,53 @@ class TestRedirects:
         ours, http = GatewayMiddleware(gateway), None
         asyncio.run(main())
         assert len(ours._calls) <= 2
+
+    def test_a_call_that_is_pending_as_its_loop_is_closed_is_forgotten(self):
+        async def never(request, handler):
+            await asyncio.get_running_loop().create_future()
+
+        async def main() -> weakref.ref[Any]:
+            http = aiohttp.ClientSession(middlewares=[ours, never])
+            task = asyncio.ensure_future(http.get("http://localhost/x", headers=CALLERS))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            http.detach()
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            return weakref.ref(task)
+
+        def let_go() -> weakref.ref[Any]:
+            loop = asyncio.new_event_loop()
+            try:
+                return loop.run_until_complete(main())
+            finally:
+                loop.close()
+
+        ours = GatewayMiddleware()
+        tasks = [let_go() for _ in range(4)]
+        gc.collect()
+        assert [task() for task in tasks[:2]] == [None, None]
+
+    def test_a_call_is_its_own_whoever_keeps_an_answer_to_another(self, server: Server, gateway):
+        """An answer that a middleware below makes does not keep the timer of the call."""
+        answers: list[Any] = []
+
+        async def cache(request, handler):
+            if not answers:
+                answers.append(await handler(request))
+                answers[0]._timer = None
+            return answers[0] if request.url.path == "/p/x" else await handler(request)
+
+        async def main() -> None:
+            ours = [GatewayMiddleware(gateway), cache]
+            async with aiohttp.ClientSession(middlewares=ours) as http:
+                for _ in range(20):
+                    await http.get(f"{server.origin}/p/x", headers=CALLERS)
+                    gc.collect()
+                    (await http.get(f"{server.at('localhost')}/y", headers=CALLERS)).close()
+
+        asyncio.run(main())
+        at_localhost = [request for request in server.arrived if request.path == "/y"]
+        assert [request.session_id for request in at_localhost] == ["mine"] * 20
 
 
 def test_websockets_carry_the_session(middlewares):
