@@ -17,6 +17,7 @@ from aiohttp.http import SERVER_SOFTWARE
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 from yarl import URL
 
+from .._gate import urls
 from .._gate.gate import Stamp, gate, has_passed, keys_to_keep, note_redirect, note_unbound
 from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, is_stamped, passage_of
 from .._gate.protocol import RUNTIME
@@ -102,8 +103,8 @@ class Hops:
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        # the identifiers that the caller had set, by the URLs of the gateway-bound hops with some
-        self._homes: dict[str, frozenset[tuple[str, str]]] = {}
+        # identifiers that the caller had set, by the origins of the gateway-bound hops with some
+        self._homes: dict[urls.Origin | str, frozenset[tuple[str, str]]] = {}
 
     def use_defaults_of(self, httpx: Httpx) -> None:
         """Count the defaults of httpx, which makes this call over aiohttp, as defaults."""
@@ -135,7 +136,8 @@ class Hops:
         for_proxy = tuple(request.proxy_headers or ())
         if plan.callers_identifiers or identifiers_among(for_proxy, route.session_keys):
             set_here = _identifiers(headers, route.session_keys)
-            self._homes[url] = self._homes.get(url, frozenset()) | set_here
+            home = _origin_of(url)
+            self._homes[home] = self._homes.get(home, frozenset()) | set_here
         self._session_keys |= route.session_keys
         sent = _stamped(headers, plan, stamp, passage, self._session_keys)
         outgoing = self._with_headers(request, sent)
@@ -198,18 +200,14 @@ class Hops:
 
         :param has_stamp: whether another middleware of ours has stamped the request.
         """
-        # Comparing the URLs first saves parsing them for a request that is sent again.
-        elsewhere = {
-            home: identifiers
-            for home, identifiers in self._homes.items()
-            if home != url and not may_get_identifiers(home, url)
-        }
+        if not self._homes:
+            return headers
+        origin = _origin_of(url)
+        elsewhere = [self._homes[home] for home in self._homes if home != origin]
         if not elsewhere:
             return headers
-        away = frozenset[tuple[str, str]]().union(*elsewhere.values())
-        here = frozenset[tuple[str, str]]().union(
-            *(self._homes[home] for home in self._homes.keys() - elsewhere)
-        )
+        away = frozenset[tuple[str, str]]().union(*elsewhere)
+        here = self._homes.get(origin, frozenset())
         # A middleware above may have marked the request anew, for a gateway of another origin. That
         # is no part of a stamp.
         forward = headers.get(FORWARD)
@@ -253,6 +251,11 @@ class Hops:
         if location:
             in_session = any(sent.get(name) for name in route.choosing_keys)
             note_redirect(self._router, route, url, location, in_session)
+
+
+def _origin_of(url: str) -> urls.Origin | str:
+    """Return the origin of ``url``, or ``url`` if that is doubtful."""
+    return urls.origin_of(url) or url
 
 
 def _names_of(headers: CIMultiDict[str]) -> tuple[str, ...]:

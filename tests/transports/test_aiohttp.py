@@ -37,6 +37,7 @@ from cagent_session import (
     session_scope,
     uninstrument,
 )
+from cagent_session._gate import urls
 from cagent_session._transports import aiohttp as for_aiohttp
 from cagent_session.integrations.aiohttp import GatewayMiddleware
 from cagent_session.integrations.httpx import GatewayTransport
@@ -609,6 +610,28 @@ class TestRedirects:
         asyncio.run(main())
         at_localhost = [request for request in server.arrived if request.path == "/x"]
         assert [request.session_id for request in at_localhost] == ["mine"] * 20
+
+    def test_a_hop_costs_the_same_however_many_were_before(self, server, middlewares, monkeypatch):
+        parsed: list[str] = []
+        split = urls.split
+        monkeypatch.setattr(urls, "split", lambda url: (parsed.append(url), split(url))[1])
+
+        def count(hops: int) -> int:
+            parsed.clear()
+            get(f"{server.origin}/p/{hops}", *middlewares, headers=CALLERS, max_redirects=100)
+            return len(parsed)
+
+        with Server() as stranger:
+            server.respond = lambda request: redirect(
+                307, stranger.at("localhost") + request.path.removeprefix("/p")
+            )
+            stranger.respond = lambda request: (
+                response()
+                if request.path == "/0"
+                else redirect(307, f"{server.origin}/p/{int(request.path[1:]) - 1}")
+            )
+            assert count(32) < 3 * count(16)
+            assert len(server.arrived) == 33 + 17
 
     @pytest.mark.parametrize("headers", [{}, CALLERS])
     def test_calls_that_are_over_are_forgotten(self, server: Server, gateway, headers):
