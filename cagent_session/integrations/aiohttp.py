@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +53,7 @@ class GatewayMiddleware:
         call = self._calls.get(id(timer))
         if call is None:
             self._forget_calls_that_are_over()
-            call = _Call(timer, asyncio.get_running_loop(), Hops(self._router))
+            call = _Call(timer, request.loop, Hops(self._router))
             self._calls[id(timer)] = call
         return await call.hops(request, handler)
 
