@@ -48,8 +48,10 @@ def wrap_body(fn: Function, scopes_for: ScopesFor) -> Function:
     # The __dict__ of a class is left out: it has much that is no attribute of the wrapper.
     updated = () if isinstance(fn, type) else ("__dict__",)
     # A remote proxy, such as a method of xmlrpc.client, answers to every name with another proxy,
-    # and a function takes only a str as its name. Every class has a __module__ and a __doc__.
-    has_name = isinstance(getattr(fn, "__name__", ""), str)
+    # as some mocks do, and a function takes only a str as its name. Every class has a __module__
+    # and a __doc__.
+    names = (getattr(fn, "__name__", ""), getattr(fn, "__qualname__", ""))
+    has_name = all(isinstance(name, str) for name in names)
     assigned = functools.WRAPPER_ASSIGNMENTS if has_name else ("__module__", "__doc__")
     return functools.update_wrapper(wrapped, fn, assigned, updated)
 
@@ -60,9 +62,10 @@ def wrap_call(fn: Function, scopes_for: ScopesFor) -> Function:
         raise TypeError(f"{fn!r} is not callable")
     if runs_at_once(fn):
         return _wrap_function(fn, scopes_for)
-    runs = (fn, type(fn).__call__)  # an object is a generator function if its __call__ is
+    runs = _what_runs(fn)
     if any(map(inspect.iscoroutinefunction, runs)):
-        return _wrap_coroutine(fn, scopes_for)
+        is_async_def = any(_flags_of(each) & inspect.CO_COROUTINE for each in runs)
+        return _wrap_coroutine(fn if is_async_def else _call_as_awaited(fn), scopes_for)
     if any(map(inspect.isasyncgenfunction, runs)):
         return _wrap_async_generator(fn, scopes_for)
     if any(map(inspect.isgeneratorfunction, runs)):
@@ -91,12 +94,38 @@ def runs_at_once(fn: Any) -> bool:
     return type(fn) is types.BuiltinFunctionType
 
 
+def _what_runs(fn: Any) -> tuple[Any, ...]:
+    """Return the functions of which one being a generator function, or the like, makes ``fn`` one.
+
+    An object is a generator function if its ``__call__`` is.
+    """
+    inner = _innermost(fn)
+    by_call = type(inner).__call__
+    # A mock of a function says that it is one, but the flags that inspect reads are a mock.
+    is_mock = inspect.isfunction(inner) and not _flags_of(inner)
+    return (by_call,) if is_mock else (fn, by_call)
+
+
+def _innermost(fn: Any) -> Any:
+    """Return what a method or a ``partial`` calls in the end."""
+    while True:
+        if isinstance(fn, functools.partial):
+            fn = fn.func
+        elif isinstance(fn, types.MethodType):
+            fn = fn.__func__
+        else:
+            return fn
+
+
+def _flags_of(fn: Any) -> int:
+    """Return the flags of the code that ``fn`` runs; 0 if it has none in Python."""
+    flags = getattr(getattr(_innermost(fn), "__code__", None), "co_flags", 0)
+    return flags if isinstance(flags, int) else 0
+
+
 def _is_awaitable(fn: Any) -> bool:
     """Return whether ``fn`` is a generator function made awaitable by ``types.coroutine``."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    code = getattr(fn, "__code__", None)  # a method has its function's
-    return code is not None and bool(code.co_flags & inspect.CO_ITERABLE_COROUTINE)
+    return bool(_flags_of(fn) & inspect.CO_ITERABLE_COROUTINE)
 
 
 class WrappedCallable(functools.partial[Any]):
@@ -169,10 +198,7 @@ def _wrap_generator(fn: Function, scopes_for: ScopesFor, *, by_task: bool) -> Fu
 
 
 def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:
-    def begin(*args: Any, **kwargs: Any) -> Any:
-        return _steps_of(fn(*args, **kwargs))
-
-    drive = types.coroutine(_wrap_generator(begin, scopes_for, by_task=True))
+    drive = types.coroutine(_wrap_generator(fn, scopes_for, by_task=True))
 
     # Returning drive itself would do, but inspect takes only an async def for a coroutine function.
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -183,14 +209,18 @@ def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:
     return wrapped
 
 
-def _steps_of(awaitable: Any) -> Any:
-    """Return what ``await`` iterates over, with the methods of a generator."""
-    steps = awaitable.__await__()
-    return steps if hasattr(steps, "send") else _as_generator(steps)
+def _call_as_awaited(fn: Function) -> Function:
+    """Make a coroutine function of an ordinary one that is marked as such.
 
+    What it does before it returns an awaitable belongs to the body, too.
+    """
 
-def _as_generator(steps: Any) -> Any:
-    return (yield from steps)
+    async def called(*args: Any, **kwargs: Any) -> Any:
+        positional, named = [args], [kwargs]
+        del args, kwargs
+        return await fn(*positional.pop(), **named.pop())
+
+    return called
 
 
 class _Steps:

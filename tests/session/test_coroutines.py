@@ -201,6 +201,22 @@ class TestCoroutines:
         assert asyncio.run(session_scope("a")(double)()) == "a"
 
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect has no such mark")
+    def test_marked_coroutine_function_is_covered_before_it_returns(self):
+        seen: list[str | None] = []
+
+        async def rest():
+            seen.append(current_session_id())
+
+        @session_scope("a")
+        @inspect.markcoroutinefunction
+        def body():
+            seen.append(current_session_id())
+            return rest()
+
+        asyncio.run(body())
+        assert seen == ["a", "a"]
+
+    @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect has no such mark")
     @pytest.mark.parametrize("steps", [[], [None, None]])
     def test_awaitable_may_be_any_iterator(self, steps):
         """An iterator that is no generator has no send() and no throw()."""

@@ -8,6 +8,7 @@ import functools
 import inspect
 import sys
 import types
+from unittest import mock
 
 import pytest
 from support.lifetime import Item, Watch
@@ -102,11 +103,46 @@ class TestFunctions:
         assert session_scope("a")(Tool())("!") == "a!"
         assert session_scope("a")(functools.partial(Tool(), "?"))() == "a?"
 
+    @pytest.mark.parametrize(
+        "inside",
+        [
+            lambda tool: tool,
+            functools.partial,
+            lambda tool: types.MethodType(tool, "self"),
+            lambda tool: functools.partial(types.MethodType(tool, "self"), 1),
+            lambda tool: types.MethodType(functools.partial(tool, 1), "self"),
+        ],
+    )
+    def test_callable_objects_that_run_in_steps(self, inside):
         class Streaming:
-            def __call__(self):
+            def __call__(self, *args):
                 yield current_session_id()
 
-        assert list(session_scope("a")(Streaming())()) == ["a"]
+        class Answering:
+            async def __call__(self, *args):
+                return current_session_id()
+
+        class AsyncStreaming:
+            async def __call__(self, *args):
+                yield current_session_id()
+
+        async def items(stream):
+            return [item async for item in stream]
+
+        def covered(tool):
+            return session_scope("a")(inside(tool))()
+
+        assert list(covered(Streaming())) == ["a"]
+        assert asyncio.run(covered(Answering())) == "a"
+        assert asyncio.run(items(covered(AsyncStreaming()))) == ["a"]
+
+    @pytest.mark.parametrize("mock_class", [mock.Mock, mock.MagicMock, mock.AsyncMock])
+    def test_a_mock_of_a_function_is_called(self, mock_class):
+        def body(): ...
+
+        double = mock_class(spec=body, side_effect=lambda: current_session_id())
+        result = session_scope("a")(double)()
+        assert (asyncio.run(result) if mock_class is mock.AsyncMock else result) == "a"
 
     def test_a_callable_object_in_a_class_is_no_method(self):
         class Tool:
