@@ -200,9 +200,11 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
     made = _Mounts()
     made.session = weakref.ref(session)
     for adapter in session.adapters.values():
-        if isinstance(adapter, _MountedAdapter) and adapter._mounts.are_of(session):
-            made.everywhere = adapter._mounts.everywhere
-            break
+        if isinstance(adapter, _MountedAdapter):
+            known = adapter._mounts
+            if known.session is None or known.are_of(session):  # a copy is to know this origin, too
+                made.everywhere = known.everywhere
+                break
     return made
 
 

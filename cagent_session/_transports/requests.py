@@ -120,6 +120,9 @@ class GatewayMixin(_Adapter):
         raise NotImplementedError
 
 
+_SETTINGS = ("max_retries", "poolmanager", "proxy_manager", "config")  # of an HTTPAdapter
+
+
 class GatewayAdapter(GatewayMixin, HTTPAdapter):
     """A transport adapter that puts the session in scope on every gateway-bound request.
 
@@ -194,11 +197,26 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # What users set on a mounted adapter after it was made is set where it is read.
-        is_own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
-        if self._behind is not None and not is_own and hasattr(self._behind, name):
+        if self._is_of_the_other(name):
             setattr(self._behind, name, value)
         else:
             super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        # mock.patch.object() deletes what it has set, and sets what was there before.
+        if self._is_of_the_other(name):
+            delattr(self._behind, name)
+        else:
+            super().__delattr__(name)
+
+    def _is_of_the_other(self, name: str) -> bool:
+        """Return whether an attribute is that of the adapter behind."""
+        is_own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
+        return (
+            self._behind is not None
+            and not is_own
+            and (name in _SETTINGS or hasattr(self._behind, name))
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() if self._behind is None else self.__dict__.copy()

@@ -7,6 +7,7 @@ import gzip
 import io
 import pickle
 from typing import Any
+from unittest import mock
 
 import pytest
 import requests
@@ -189,6 +190,9 @@ class TestGatewayAdapter:
         for name in ("max_retries", "poolmanager", "proxy_manager", "config"):
             assert getattr(adapter, name) is getattr(behind, name)
         adapter.max_retries = Retry(7)
+        assert behind.max_retries.total == 7
+        with mock.patch.object(adapter, "max_retries", Retry(1)):
+            assert behind.max_retries.total == 1
         assert behind.max_retries.total == 7
         tagging = Tagging()
         adapter = GatewayAdapter(adapter=tagging)

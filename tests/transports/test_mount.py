@@ -309,6 +309,20 @@ def test_on_sessions_with_the_adapters_of_a_copy(server: Server, copied):
     assert server.arrived[0].identifiers == {}
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_a_redirect_between_gateways_of_a_copy_is_no_redirect_to_a_stranger(
+    http, server: Server, copied, caplog
+):
+    with Server() as second, session_scope("s1"):
+        server.respond = lambda request: redirect(307, second.origin + "/x")
+        Gateway(server.origin, forward=OPENAI).mount(http)
+        http = copied(http)
+        Gateway(second.origin, forward=ANTHROPIC).mount(http)
+        http.get(server.origin)
+        assert second.arrived[0].forward == ANTHROPIC
+    assert caplog.messages == []
+
+
 def test_on_sessions_with_the_adapters_of_one_that_is_gone(server: Server):
     openai, anthropic, *_ = gateways_at(server.origin).values()
     template = requests.Session()
