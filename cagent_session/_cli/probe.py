@@ -7,7 +7,7 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import urljoin
 
 import requests
@@ -98,9 +98,22 @@ class _Exchange:
         if thread.is_alive():
             self.problem = f"timed out after {TIMEOUT} s"
         elif isinstance(self._failure, Exception):
-            self.problem = _reason(self._failure)
+            # A proxy may repeat in its refusal what it was given.
+            self.problem = self.secrets().masked(_reason(self._failure))
         elif self._failure is not None:
             raise self._failure
+
+    def secrets(self, sent: Iterable[str] = ()) -> Secrets:
+        """Return what must not be shown.
+
+        :param sent: further secret values, those that were sent.
+        """
+        values = [*self.headers.values(), *sent]
+        values += [decoded_of_basic(value) for value in values]
+        values += _credentials_of_proxies(self.gateway.url)
+        queries = values_in_queries(filter(None, [self.gateway.url, self.gateway.forward]))
+        ids = filter(None, [self.session_id, self.parent_id])
+        return Secrets(words_of([*values, *queries]) - set().union(*map(readings_of, ids)))
 
     def _run(self) -> None:
         try:
@@ -158,12 +171,7 @@ class _Report:
         self._ids = {
             name.lower(): value for value, name in ids.items() if value is not None and name
         }
-        values = [*self._given.values(), *filter(None, map(self._secret_value, self._sent))]
-        values += [decoded_of_basic(value) for value in values]
-        values += _credentials_of_proxies(gateway.url)
-        queries = values_in_queries(filter(None, [gateway.url, gateway.forward]))
-        not_secret = set().union(*map(readings_of, self._ids.values()))
-        self._secrets = Secrets(words_of([*values, *queries]) - not_secret)
+        self._secrets = exchange.secrets(filter(None, map(self._secret_value, self._sent)))
         self.status: str = self._shown(f"{response.status_code} {response.reason or ''}".strip())
 
     def lines(self) -> Iterator[str]:

@@ -342,6 +342,14 @@ class TestBody:
         assert basic not in out
         assert "password" not in out
 
+    def test_password_that_a_proxy_repeats_in_its_refusal_is_masked(self, capsys, monkeypatch):
+        refusal = b"HTTP/1.1 407 who is user:proxy-password?\r\nContent-Length: 0\r\n\r\n"
+        with Server(lambda request: refusal) as server:
+            proxy = server.origin.replace("//", "//user:proxy-password@")
+            monkeypatch.setenv("https_proxy", proxy)
+            assert probe("https://gateway.example", "--forward", FORWARD) == 1
+        assert "by the proxy: Tunnel connection failed: 407 who is ***?" in capsys.readouterr().err
+
     def test_password_that_the_gateway_decodes_is_masked(self, capsys, monkeypatch):
         basic = base64.b64encode(b"user:xyzzy-4711").decode()
         monkeypatch.setenv("KEY_FOR_TEST", f"Basic {basic}")
