@@ -6,11 +6,12 @@ steps, and between two steps the caller must be in its own scopes again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -63,14 +64,17 @@ def wrap_call(fn: Function, scopes_for: ScopesFor) -> Function:
     if runs_at_once(fn):
         return _wrap_function(fn, scopes_for)
     runs = _what_runs(fn)
-    if any(map(inspect.iscoroutinefunction, runs)):
-        is_async_def = any(_flags_of(each) & inspect.CO_COROUTINE for each in runs)
-        return _wrap_coroutine(fn if is_async_def else _call_as_awaited(fn), scopes_for)
-    if any(map(inspect.isasyncgenfunction, runs)):
+    # A call of anything else than a function, such as a decorator's wrapper that only says that it
+    # is one, may run code at once, and that belongs to the body, too.
+    is_begun_later = any(map(_is_begun_later, runs))
+    if _is_any(inspect.iscoroutinefunction, runs):
+        return _wrap_coroutine(fn if is_begun_later else _call_as_awaited(fn), scopes_for)
+    if _is_any(inspect.isasyncgenfunction, runs):
         return _wrap_async_generator(fn, scopes_for)
-    if any(map(inspect.isgeneratorfunction, runs)):
+    if _is_any(inspect.isgeneratorfunction, runs):
         is_awaitable = any(map(_is_awaitable, runs))
-        wrapped = _wrap_generator(fn, scopes_for, by_task=is_awaitable)
+        begin = fn if is_begun_later else _call_as_driven(fn)
+        wrapped = _wrap_generator(begin, scopes_for, by_task=is_awaitable)
         return types.coroutine(wrapped) if is_awaitable else wrapped
     return _wrap_function(fn, scopes_for)
 
@@ -99,28 +103,42 @@ def _what_runs(fn: Any) -> tuple[Any, ...]:
 
     An object is a generator function if its ``__call__`` is.
     """
-    inner = _innermost(fn)
-    by_call = type(inner).__call__
+    by_call = type(_innermost(fn)).__call__
     # A mock of a function says that it is one, but the flags that inspect reads are a mock.
-    is_mock = inspect.isfunction(inner) and not _flags_of(inner)
+    is_mock = not isinstance(_flags_of(fn), int)
     return (by_call,) if is_mock else (fn, by_call)
+
+
+def _is_any(kind: Callable[[Any], bool], functions: Iterable[Any]) -> bool:
+    for fn in functions:
+        with contextlib.suppress(Exception):  # see _flags_of()
+            if kind(fn):
+                return True
+    return False
+
+
+def _is_begun_later(fn: Any) -> bool:
+    """Return whether a call of ``fn`` certainly runs nothing, but makes a generator or the like."""
+    is_function = type(_innermost(fn)) is types.FunctionType
+    return is_function and bool(_flags_of(fn) & _RUNS_IN_STEPS)
 
 
 def _innermost(fn: Any) -> Any:
     """Return what a method or a ``partial`` calls in the end."""
     while True:
-        if isinstance(fn, functools.partial):
+        if issubclass(type(fn), functools.partial):
             fn = fn.func
-        elif isinstance(fn, types.MethodType):
+        elif type(fn) is types.MethodType:
             fn = fn.__func__
         else:
             return fn
 
 
-def _flags_of(fn: Any) -> int:
+def _flags_of(fn: Any) -> Any:
     """Return the flags of the code that ``fn`` runs; 0 if it has none in Python."""
-    flags = getattr(getattr(_innermost(fn), "__code__", None), "co_flags", 0)
-    return flags if isinstance(flags, int) else 0
+    with contextlib.suppress(Exception):  # an object's __getattr__() may raise anything
+        return getattr(getattr(_innermost(fn), "__code__", None), "co_flags", 0)
+    return 0
 
 
 def _is_awaitable(fn: Any) -> bool:
@@ -210,15 +228,23 @@ def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:
 
 
 def _call_as_awaited(fn: Function) -> Function:
-    """Make a coroutine function of an ordinary one that is marked as such.
-
-    What it does before it returns an awaitable belongs to the body, too.
-    """
+    """Make a coroutine function of what only says that it is one."""
 
     async def called(*args: Any, **kwargs: Any) -> Any:
         positional, named = [args], [kwargs]
         del args, kwargs
         return await fn(*positional.pop(), **named.pop())
+
+    return called
+
+
+def _call_as_driven(fn: Function) -> Function:
+    """Make a generator function of what only says that it is one."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        positional, named = [args], [kwargs]
+        del args, kwargs
+        return (yield from fn(*positional.pop(), **named.pop()))
 
     return called
 
@@ -256,7 +282,8 @@ def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
 
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
-        body = fn(*args, **kwargs)
+        with scopes:  # see wrap_call()
+            body = fn(*args, **kwargs)
         del args, kwargs
         step = _first_step(body)
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing.pool
 import sys
+import types
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -60,7 +61,7 @@ def carry_session() -> AbstractContextManager[object]:
 
 
 def _bound(fn: Any) -> Any:
-    if getattr(fn, "__module__", None) == _OPENTELEMETRY:
+    if type(fn) is types.FunctionType and fn.__module__ == _OPENTELEMETRY:
         cell = _cell_of_wrapped(fn)
         if cell is not None:
             cell.cell_contents = bind_call(cell.cell_contents)

@@ -141,6 +141,23 @@ class TestThreadPoolExecutor:
             assert list(futures[1].result()) == ["a"]
             assert asyncio.run(futures[2].result()) == "a"
 
+    @pytest.mark.parametrize("error", [KeyError, RuntimeError])
+    def test_object_that_answers_no_question_is_called(self, pool, error):
+        class Tools:
+            @property
+            def __class__(self):
+                raise error
+
+            def __getattr__(self, name):
+                raise error
+
+            def __call__(self):
+                return current_session_id()
+
+        with session_scope("a"):
+            future = pool.submit(Tools())
+        assert future.result() == "a"
+
     @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect has no such mark")
     def test_function_that_is_marked_as_a_coroutine_function_is_covered(self, pool):
         async def coroutine():

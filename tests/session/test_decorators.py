@@ -136,6 +136,52 @@ class TestFunctions:
         assert asyncio.run(covered(Answering())) == "a"
         assert asyncio.run(items(covered(AsyncStreaming()))) == ["a"]
 
+    def test_a_decorator_whose_wrapper_says_it_is_the_function_in_it(self):
+        """As those of wrapt do. What the wrapper does itself, it does at once."""
+        seen: list[str | None] = []
+
+        class Wrapper:
+            __class__ = property(lambda self: types.FunctionType)
+
+            def __init__(self, wrapped):
+                self._wrapped = wrapped
+
+            def __getattr__(self, name):
+                return getattr(self._wrapped, name)
+
+            def __call__(self):
+                seen.append(current_session_id())
+                return self._wrapped()
+
+        @session_scope("a")
+        @Wrapper
+        async def answering():
+            return current_session_id()
+
+        @session_scope("a")
+        @Wrapper
+        def streaming():
+            got = yield current_session_id()
+            return got, current_session_id()
+
+        @session_scope("a")
+        @Wrapper
+        async def async_streaming():
+            yield current_session_id()
+
+        async def items():
+            return [item async for item in async_streaming()]
+
+        assert inspect.iscoroutinefunction(answering)
+        assert asyncio.run(answering()) == "a"
+        generator = streaming()
+        assert next(generator) == "a"
+        with pytest.raises(StopIteration) as stop:
+            generator.send(1)
+        assert stop.value.value == (1, "a")
+        assert asyncio.run(items()) == ["a"]
+        assert seen == ["a"] * 3
+
     @pytest.mark.parametrize("mock_class", [mock.Mock, mock.MagicMock, mock.AsyncMock])
     def test_a_mock_of_a_function_is_called(self, mock_class):
         def body(): ...
