@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections import OrderedDict
+from typing import Any
 
 import httpx
 import pytest
@@ -321,6 +322,32 @@ def test_a_redirect_between_gateways_of_a_copy_is_no_redirect_to_a_stranger(
         http.get(server.origin)
         assert second.arrived[0].forward == ANTHROPIC
     assert caplog.messages == []
+
+
+class SessionProxy:
+    """Like werkzeug's LocalProxy, which allows no weak reference."""
+
+    __slots__ = ("_http",)
+
+    def __init__(self, http: requests.Session) -> None:
+        self._http = http
+
+    @property
+    def __class__(self) -> Any:
+        return requests.Session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._http, name)
+
+
+def test_on_a_proxy_that_stands_for_a_session(http, server: Server):
+    openai, anthropic, *_ = gateways_at(server.origin).values()
+    openai.mount(SessionProxy(http))  # type: ignore[arg-type]
+    anthropic.mount(http)
+    with session_scope("s1"):
+        for gateway in (openai, anthropic):
+            http.get(gateway.endpoint("x"))
+    assert [request.forward for request in server.arrived] == [OPENAI, ANTHROPIC]
 
 
 def test_on_sessions_with_the_adapters_of_one_that_is_gone(server: Server):
