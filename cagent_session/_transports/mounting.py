@@ -48,7 +48,7 @@ class _Mounts(Router):
         made = _Mounts(*self.gateways.values())
         made.session = weakref.ref(session)
         made.adapters = self.adapters.copy()
-        made.everywhere = Router(*self.everywhere.gateways.values())
+        made.everywhere = _everywhere_on(session) or Router(*self.everywhere.gateways.values())
         return made
 
     def knows(self, url: str) -> bool:
@@ -204,13 +204,21 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
             return known if known.are_of(session) else known.copy_for(session)
     made = _Mounts()
     made.session = weakref.ref(session)
+    made.everywhere = _everywhere_on(session) or made.everywhere
+    return made
+
+
+def _everywhere_on(session: Session) -> Router | None:
+    """Return the gateways of all origins that are mounted on ``session``, if there are any."""
+    of_copies: Router | None = None
     for adapter in session.adapters.values():
         if isinstance(adapter, _MountedAdapter):
             known = adapter._mounts
-            if known.session is None or known.are_of(session):  # a copy is to know this origin, too
-                made.everywhere = known.everywhere
-                break
-    return made
+            if known.are_of(session):
+                return known.everywhere
+            if known.session is None:  # these, too, are to know what is mounted from now on
+                of_copies = known.everywhere
+    return of_copies
 
 
 def _made_by_hand(adapters: Iterable[Any], origin: urls.Origin) -> list[Gateway]:

@@ -20,6 +20,7 @@ from support.lifetime import Watch
 from support.wire import Server, redirect, response
 
 from cagent_session import Gateway, GatewayAdapter, session_scope
+from cagent_session._gate.routes import Router
 
 OPENAI, ANTHROPIC = "https://api.openai.com/v1", "https://api.anthropic.com"
 
@@ -322,6 +323,25 @@ def test_a_redirect_between_gateways_of_a_copy_is_no_redirect_to_a_stranger(
         http.get(server.origin)
         assert second.arrived[0].forward == ANTHROPIC
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("copied", [lambda it: it, copy.deepcopy])
+def test_the_work_of_a_mount_does_not_grow_with_the_gateways(monkeypatch, copied):
+    def count(number: int) -> int:
+        http = requests.Session()
+        gateways = [Gateway(f"http://gw{i}.example", forward=OPENAI) for i in range(number)]
+        for gateway in gateways:
+            gateway.mount(http)
+        duplicate = copied(http)
+        added.clear()
+        for gateway in gateways:
+            gateway.mount(duplicate)
+        return len(added)
+
+    added: list[Gateway] = []
+    add = Router.add
+    monkeypatch.setattr(Router, "add", lambda self, one: (added.append(one), add(self, one))[1])
+    assert count(40) <= 2 * count(20)
 
 
 class SessionProxy:
