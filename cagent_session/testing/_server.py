@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,7 +74,6 @@ class Server(ThreadingHTTPServer):
     :param page: what answers at and below ``/_sessions``, if anything does.
     """
 
-    daemon_threads = False  # so that server_close() waits for the handlers
     request_queue_size = 128
 
     def __init__(
@@ -91,13 +91,26 @@ class Server(ThreadingHTTPServer):
         self.parent_header = parent_header
         self.page = page
         self._connections: set[socket.socket] = set()
+        self._handlers: set[threading.Thread] = set()
         super().__init__(("127.0.0.1", port), _Handler)
         if page is not None:
             page.open()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._connections.add(request)
-        super().process_request(request, client_address)
+        # As in ThreadingMixIn, which would wait for the threads of handlers without a limit. They
+        # are daemons, so that a process can end while a browser watches.
+        handler = threading.Thread(
+            target=self.process_request_thread, args=(request, client_address), daemon=True
+        )
+        self._handlers.add(handler)
+        handler.start()
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._handlers.discard(threading.current_thread())
 
     def shutdown_request(self, request: Any) -> None:
         self._connections.discard(request)
@@ -109,7 +122,7 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def stop(self) -> None:
-        """Stop listening, end all connections, and wait for the handlers."""
+        """Stop listening, end all connections, and wait for the handlers, but not for long."""
         if self.page is not None:
             self.page.close()
         self.shutdown()
@@ -117,6 +130,9 @@ class Server(ThreadingHTTPServer):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)  # wakes the handler that waits for more
         self.server_close()
+        end = time.monotonic() + LINGER
+        for handler in list(self._handlers):
+            handler.join(max(0, end - time.monotonic()))
 
 
 class _Handler(BaseHTTPRequestHandler):

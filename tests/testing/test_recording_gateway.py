@@ -5,7 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -14,7 +18,7 @@ import requests
 from support.calls import PROMPT, call
 
 from cagent_session import Gateway, session_scope
-from cagent_session.testing import RecordingGateway
+from cagent_session.testing import RecordingGateway, _server
 
 FORWARD = "https://api.openai.com/v1"
 
@@ -240,6 +244,28 @@ class TestLife:
                 threading.Timer(0.1, may_end.set).start()
             assert [entry["status"] for entry in recording.audit_log] == [200]
             assert isinstance(calling.exception(), requests.ConnectionError)
+
+    def test_exit_does_not_wait_for_an_answer_that_never_comes(self, monkeypatch):
+        monkeypatch.setattr(_server, "LINGER", 0.1)
+        may_end = threading.Event()
+        with RecordingGateway(respond=lambda request: may_end.wait(30)) as recording:
+            with pytest.raises(requests.Timeout):
+                requests.get(recording.url, timeout=0.1)
+            start = time.monotonic()
+        assert time.monotonic() - start < 10
+        may_end.set()
+
+    def test_process_ends_without_an_exit_though_a_client_is_connected(self):
+        code = """
+            import socket
+            from urllib.parse import urlsplit
+            from cagent_session.testing import RecordingGateway
+            recording = RecordingGateway(page=True).__enter__()
+            browser = socket.create_connection(("127.0.0.1", urlsplit(recording.url).port))
+            browser.sendall(b"GET /_sessions/events HTTP/1.1\\r\\nHost: 127.0.0.1\\r\\n\\r\\n")
+            assert browser.recv(100).startswith(b"HTTP/1.1 200")
+        """
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=20, check=True)
 
     def test_second_exit_is_a_no_op(self):
         recording = RecordingGateway()
