@@ -120,9 +120,6 @@ class GatewayMixin(_Adapter):
         raise NotImplementedError
 
 
-_SETTINGS = ("max_retries", "poolmanager", "proxy_manager", "config")  # of an HTTPAdapter
-
-
 class GatewayAdapter(GatewayMixin, HTTPAdapter):
     """A transport adapter that puts the session in scope on every gateway-bound request.
 
@@ -188,6 +185,9 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
         else:
             self._behind.close()
 
+    #: names of attributes that were deleted from the adapter behind
+    _deleted: frozenset[str] = frozenset()
+
     def __getattr__(self, name: str) -> Any:
         # Python calls this for missing attributes. In front of another adapter, max_retries,
         # poolmanager and all other settings are missing here, and read there.
@@ -206,6 +206,7 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
         # mock.patch.object() deletes what it has set, and sets what was there before.
         if self._is_of_the_other(name):
             delattr(self._behind, name)
+            self._deleted |= {name}
         else:
             super().__delattr__(name)
 
@@ -215,7 +216,7 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
         return (
             self._behind is not None
             and not is_own
-            and (name in _SETTINGS or hasattr(self._behind, name))
+            and (name in self._deleted or hasattr(self._behind, name))
         )
 
     def __getstate__(self) -> dict[str, Any]:

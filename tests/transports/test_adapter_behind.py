@@ -198,6 +198,9 @@ class TestGatewayAdapter:
         adapter = GatewayAdapter(adapter=tagging)
         adapter.tag = "2"
         assert (adapter.tag, tagging.tag) == ("2", "2")
+        with mock.patch.object(adapter, "tag", "3"):
+            assert tagging.tag == "3"
+        assert (adapter.tag, tagging.tag) == ("2", "2")
         with pytest.raises(AttributeError):
             _ = GatewayAdapter(adapter=Canned()).max_retries
         with pytest.raises(AttributeError):
