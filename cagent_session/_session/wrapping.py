@@ -11,7 +11,7 @@ import functools
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -74,8 +74,10 @@ def wrap_call(fn: Function, scopes_for: ScopesFor) -> Function:
     if _is_any(inspect.isgeneratorfunction, runs):
         is_awaitable = any(map(_is_awaitable, runs))
         begin = fn if is_begun_later else _call_as_driven(fn)
-        wrapped = _wrap_generator(begin, scopes_for, by_task=is_awaitable)
-        return types.coroutine(wrapped) if is_awaitable else wrapped
+        if is_awaitable:
+            wrapped = _wrap_generator(types.coroutine(begin), scopes_for, by_task=True)
+            return types.coroutine(wrapped)
+        return _wrap_generator(begin, scopes_for, by_task=False)
     return _wrap_function(fn, scopes_for)
 
 
@@ -126,7 +128,8 @@ def _is_begun_later(fn: Any) -> bool:
 def _innermost(fn: Any) -> Any:
     """Return what a method or a ``partial`` calls in the end."""
     while True:
-        if issubclass(type(fn), functools.partial):
+        # A subclass of partial may have a __call__() of its own.
+        if type(fn).__call__ is functools.partial.__call__:
             fn = fn.func
         elif type(fn) is types.MethodType:
             fn = fn.__func__
@@ -284,6 +287,8 @@ def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
         scopes = scopes_for(args, kwargs)
         with scopes:  # see wrap_call()
             body = fn(*args, **kwargs)
+            if not hasattr(body, "asend"):
+                body = _as_async_generator(body)
         del args, kwargs
         step = _first_step(body)
         while True:
@@ -299,6 +304,11 @@ def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
                 step = _Throw(body, exc)
 
     return wrapped
+
+
+async def _as_async_generator(items: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    async for item in items:
+        yield item
 
 
 class _Throw:

@@ -27,6 +27,26 @@ FOR_NONE = (
 )
 
 
+class LooksLikeIt:
+    """A decorator's wrapper that says it is the function in it, as those of wrapt do."""
+
+    __class__ = property(lambda self: types.FunctionType)  # type: ignore[assignment]
+
+    def __init__(self, wrapped, change):
+        self._wrapped = wrapped
+        self._change = change
+
+    def __getattr__(self, name):
+        return getattr(self._wrapped, name)
+
+    def __call__(self, *args):
+        return self._change(self._wrapped(*args))
+
+
+class PartialOfAKind(functools.partial):
+    pass
+
+
 class TestFunctions:
     def test_every_call_has_a_scope_of_its_own(self):
         @session_scope()
@@ -111,6 +131,7 @@ class TestFunctions:
             lambda tool: types.MethodType(tool, "self"),
             lambda tool: functools.partial(types.MethodType(tool, "self"), 1),
             lambda tool: types.MethodType(functools.partial(tool, 1), "self"),
+            PartialOfAKind,
         ],
     )
     def test_callable_objects_that_run_in_steps(self, inside):
@@ -136,36 +157,26 @@ class TestFunctions:
         assert asyncio.run(covered(Answering())) == "a"
         assert asyncio.run(items(covered(AsyncStreaming()))) == ["a"]
 
-    def test_a_decorator_whose_wrapper_says_it_is_the_function_in_it(self):
-        """As those of wrapt do. What the wrapper does itself, it does at once."""
+    def test_what_a_wrapper_does_that_says_it_is_the_function_in_it(self):
         seen: list[str | None] = []
 
-        class Wrapper:
-            __class__ = property(lambda self: types.FunctionType)
-
-            def __init__(self, wrapped):
-                self._wrapped = wrapped
-
-            def __getattr__(self, name):
-                return getattr(self._wrapped, name)
-
-            def __call__(self):
-                seen.append(current_session_id())
-                return self._wrapped()
+        def note(made):
+            seen.append(current_session_id())
+            return made
 
         @session_scope("a")
-        @Wrapper
+        @lambda fn: LooksLikeIt(fn, note)
         async def answering():
             return current_session_id()
 
         @session_scope("a")
-        @Wrapper
+        @lambda fn: LooksLikeIt(fn, note)
         def streaming():
             got = yield current_session_id()
             return got, current_session_id()
 
         @session_scope("a")
-        @Wrapper
+        @lambda fn: LooksLikeIt(fn, note)
         async def async_streaming():
             yield current_session_id()
 
@@ -181,6 +192,61 @@ class TestFunctions:
         assert stop.value.value == (1, "a")
         assert asyncio.run(items()) == ["a"]
         assert seen == ["a"] * 3
+
+    def test_a_partial_with_a_call_of_its_own(self):
+        class Answering(functools.partial):
+            async def __call__(self):
+                return self.func()
+
+        class Logged(functools.partial):
+            def __call__(self):
+                seen.append(current_session_id())
+                return super().__call__()
+
+        async def body():
+            return current_session_id()
+
+        seen: list[str | None] = []
+        assert asyncio.run(session_scope("a")(Answering(current_session_id))()) == "a"
+        assert asyncio.run(session_scope("a")(Logged(body))()) == "a"
+        assert seen == ["a"]
+
+    def test_a_wrapper_around_an_async_generator_may_return_another_iterator(self):
+        class Stream:
+            def __init__(self, items):
+                self._items = items
+
+            def __aiter__(self):
+                return self
+
+            async def __anext__(self):
+                return await anext(self._items)
+
+        @session_scope("a")
+        @lambda fn: LooksLikeIt(fn, Stream)
+        async def streaming():
+            yield current_session_id()
+
+        async def items():
+            return [item async for item in streaming()]
+
+        assert asyncio.run(items()) == ["a"]
+
+    def test_a_wrapper_around_an_awaitable_generator_may_be_a_coroutine_function(self):
+        async def awaited(steps):
+            return await steps
+
+        @session_scope("a")
+        @lambda fn: LooksLikeIt(fn, awaited)
+        @types.coroutine
+        def body():
+            yield from asyncio.sleep(0).__await__()
+            return current_session_id()
+
+        async def main():
+            return await body()
+
+        assert asyncio.run(main()) == "a"
 
     @pytest.mark.parametrize("mock_class", [mock.Mock, mock.MagicMock, mock.AsyncMock])
     def test_a_mock_of_a_function_is_called(self, mock_class):
