@@ -69,7 +69,8 @@ class RecordingGateway:
     :raises TypeError: for arguments of another type, such as the answer itself as ``respond``.
 
     ``reply`` and ``respond`` are attributes as well, and can be set at any time. An exception in
-    ``respond`` or ``on_call`` is printed on stderr, and the request answered with status 500.
+    ``respond`` or ``on_call`` is printed on stderr, and the request answered with status 500. The
+    end of the ``with`` block waits for answers that are being made, for 5 seconds at most.
     """
 
     def __init__(
