@@ -171,6 +171,10 @@ def _add_probe(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 def _prepare_probe(options: argparse.Namespace) -> Callable[[], int]:
+    # To argparse, an unknown option with a blank in it is no option, but the missing URL.
+    unknown = [each for each in (options.url, options.forward) if each and each.startswith("-")]
+    if unknown:
+        raise ValueError(f"unrecognized arguments: {' '.join(map(_shown, unknown))}")
     if options.forward is None and options.session_header is None:
         raise ValueError(_NEEDS_A_PROTOCOL)
     if options.parent_id is not None and options.parent_header is None:

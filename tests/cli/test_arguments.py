@@ -133,6 +133,14 @@ class TestBadArguments:
                     (["two\nlines of hunter2"], "..."),
                 )
             ),
+            *(
+                (["probe", *given], "unrecognized arguments: --headers")
+                for option in ["--headers=Authorization: Bearer hunter2"]
+                for given in (
+                    [option, "--forward", FORWARD],
+                    ["https://g.example", "--forward", option],
+                )
+            ),
         ],
     )
     def test_bad_arguments_are_one_line_and_status_2(self, capsys, monkeypatch, arguments, says):
