@@ -102,11 +102,10 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
             f"mount takes a requests.Session, not {type(session).__name__}: for httpx there is "
             "GatewayTransport, for urllib3 GatewayPoolManager, for aiohttp GatewayMiddleware"
         )
-    # A proxy, as Flask programs have for a requests.Session of each request, has the mount() of the
-    # one that it stands for.
-    owner = getattr(session.mount, "__self__", None)
-    if isinstance(owner, SessionRedirectMixin):
-        session = owner  # type: ignore[assignment]
+    if not issubclass(type(session), SessionRedirectMixin):
+        # A proxy, as Flask programs have for a requests.Session of each request: its mount() is of
+        # the one that it stands for.
+        session = getattr(session.mount, "__self__", session)
     route = gateway._route
     origins = _prefixes(route.origin)
     mounts = _mounts_at(session, origins)
