@@ -97,9 +97,12 @@ def current_lineage() -> Lineage:
     return _frame.get()[0]
 
 
-def open_scope(lineage: Lineage, opener: object) -> None:
-    """Enter a scope inside those that are open."""
-    opening = [opener, True]
+def open_scope(lineage: Lineage, opener: object, opening: _Opening | None = None) -> None:
+    """Enter a scope inside those that are open.
+
+    :param opening: that of an earlier time, if the same scope is entered again.
+    """
+    opening = opening or [opener, True]
     while True:
         start = outer = _frame.get()
         if not outer[3]:
@@ -246,14 +249,17 @@ class ResumableScopes:
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage
         self._nested: list[_Nested] = []
+        # One for all steps: asgiref's sync_to_async() brings the frame of an earlier step back.
+        self._opening: _Opening = [object(), True]
 
     def __enter__(self) -> None:
-        open_scope(self._lineage, self)
+        self._opening[1] = True
+        open_scope(self._lineage, self._opening[0], self._opening)
         if self._nested:
             reopen_scopes(self._nested)
 
     def __exit__(self, *exc_info: object) -> None:
-        self._nested = suspend_scopes(self)
+        self._nested = suspend_scopes(self._opening[0])
 
 
 def _leave_all_scopes(_: object) -> None:

@@ -140,7 +140,10 @@ def _innermost(fn: Any) -> Any:
 def _flags_of(fn: Any) -> Any:
     """Return the flags of the code that ``fn`` runs; 0 if it has none in Python."""
     with contextlib.suppress(Exception):  # an object's __getattr__() may raise anything
-        return getattr(getattr(_innermost(fn), "__code__", None), "co_flags", 0)
+        inner = _innermost(fn)
+        while isinstance(inner, functools.partial):  # or what only says that it is one
+            inner = _innermost(inner.func)
+        return getattr(getattr(inner, "__code__", None), "co_flags", 0)
     return 0
 
 

@@ -135,6 +135,28 @@ class TestCoroutines:
         assert (caught.value.__cause__, caught.value.__context__) == (cause, context)
         assert caught.value.__suppress_context__
 
+    def test_stay_in_session_if_the_variables_of_an_earlier_step_come_back(self):
+        """That is how asgiref's sync_to_async() hands back what its thread has set."""
+
+        async def set_back():
+            before = contextvars.copy_context()
+            await asyncio.sleep(0)
+            for variable in before:
+                variable.set(before[variable])
+
+        async def nested(depth):
+            if depth:
+                await session_scope(str(depth - 1))(nested)(depth - 1)
+            await set_back()
+            with session_scope("tool"):
+                pass
+            seen.append(current_session_id())
+
+        for levels in range(60, 70):  # some of these leave no room for one more frame
+            seen: list[str | None] = []
+            asyncio.run(session_scope(str(levels - 1))(nested)(levels - 1))
+            assert seen == [str(depth) for depth in range(levels)]
+
     def test_tasks_that_the_body_starts_are_in_session(self):
         async def child():
             return current_session_id()
