@@ -164,15 +164,15 @@ _LANGUAGES = [
 ]
 
 
-def decoded_of_basic(value: str) -> str:
-    """Return the ``user:password`` of a value for ``Authorization``, or an empty text."""
+def decoded_of_basic(value: str) -> Iterator[str]:
+    """Yield the ``user:password`` of a value for ``Authorization``, in either of its encodings."""
     scheme, _, encoded = value.partition(" ")
     if scheme.lower() != "basic":
-        return ""
-    try:
-        return base64.b64decode(encoded).decode("utf-8", "replace")
-    except ValueError:
-        return ""
+        return
+    with contextlib.suppress(ValueError):
+        decoded = base64.b64decode(encoded)
+        yield decoded.decode("utf-8", "replace")
+        yield decoded.decode("latin-1")  # as requests encodes it
 
 
 def values_in_queries(urls: Iterable[str]) -> Iterator[str]:

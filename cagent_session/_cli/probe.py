@@ -109,7 +109,7 @@ class _Exchange:
         :param sent: further secret values, those that were sent.
         """
         values = [*self.headers.values(), *sent]
-        values += [decoded_of_basic(value) for value in values]
+        values += [decoded for value in values for decoded in decoded_of_basic(value)]
         values += _credentials_of_proxies(self.gateway.url)
         queries = values_in_queries(filter(None, [self.gateway.url, self.gateway.forward]))
         ids = filter(None, [self.session_id, self.parent_id])

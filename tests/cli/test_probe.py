@@ -354,10 +354,16 @@ class TestBody:
         assert "by the proxy: Tunnel connection failed: 407 who is ***?" in capsys.readouterr().err
         gc.collect()
 
-    def test_password_that_the_gateway_decodes_is_masked(self, capsys, monkeypatch):
-        basic = base64.b64encode(b"user:xyzzy-4711").decode()
+    @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+    @pytest.mark.parametrize("password", ["xyzzy-4711", "pässwörd-größe"])
+    def test_password_that_the_gateway_decodes_is_masked(
+        self, capsys, monkeypatch, encoding: str, password: str
+    ):
+        basic = base64.b64encode(f"user:{password}".encode(encoding)).decode()
         monkeypatch.setenv("KEY_FOR_TEST", f"Basic {basic}")
-        with Server(lambda request: response(body=b"wrong password: xyzzy-4711")) as server:
+        with Server(
+            lambda request: response(body=f"wrong password: {password}".encode())
+        ) as server:
             arguments = ["--forward", FORWARD, "--header-env", "Authorization=KEY_FOR_TEST"]
             assert probe(server.origin, *arguments) == 0
         assert "wrong password: ***" in capsys.readouterr().out
