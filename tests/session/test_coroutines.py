@@ -16,6 +16,7 @@ import pytest
 from support.lifetime import Item, Watch, noting_its_end
 
 from cagent_session import (
+    bind_session,
     current_session_id,
     session_from,
     session_scope,
@@ -156,6 +157,16 @@ class TestCoroutines:
             seen: list[str | None] = []
             asyncio.run(session_scope(str(levels - 1))(nested)(levels - 1))
             assert seen == [str(depth) for depth in range(levels)]
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio has no Runner")
+    def test_a_runner_runs_a_bound_call_in_the_session_of_its_caller(self):
+        async def call():
+            return current_session_id()
+
+        with asyncio.Runner() as runner:
+            for session_id in ("s1", "s2"):
+                with session_scope(session_id):
+                    assert runner.run(bind_session(call)()) == session_id
 
     def test_tasks_that_the_body_starts_are_in_session(self):
         async def child():
