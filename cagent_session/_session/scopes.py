@@ -237,6 +237,12 @@ class Opener:
         open_scope(lineage, self)
 
 
+class _Body:
+    """The opener of the scopes of a body."""
+
+    _was_entered_again = True  # at each step
+
+
 class ResumableScopes:
     """The scopes of a body of code that runs in steps: a context manager, entered for each step.
 
@@ -249,11 +255,14 @@ class ResumableScopes:
     def __init__(self, lineage: Lineage) -> None:
         self._lineage = lineage
         self._nested: list[_Nested] = []
-        # One for all steps: asgiref's sync_to_async() brings the frame of an earlier step back.
-        self._opening: _Opening = [object(), True]
+        # One for all steps, and to be closed as long as there may be a further one: asgiref's
+        # sync_to_async() brings frames back that an earlier step or a copy of the context had.
+        self._opening: _Opening = [_Body(), True]
+
+    def __del__(self) -> None:
+        self._opening[1] = False
 
     def __enter__(self) -> None:
-        self._opening[1] = True
         open_scope(self._lineage, self._opening[0], self._opening)
         if self._nested:
             reopen_scopes(self._nested)

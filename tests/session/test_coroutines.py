@@ -25,6 +25,12 @@ from cagent_session import (
 other = contextvars.ContextVar("other", default="unset")
 
 
+def adopt(context):
+    """Set all variables to what they are in a context, as asgiref's sync_to_async() does."""
+    for variable, value in context.items():
+        variable.set(value)
+
+
 @types.coroutine
 def pause():
     yield
@@ -136,14 +142,11 @@ class TestCoroutines:
         assert (caught.value.__cause__, caught.value.__context__) == (cause, context)
         assert caught.value.__suppress_context__
 
-    def test_stay_in_session_if_the_variables_of_an_earlier_step_come_back(self):
-        """That is how asgiref's sync_to_async() hands back what its thread has set."""
-
+    def test_stay_in_session_if_variables_are_set_to_what_they_were(self):
         async def set_back():
             before = contextvars.copy_context()
             await asyncio.sleep(0)
-            for variable in before:
-                variable.set(before[variable])
+            adopt(before)
 
         async def nested(depth):
             if depth:
@@ -157,6 +160,37 @@ class TestCoroutines:
             seen: list[str | None] = []
             asyncio.run(session_scope(str(levels - 1))(nested)(levels - 1))
             assert seen == [str(depth) for depth in range(levels)]
+
+    def test_stay_in_session_if_variables_are_set_to_what_they_are_in_a_thread(self):
+        def query():
+            with session_scope("query"):
+                pass
+
+        @session_scope("tool")
+        async def tool():
+            context = contextvars.copy_context()
+            await asyncio.to_thread(context.run, query)
+            adopt(context)
+
+        async def job(number, done):
+            await tool()
+            seen.append(current_session_id())
+            if number == 200:
+                done.set()
+                return
+            with session_scope(str(number + 1)):
+                running.append(asyncio.create_task(job(number + 1, done)))
+
+        async def main():
+            done = asyncio.Event()
+            with session_scope("0"):
+                await asyncio.create_task(job(0, done))
+            await done.wait()
+
+        seen: list[str | None] = []
+        running: list[object] = []
+        asyncio.run(main())
+        assert seen == [str(number) for number in range(201)]
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio has no Runner")
     def test_a_runner_runs_a_bound_call_in_the_session_of_its_caller(self):
