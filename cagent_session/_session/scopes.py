@@ -130,10 +130,13 @@ def _within_reach(frame: _Frame) -> _Frame:
     scope nor its own will be closed any more, the frame stays covered for good.
     """
     kept: list[_Nested] = []
+    seen: set[int] = set()
     inner_is_to_be_closed = True  # the innermost frame stays in any case
     while frame is not _OUTERMOST:
         lineage, opening, frame, _ = frame
-        is_to_be_closed = opening[1]
+        # The steps of a body share an opening, and only its last step is still to be closed.
+        is_to_be_closed = opening[1] and id(opening) not in seen
+        seen.add(id(opening))
         if inner_is_to_be_closed or is_to_be_closed:
             kept.append((lineage, opening))
         inner_is_to_be_closed = is_to_be_closed

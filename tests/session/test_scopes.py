@@ -162,6 +162,40 @@ class TestScope:
         finally:
             tracemalloc.stop()
 
+    def test_generator_whose_steps_are_driven_by_their_own_tasks_takes_no_more_memory(self):
+        @session_scope("dispatcher")
+        async def dispatcher(handle):
+            item = None
+            while True:
+                if item is not None:
+                    tasks.append(asyncio.create_task(handle(item)))
+                    await asyncio.sleep(0)
+                item = yield
+
+        async def main(items):
+            async def handle(item):
+                tasks.clear()
+                if item == items:
+                    over.set_result(tracemalloc.get_traced_memory()[0])
+                    return
+                while steps.ag_running:
+                    await asyncio.sleep(0)
+                await steps.asend(item + 1)
+
+            over = asyncio.get_running_loop().create_future()
+            steps = dispatcher(handle)
+            await anext(steps)
+            await steps.asend(1)
+            return await over
+
+        tasks: list[object] = []
+        tracemalloc.start()
+        try:
+            few, many = (asyncio.run(main(items)) for items in (300, 3300))
+            assert many - few < 100_000  # 3,000 frames are more than 300,000
+        finally:
+            tracemalloc.stop()
+
     def test_one_object_that_another_context_leaves_stays_open_here(self):
         tenant = session_scope("tenant")
 
