@@ -118,6 +118,30 @@ def test_a_pool_is_stamped_too(server: Server):
     ]
 
 
+@pytest.mark.parametrize("by", ["manager", "instrument", "instrument, requests"])
+def test_a_name_that_is_turned_into_another_host_counts_as_that_host(server: Server, by: str):
+    name = server.at("gateway.test")
+    gateway = Gateway(server.origin, forward=FORWARD)
+
+    class Pinned(GatewayPoolManager if by == "manager" else urllib3.PoolManager):  # type: ignore[misc]
+        def connection_from_host(self, host, *args, **kwargs):
+            return super().connection_from_host("127.0.0.1", *args, **kwargs)
+
+    class PinnedAdapter(requests.adapters.HTTPAdapter):
+        def init_poolmanager(self, *args, **kwargs):
+            self.poolmanager = Pinned()
+
+    if by != "manager":
+        instrument(gateway)
+    with session_scope("s1"), requests.Session() as http:
+        if by == "instrument, requests":
+            http.mount("http://", PinnedAdapter())
+            http.get(name)
+        else:
+            (Pinned(gateway) if by == "manager" else Pinned()).request("GET", name)
+    assert (server.arrived[0].forward, server.arrived[0].session_id) == (FORWARD, "s1")
+
+
 def test_a_full_url_does_not_talk_a_pool_into_stamping(server: Server):
     """The request goes where the pool goes, whatever host its target names."""
     gateway = Gateway("http://gateway.example", forward=FORWARD)
