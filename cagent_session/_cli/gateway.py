@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from ..testing import RecordedRequest, RecordingGateway
+from ..testing._bills import forward_of
 from .console import discard_output, fail, printable
 
 _SHOWN = 200  # characters of a value in a line
@@ -61,10 +62,11 @@ def main(recording: ForegroundGateway, port: int) -> int:
 
 
 def _print_call(entry: dict[str, Any]) -> None:
+    shown = entry | {"forward": forward_of(entry)}
     line = (
         "{time:.19}  {status}  session={session_id}  {method} {path}  forward={forward}  "
         "model={model}  tokens={prompt_tokens}+{completion_tokens}"
-    ).format(**{key: _shown(value) for key, value in entry.items()})
+    ).format(**{key: _shown(value) for key, value in shown.items()})
     if entry["parent_session_id"] is not None:
         line += f"  parent={_shown(entry['parent_session_id'])}"
     _print(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
@@ -71,6 +72,12 @@ def bills(audit_log: Iterable[Mapping[str, Any]]) -> dict[str | None, Usage]:
             session_id = entry["session_id"]
             found[session_id] = total([found.get(session_id), Usage(requests=1, **tokens)])
     return found
+
+
+def forward_of(entry: Mapping[str, Any]) -> str | None:
+    """Return the forward of a call for people to read: a provider's key may be in its query."""
+    forward: str | None = entry["forward"]
+    return forward and re.sub(r"//[^/?#]*@", "//", forward.partition("?")[0])
 
 
 def is_served(entry: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from ._answers import error, json_answer
-from ._bills import is_served
+from ._bills import forward_of, is_served
 from ._messages import Answer
 
 PATH = "/_sessions"
@@ -26,7 +26,7 @@ _SHOWN = 200  # calls of one session; characters of a value in a call
 _HEARTBEAT = 10.0  # seconds; finds browsers that went away
 _PAUSE = 0.1  # seconds between two messages to a browser, however many calls arrive
 
-_SHOWN_OF_A_CALL = ("time", "method", "path", "status", "model", "forward", "provider")
+_SHOWN_OF_A_CALL = ("time", "method", "path", "status", "model", "provider")
 _PROTECTED = {
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -186,6 +186,7 @@ def _call(entry: dict[str, Any]) -> dict[str, Any]:
     served = is_served(entry)
     return {
         **{key: _cut(entry[key]) for key in _SHOWN_OF_A_CALL},
+        "forward": _cut(forward_of(entry)),
         "session_id": entry["session_id"],
         "is_error": not served,
         "in": entry["prompt_tokens"] if served else 0,

@@ -57,6 +57,15 @@ class TestLines:
         assert "  429  session=s1  GET /x" in second
         assert (process.returncode, err) == (0, "")
 
+    def test_a_key_in_the_forward_is_not_shown(self):
+        with running() as (process, url):
+            forward = "https://me:hunter2@api.example/v1?key=hunter2"
+            requests.get(url, headers={"X-Cagent-Forward": forward}, timeout=5)
+            calls = requests.get(f"{url}/_sessions/calls", timeout=5).json()
+            out, _ = interrupt(process)
+        assert "forward=https://api.example/v1  " in out
+        assert "hunter2" not in f"{out}{calls}"
+
     def test_refused_call_has_a_line_with_the_reason(self):
         with running() as (process, url):
             headers = {"X-Cagent-Session-Id": "two words"}
