@@ -380,8 +380,10 @@ def _drive_stepwise(start: Function, *, by_task: bool) -> Function:
                     with scopes:
                         try:
                             # A list that is emptied by the yield: the item is not kept until the
-                            # next step.
-                            items = [step(argument)]
+                            # next step. Called like this, as Python 3.11 and 3.12 take what they
+                            # have cached behind a plain call for an instruction, and crash, when
+                            # somebody closes or inspects a generator in the midst of it.
+                            items = [step(*(argument,))]
                         except GeneratorExit as exit_:
                             # Its traceback, and that of what the body was handling, would keep the
                             # body's local variables, such as another generator, until the scopes

@@ -9,6 +9,7 @@ import gc
 import inspect
 import subprocess
 import sys
+import textwrap
 import types
 import unittest.mock
 
@@ -191,6 +192,38 @@ class TestCoroutines:
         running: list[object] = []
         asyncio.run(main())
         assert seen == [str(number) for number in range(201)]
+
+    def test_what_it_waits_for_can_be_looked_at_while_it_runs(self):
+        """As tracers do. Python 3.11 and 3.12 crash when that is done to the wrong bytecode."""
+        code = """
+            import asyncio
+            from cagent_session import session_scope
+
+            def look():
+                at = asyncio.current_task().get_coro()
+                while at is not None:
+                    str(at)
+                    at = getattr(at, "cr_await", None) or getattr(at, "gi_yieldfrom", None)
+
+            @session_scope("a")
+            async def body():
+                look()
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    look()
+                look()
+
+            async def main():
+                for _ in range(20_000):
+                    task = asyncio.create_task(body())
+                    await asyncio.sleep(0)
+                    task.cancel()
+                    await task
+
+            asyncio.run(main())
+        """
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=60, check=True)
 
     @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio has no Runner")
     def test_a_runner_runs_a_bound_call_in_the_session_of_its_caller(self):
