@@ -69,7 +69,7 @@ def parse(arguments: list[str] | None) -> Callable[[], int]:
     _add_probe(commands)
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(map(_shown, unknown))}")
+        parser.error(_unrecognized(unknown))
     try:
         run: Callable[[], int] = options.prepare(options)
     except ValueError as error:
@@ -174,7 +174,7 @@ def _prepare_probe(options: argparse.Namespace) -> Callable[[], int]:
     # To argparse, an unknown option with a blank in it is no option, but the missing URL.
     unknown = [each for each in (options.url, options.forward) if each and each.startswith("-")]
     if unknown:
-        raise ValueError(f"unrecognized arguments: {' '.join(map(_shown, unknown))}")
+        raise ValueError(_unrecognized(unknown))
     if options.forward is None and options.session_header is None:
         raise ValueError(_NEEDS_A_PROTOCOL)
     if options.parent_id is not None and options.parent_header is None:
@@ -192,6 +192,10 @@ def _prepare_probe(options: argparse.Namespace) -> Callable[[], int]:
         parent_id=options.parent_id,
         headers=dict(options.headers),
     )
+
+
+def _unrecognized(arguments: list[str]) -> str:
+    return f"unrecognized arguments: {' '.join(map(_shown, arguments))}"
 
 
 def _shown(argument: str) -> str:

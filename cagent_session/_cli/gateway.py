@@ -62,11 +62,11 @@ def main(recording: ForegroundGateway, port: int) -> int:
 
 
 def _print_call(entry: dict[str, Any]) -> None:
-    shown = entry | {"forward": forward_of(entry)}
+    values = entry | {"forward": forward_of(entry)}
     line = (
         "{time:.19}  {status}  session={session_id}  {method} {path}  forward={forward}  "
         "model={model}  tokens={prompt_tokens}+{completion_tokens}"
-    ).format(**{key: _shown(value) for key, value in shown.items()})
+    ).format(**{key: _shown(value) for key, value in values.items()})
     if entry["parent_session_id"] is not None:
         line += f"  parent={_shown(entry['parent_session_id'])}"
     _print(line)
