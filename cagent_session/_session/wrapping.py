@@ -70,7 +70,7 @@ def wrap_call(fn: Function, scopes_for: ScopesFor) -> Function:
     if _is_any(inspect.iscoroutinefunction, runs):
         return _wrap_coroutine(fn if is_begun_later else _call_as_awaited(fn), scopes_for)
     if _is_any(inspect.isasyncgenfunction, runs):
-        return _wrap_async_generator(fn, scopes_for)
+        return _wrap_async_generator(fn, scopes_for, is_begun_later=is_begun_later)
     if _is_any(inspect.isgeneratorfunction, runs):
         is_awaitable = any(map(_is_awaitable, runs))
         begin = fn if is_begun_later else _call_as_driven(fn)
@@ -90,10 +90,7 @@ def runs_at_once(fn: Any) -> bool:
     A quick check for functions, methods and builtins. It is false for all other objects, too:
     :func:`wrap_call` finds out about those, in ten times the time.
     """
-    while type(fn) is functools.partial:
-        fn = fn.func
-    if type(fn) is types.MethodType:
-        fn = fn.__func__
+    fn = _innermost(fn)
     if type(fn) is types.FunctionType:
         # A function with attributes may be marked by inspect.markcoroutinefunction().
         return not (fn.__code__.co_flags & _RUNS_IN_STEPS or fn.__dict__)
@@ -127,14 +124,15 @@ def _is_begun_later(fn: Any) -> bool:
 
 def _innermost(fn: Any) -> Any:
     """Return what a method or a ``partial`` calls in the end."""
-    while True:
+    while type(fn) is not types.FunctionType:
         # A subclass of partial may have a __call__() of its own.
         if type(fn).__call__ is functools.partial.__call__:
             fn = fn.func
         elif type(fn) is types.MethodType:
             fn = fn.__func__
         else:
-            return fn
+            break
+    return fn
 
 
 def _flags_of(fn: Any) -> Any:
@@ -283,15 +281,16 @@ def _raise(exc: BaseException) -> Any:
     raise exc
 
 
-def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
+def _wrap_async_generator(fn: Function, scopes_for: ScopesFor, *, is_begun_later: bool) -> Function:
     drive = types.coroutine(_drive_stepwise(lambda scopes, step: (scopes, step), by_task=True))
 
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
-        with scopes:  # see wrap_call()
+        if is_begun_later:
             body = fn(*args, **kwargs)
-            if not hasattr(body, "asend"):
-                body = _as_async_generator(body)
+        else:
+            with scopes:
+                body = _as_async_generator(fn(*args, **kwargs))
         del args, kwargs
         step = _first_step(body)
         while True:
@@ -309,7 +308,12 @@ def _wrap_async_generator(fn: Function, scopes_for: ScopesFor) -> Function:
     return wrapped
 
 
-async def _as_async_generator(items: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+def _as_async_generator(items: Any) -> Any:
+    """Return ``items`` with the methods of an async generator."""
+    return items if hasattr(items, "asend") else _each(items)
+
+
+async def _each(items: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
     async for item in items:
         yield item
 
