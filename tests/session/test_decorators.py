@@ -43,6 +43,10 @@ class LooksLikeIt:
         return self._change(self._wrapped(*args))
 
 
+async def items_of(stream):
+    return [item async for item in stream]
+
+
 class PartialOfAKind(functools.partial):
     pass
 
@@ -147,15 +151,12 @@ class TestFunctions:
             async def __call__(self, *args):
                 yield current_session_id()
 
-        async def items(stream):
-            return [item async for item in stream]
-
         def covered(tool):
             return session_scope("a")(inside(tool))()
 
         assert list(covered(Streaming())) == ["a"]
         assert asyncio.run(covered(Answering())) == "a"
-        assert asyncio.run(items(covered(AsyncStreaming()))) == ["a"]
+        assert asyncio.run(items_of(covered(AsyncStreaming()))) == ["a"]
 
     def test_what_a_wrapper_does_that_says_it_is_the_function_in_it(self):
         seen: list[str | None] = []
@@ -180,9 +181,6 @@ class TestFunctions:
         async def async_streaming():
             yield current_session_id()
 
-        async def items():
-            return [item async for item in async_streaming()]
-
         assert inspect.iscoroutinefunction(answering)
         assert asyncio.run(answering()) == "a"
         generator = streaming()
@@ -190,7 +188,7 @@ class TestFunctions:
         with pytest.raises(StopIteration) as stop:
             generator.send(1)
         assert stop.value.value == (1, "a")
-        assert asyncio.run(items()) == ["a"]
+        assert asyncio.run(items_of(async_streaming())) == ["a"]
         assert seen == ["a"] * 3
 
     def test_a_partial_with_a_call_of_its_own(self):
@@ -227,10 +225,7 @@ class TestFunctions:
         async def streaming():
             yield current_session_id()
 
-        async def items():
-            return [item async for item in streaming()]
-
-        assert asyncio.run(items()) == ["a"]
+        assert asyncio.run(items_of(streaming())) == ["a"]
 
     def test_a_wrapper_around_an_awaitable_generator_may_be_a_coroutine_function(self):
         async def awaited(steps):
