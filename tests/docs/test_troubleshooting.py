@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
+from requests_futures.sessions import FuturesSession
 
 from cagent_session import (
     Gateway,
     GatewayAdapter,
+    SessionThreadPoolExecutor,
     gateway_headers,
     instrument,
     session_scope,
@@ -101,6 +103,17 @@ def test_adapter_mounted_afterwards_at_longer_prefix_takes_the_request(http, rec
         http.get(at(recording, "127.0.0.1"))
     assert recording.requests[0].session_id is None
     assert caplog.messages == []
+
+
+def test_futures_session_around_another_sends_by_that(recording):
+    gateway = Gateway(recording.url, forward="https://api.openai.com/v1")
+    pool = SessionThreadPoolExecutor()
+    with requests.Session() as http, FuturesSession(pool, session=http) as futures:
+        for mounted_on in (futures, http):
+            gateway.mount(mounted_on)
+            with session_scope("session-1"):
+                futures.get(at(recording, "127.0.0.1")).result()
+    assert [request.session_id for request in recording.requests] == [None, "session-1"]
 
 
 def test_empty_forward_opts_out(http, recording, caplog):

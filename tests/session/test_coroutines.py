@@ -10,10 +10,12 @@ import inspect
 import subprocess
 import sys
 import textwrap
+import threading
 import types
 import unittest.mock
 
 import pytest
+from asgiref.sync import sync_to_async
 from support.lifetime import Item, Watch, noting_its_end
 
 from cagent_session import (
@@ -234,6 +236,54 @@ class TestCoroutines:
             for session_id in ("s1", "s2"):
                 with session_scope(session_id):
                     assert runner.run(bind_session(call)()) == session_id
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="create_task() takes no context")
+    def test_tasks_that_share_a_context_share_a_with_but_not_a_decorator(self):
+        async def read_later():
+            await asyncio.sleep(0)
+            return current_session_id()
+
+        async def in_a_with(name):
+            with session_scope(name):
+                return await read_later()
+
+        @session_from("name")
+        async def decorated(name):
+            return await read_later()
+
+        async def main(call):
+            loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+            tasks = [loop.create_task(call(name), context=context) for name in ("s1", "s2")]
+            return await asyncio.gather(*tasks)
+
+        assert asyncio.run(main(in_a_with)) == ["s2", "s2"]
+        assert asyncio.run(main(decorated)) == ["s1", "s2"]
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio has no timeout()")
+    @pytest.mark.parametrize(
+        ("in_thread", "afterwards"),
+        [(asyncio.to_thread, "caller"), (lambda fn: sync_to_async(fn)(), "thread")],
+        ids=["asyncio", "asgiref"],
+    )
+    def test_who_gives_up_waiting_for_a_thread_gets_its_session_from_asgiref(
+        self, in_thread, afterwards
+    ):
+        """Which docs/context.md says, and that `asyncio.to_thread` is the remedy."""
+        end = threading.Event()
+
+        @session_scope("thread")
+        def work():
+            end.wait(10)
+
+        async def main():
+            with session_scope("caller"):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await in_thread(work)
+                end.set()
+                return current_session_id()
+
+        assert asyncio.run(main()) == afterwards
 
     def test_tasks_that_the_body_starts_are_in_session(self):
         async def child():
