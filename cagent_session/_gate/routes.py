@@ -197,6 +197,7 @@ class Route:
         self.url = url  #: the gateway's, or an empty string
         self.require_session = gateway is not None and gateway.require_session
         self.base = url.partition("?")[0].rstrip("/")  #: that URL without its query
+        self.root = "/".join(self.base.split("/")[:3])  #: and without its path
         self.origin = parts.origin
         #: The path that all URLs of the gateway begin with, without a slash at its end.
         #: It is often empty.
@@ -227,7 +228,10 @@ class Route:
         is_below = url.startswith(self.base) and _is_plain(url, len(self.base))
         if is_below and not (self.path and "/." in url):
             return True
-        # And this saves parsing most URLs of others.
+        # These save parsing most URLs of a gateway beside it, and of others.
+        if url.startswith(self.root) and _is_plain(url, len(self.root)) and "/." not in url:
+            end = len(self.root) + len(self.path)
+            return url.startswith(self.path, len(self.root)) and url[end : end + 1] in "/?#"
         if self.origin.host not in url.lower() or not urls.is_printable(url):
             return False
         parts = urls.split(url)

@@ -17,8 +17,9 @@ from requests.adapters import HTTPAdapter
 from support.proxies import TextProxy
 
 from cagent_session import Gateway, GatewayAdapter, gateway_headers, session_scope
-from cagent_session._gate import protocol
+from cagent_session._gate import protocol, urls
 from cagent_session._gate.protocol import goarch, goos
+from cagent_session._gate.routes import BARE, Router
 
 FORWARD = "https://api.openai.com/v1"
 GOOD = "https://gateway.example"
@@ -412,6 +413,7 @@ class TestOwns:
             ("https://gateway.example/a%c3%bc", "https://gateway.example/a%C3%BC/x"),
             ("https://gateway.example/me%40a%2c", "https://gateway.example/me@a,/x"),
             ("https://gateway.example/me@a,", "https://gateway.example/me%40a%2C/x"),
+            ("https://gateway.example/a%7eb", "https://gateway.example/a~b/x"),
             ("https://Gateway.Example/P", "https://gateway.example/P/x"),
         ],
     )
@@ -469,6 +471,14 @@ class TestOwns:
     )
     def test_not_its_own(self, gateway: str, url: str):
         assert not Gateway(gateway, forward=FORWARD).owns(url)
+
+    def test_a_plain_url_is_not_parsed_for_each_of_many_gateways(self, monkeypatch):
+        gateways = [Gateway(f"https://g.example/{n}", forward=FORWARD) for n in range(20)]
+        router = Router(*gateways)
+        monkeypatch.setattr(urls, "split", None)  # which fails if it is called
+        for gateway in gateways:
+            assert router.route(gateway.url + "/v1/models?limit=1").base == gateway.url
+        assert router.route("https://g.example/20") is BARE
 
     def test_hostile_urls_take_no_time(self):
         gateway = Gateway("https://gateway.example/prefix", forward=FORWARD)
