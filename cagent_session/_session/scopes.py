@@ -283,10 +283,11 @@ def _after_fork_in_child() -> None:
     # the first worker. So it leaves all scopes, and starts without a session as a spawned worker
     # does. The hook is registered here, in the child, because multiprocessing runs it after this
     # function, and the parent then need not import multiprocessing. The child of os.fork() alone
-    # runs no such hook, and stays in its scope.
-    util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.register_after_fork(_leave_all_scopes, _leave_all_scopes)
+    # runs no such hook, and stays in its scope. multiprocess is the copy that pathos uses.
+    for name in ("multiprocessing.util", "multiprocess.util"):
+        util = sys.modules.get(name)
+        if util is not None:
+            util.register_after_fork(_leave_all_scopes, _leave_all_scopes)
 
 
 def _start_without_session(original: Any) -> Any:

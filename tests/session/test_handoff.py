@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import importlib
 import inspect
 import logging
 import multiprocessing
@@ -474,6 +475,18 @@ def test_interpreter_pools_of_an_old_python_are_an_import_error():
 
 def _put(results):
     results.put(current_session_id())
+
+
+@pytest.mark.parametrize("library", ["multiprocessing", "billiard", "multiprocess"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_worker_that_a_copy_of_multiprocessing_forks_has_no_session(library):
+    """Celery brings billiard, and pathos multiprocess."""
+    forking = importlib.import_module(library).get_context("fork")
+    with session_scope("a"), forking.Pool(1) as pool:
+        in_scope = pool.apply(see)
+        in_session = pool.apply(bind_session(see))
+    assert (in_scope, in_session) == ((None,), ("a",))
 
 
 def test_child_of_os_fork_stays_in_its_scope_without_multiprocessing():
