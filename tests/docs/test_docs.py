@@ -65,7 +65,7 @@ def _as_before() -> Iterator[None]:
 
 
 def run_snippets(page: Path, url: str, request: pytest.FixtureRequest) -> None:
-    namespace: dict = {"__name__": "page"}
+    namespace: dict = {"__name__": "__main__"}
     for number, snippet in enumerate(snippets(page), 1):
         code = re.sub(r"https://gateway\.example|http://127\.0\.0\.1:8080", url, snippet)
         before = set(namespace)
@@ -78,6 +78,14 @@ def run_snippets(page: Path, url: str, request: pytest.FixtureRequest) -> None:
                     fixtures["recording_gateway"].clear()
                     fixtures["recording_gateway"].respond = None
                 namespace[name](**fixtures)
+
+
+def test_example_with_processes_runs_as_a_script_where_they_are_spawned(tmp_path):
+    (example,) = [code for code in snippets(ROOT / "docs" / "context.md") if "__main__" in code]
+    spawn = 'import multiprocessing\nmultiprocessing.set_start_method("spawn", force=True)\n'
+    script = tmp_path / "example.py"
+    script.write_text(spawn + example, encoding="utf-8")
+    subprocess.run([sys.executable, script], check=True, timeout=60)
 
 
 def test_first_example_prints_the_log_that_the_readme_shows():
