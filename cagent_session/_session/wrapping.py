@@ -67,7 +67,7 @@ def wrap_call(fn: Function, scopes_for: ScopesFor) -> Function:
     # A call of anything else than a function, such as a decorator's wrapper that only says that it
     # is one, may run code at once, and that belongs to the body, too.
     is_begun_later = any(map(_is_begun_later, runs))
-    if _is_any(inspect.iscoroutinefunction, runs):
+    if _is_any(_is_coroutine_function, runs):
         return _wrap_coroutine(fn if is_begun_later else _call_as_awaited(fn), scopes_for)
     if _is_any(inspect.isasyncgenfunction, runs):
         return _wrap_async_generator(fn, scopes_for, is_begun_later=is_begun_later)
@@ -114,6 +114,14 @@ def _is_any(kind: Callable[[Any], bool], functions: Iterable[Any]) -> bool:
             if kind(fn):
                 return True
     return False
+
+
+def _is_coroutine_function(fn: Any) -> bool:
+    # asyncio's own mark, which Django sets, and inspect does not know. It has one if it is loaded.
+    mark = getattr(sys.modules.get("asyncio.coroutines"), "_is_coroutine", None)
+    return inspect.iscoroutinefunction(fn) or (
+        mark is not None and getattr(_innermost(fn), "_is_coroutine", None) is mark
+    )
 
 
 def _is_begun_later(fn: Any) -> bool:

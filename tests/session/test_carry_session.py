@@ -17,6 +17,7 @@ from multiprocessing.pool import Pool, ThreadPool
 
 import joblib
 import pytest
+from asgiref.sync import markcoroutinefunction
 from support.lifetime import Item, Watch
 
 from cagent_session import (
@@ -158,12 +159,11 @@ class TestThreadPoolExecutor:
             future = pool.submit(Tools())
         assert future.result() == "a"
 
-    @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect has no such mark")
     def test_function_that_is_marked_as_a_coroutine_function_is_covered(self, pool):
         async def coroutine():
             return current_session_id()
 
-        marked = inspect.markcoroutinefunction(lambda: coroutine())
+        marked = markcoroutinefunction(lambda: coroutine())
         with session_scope("a"):
             future = pool.submit(marked)
         assert asyncio.run(future.result()) == "a"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import gc
 import inspect
 import subprocess
@@ -15,7 +16,7 @@ import types
 import unittest.mock
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from support.lifetime import Item, Watch, noting_its_end
 
 from cagent_session import (
@@ -350,23 +351,25 @@ class TestCoroutines:
         double = unittest.mock.AsyncMock(side_effect=lambda: current_session_id())
         assert asyncio.run(session_scope("a")(double)()) == "a"
 
-    @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect has no such mark")
-    def test_marked_coroutine_function_is_covered_before_it_returns(self):
+    @pytest.mark.parametrize("kind", [lambda fn: fn, functools.partial])
+    def test_marked_coroutine_function_is_covered_before_it_returns(self, kind):
+        """Python has such marks from 3.12 on. Before that, Django sets one of asyncio's."""
         seen: list[str | None] = []
 
         async def rest():
             seen.append(current_session_id())
 
         @session_scope("a")
-        @inspect.markcoroutinefunction
+        @kind
+        @markcoroutinefunction
         def body():
             seen.append(current_session_id())
             return rest()
 
+        assert iscoroutinefunction(body)
         asyncio.run(body())
         assert seen == ["a", "a"]
 
-    @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect has no such mark")
     @pytest.mark.parametrize("steps", [[], [None, None]])
     def test_awaitable_may_be_any_iterator(self, steps):
         """An iterator that is no generator has no send() and no throw()."""
@@ -375,7 +378,7 @@ class TestCoroutines:
             def __await__(self):
                 return iter(steps)
 
-        marked = inspect.markcoroutinefunction(lambda: Awaitable())
+        marked = markcoroutinefunction(lambda: Awaitable())
         assert asyncio.run(session_scope("a")(marked)()) is None
 
     def test_stays_a_coroutine_function(self):
