@@ -41,8 +41,9 @@ def snippets(page: Path) -> list[str]:
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "default::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.name)
-def test_snippets_of_page_run(page: Path, monkeypatch, request):
+def test_snippets_of_page_run(page: Path, monkeypatch, request, tmp_path):
     """In order, in one module, with the gateway's address in place of the one on paper."""
+    monkeypatch.chdir(tmp_path)  # where a page leaves its files
     with RecordingGateway() as gateway:
         monkeypatch.setenv("DOCKER_AGENT_MODELS_GATEWAY", gateway.url)
         monkeypatch.setenv("STAGE", "staging")
