@@ -8,6 +8,7 @@ import contextvars
 import functools
 import gc
 import inspect
+import io
 import subprocess
 import sys
 import textwrap
@@ -285,6 +286,28 @@ class TestCoroutines:
                 return current_session_id()
 
         assert asyncio.run(main()) == afterwards
+
+    def test_stack_of_a_task_shows_the_frame_of_a_body_with_a_with_but_not_of_a_decorated_one(self):
+        """Which docs/context.md says."""
+
+        async def with_a_with():
+            with session_scope("a"):
+                await asyncio.sleep(10)
+
+        @session_scope("a")
+        async def decorated():
+            await asyncio.sleep(10)
+
+        async def stack(body):
+            task = asyncio.create_task(body())
+            await asyncio.sleep(0)
+            shown = io.StringIO()
+            task.print_stack(file=shown)
+            task.cancel()
+            return shown.getvalue()
+
+        assert "in with_a_with\n" in asyncio.run(stack(with_a_with))
+        assert "in decorated\n" not in asyncio.run(stack(decorated))
 
     def test_tasks_that_the_body_starts_are_in_session(self):
         async def child():
