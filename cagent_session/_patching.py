@@ -6,6 +6,7 @@ it does depends on a :class:`Switch` that it reads at every call.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -250,3 +251,8 @@ class Switched:
             self._was_entered = True  # also without an entry, which ExitStack.push() leaves out
             if self._calls:
                 self._switch.take_back(self._calls.pop())
+
+    def __reduce__(self) -> Any:
+        # Initializers of interpreter pools, and Dask's run(), send back what a call returns. From
+        # there nothing can be switched off here.
+        return contextlib.nullcontext, ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import pickle
 import random
 import threading
 from collections.abc import Callable, Iterator
@@ -192,6 +193,13 @@ def test_objects_that_are_let_go_later_are_not_kept(seen: Seen):
     assert held is not None
     assert seen.value == "199"
     assert seen.switch._length < 30
+
+
+def test_what_a_call_returns_can_be_sent_away_and_switches_nothing_off_there(block):
+    """Initializers of interpreter pools and Dask's `run` send it back."""
+    with pickle.loads(pickle.dumps(block())):
+        assert is_on()
+    assert is_on()
 
 
 class TestBlocksThatTheCollectorEnds:

@@ -30,6 +30,7 @@ from cagent_session import (
     session_scope,
 )
 from cagent_session._session import interpreters
+from cagent_session.integrations.threads import carry_session
 
 other = contextvars.ContextVar("other", default="unset")
 
@@ -457,6 +458,11 @@ class TestInterpreters:
             assert list(two) == ["a"] * 2
             assert four.result() == "main"
             assert pool.submit(current_session_id).result() is None
+
+    def test_initializer_may_be_carry_session_itself(self):
+        pool = interpreters.SessionInterpreterPoolExecutor(1, initializer=carry_session)
+        with pool, session_scope("a"):
+            assert pool.submit(current_session_id).result() == "a"
 
     def test_bound_function_keeps_its_session_in_a_plain_pool(self):
         from concurrent.futures import InterpreterPoolExecutor
