@@ -209,14 +209,46 @@ class _WrappedPartial(WrappedCallable):
 
 def _wrap_function(fn: Function, scopes_for: ScopesFor) -> Function:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with scopes_for(args, kwargs):
+        scopes = scopes_for(args, kwargs)
+        with scopes:
             # fn(*args, **kwargs), but without references of ours, so that fn can free its
             # arguments.
             positional, named = [args], [kwargs]
             del args, kwargs
-            return fn(*positional.pop(), **named.pop())
+            result = fn(*positional.pop(), **named.pop())
+        return cover(result, scopes) if type(result) is types.CoroutineType else result
 
     return wrapped
+
+
+def cover(coroutine: Any, scopes: AbstractContextManager[object, None]) -> Any:
+    """Return a coroutine that runs in the scopes of the call that has returned ``coroutine``.
+
+    SDKs have functions that are no coroutine functions, but return what one returns, such as the
+    ``create()`` of OpenAI's: ``await create(...)`` is one call for their users.
+    """
+    if inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED:
+        return coroutine  # it is somebody else's, who has begun it
+    covered = _wrap_coroutine(_Unbegun(coroutine), lambda args, kwargs: scopes)()
+    covered.__name__, covered.__qualname__ = coroutine.__name__, coroutine.__qualname__
+    return covered
+
+
+class _Unbegun:
+    """A function that returns a coroutine, once; closes it if that never happens.
+
+    Otherwise, who never awaits the coroutine around it would be warned twice.
+    """
+
+    def __init__(self, coroutine: Any) -> None:
+        self._coroutine = [coroutine]
+
+    def __call__(self) -> Any:
+        return self._coroutine.pop()
+
+    def __del__(self) -> None:
+        for coroutine in self._coroutine:
+            coroutine.close()
 
 
 def _wrap_generator(fn: Function, scopes_for: ScopesFor, *, by_task: bool) -> Function:

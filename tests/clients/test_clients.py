@@ -21,7 +21,9 @@ from support.wire import Server, response
 from cagent_session import (
     Gateway,
     GatewayMixin,
+    bind_session,
     current_session_id,
+    no_session,
     session_scope,
 )
 from cagent_session.integrations import httpx as for_httpx
@@ -114,6 +116,19 @@ class TestOpenAI:
         assert {name: usage.requests for name, usage in bills.items()} == {
             f"s{number}": 2 for number in range(5)
         }
+
+    def test_async_call_that_is_bound(self, gateway, all_of, library, integration):
+        """`create` is no coroutine function, but returns a coroutine."""
+
+        async def main():
+            async with self.async_client(gateway, library, integration) as client:
+                with session_scope("s1"):
+                    ask = bind_session(client.chat.completions.create)
+                with no_session():
+                    await ask(model="m", messages=MESSAGES)
+
+        asyncio.run(main())
+        all_of("s1", 1)
 
     @pytest.mark.parametrize("status", [429, 500])
     def test_its_own_retries(self, status, library, integration):

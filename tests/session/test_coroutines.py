@@ -15,17 +15,20 @@ import textwrap
 import threading
 import types
 import unittest.mock
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from support.lifetime import Item, Watch, noting_its_end
 
 from cagent_session import (
+    SessionThreadPoolExecutor,
     bind_session,
     current_session_id,
     session_from,
     session_scope,
 )
+from cagent_session.integrations.threads import carry_session
 
 other = contextvars.ContextVar("other", default="unset")
 
@@ -412,6 +415,85 @@ class TestCoroutines:
         coroutine = body(1)
         assert inspect.iscoroutine(coroutine)
         coroutine.close()
+
+
+async def look_twice(name):
+    before = current_session_id()
+    with session_scope("inner"):
+        await asyncio.sleep(0)
+    return before, current_session_id()
+
+
+@functools.wraps(look_twice)
+def returns_it(name):
+    return look_twice(name)
+
+
+@session_scope("a")
+def bound(fn):
+    return bind_session(fn)
+
+
+def carried(fn):
+    def call(*args):
+        with carry_session(), ThreadPoolExecutor(1) as pool, session_scope("a"):
+            return pool.submit(fn, *args).result()
+
+    return call
+
+
+def in_a_pool_of_ours(fn):
+    def call(*args):
+        with SessionThreadPoolExecutor(1) as pool, session_scope("a"):
+            return pool.submit(fn, *args).result()
+
+    return call
+
+
+class TestFunctionsThatReturnACoroutine:
+    """Many methods of SDKs do, such as `create` of OpenAI's and Anthropic's."""
+
+    @pytest.mark.parametrize(
+        "cover", [session_scope("a"), session_from("name"), bound, carried, in_a_pool_of_ours]
+    )
+    @pytest.mark.parametrize("fn", [returns_it, lambda name: look_twice(name)])
+    def test_are_covered_until_it_ends(self, cover, fn):
+        async def main():
+            with session_scope("awaited"):
+                assert await cover(fn)("a") == ("a", "a")
+                assert current_session_id() == "awaited"
+
+        asyncio.run(main())
+
+    def test_a_coroutine_that_has_begun_is_left_as_it_is(self):
+        coroutine = look_twice("a")
+        coroutine.send(None)
+        for cover in (session_scope("a"), bound):
+            assert cover(lambda: coroutine)() is coroutine
+        coroutine.close()
+
+    def test_python_warns_once_if_nobody_awaits_it(self):
+        with pytest.warns(RuntimeWarning) as warned:
+            session_scope("a")(returns_it)("a")
+        assert [str(each.message) for each in warned] == [
+            "coroutine 'look_twice' was never awaited"
+        ]
+
+    def test_it_goes_when_it_is_over(self):
+        item = Item()
+        watch = Watch(item)
+
+        @session_scope("a")
+        def function(item):
+            async def body(item):
+                return None
+
+            return body(item)
+
+        coroutine = function(item)
+        del item
+        asyncio.run(coroutine)
+        assert watch.is_gone
 
 
 class TestAsyncGenerators:
