@@ -123,7 +123,7 @@ class GatewayPoolManager(_GatewayManager, PoolManager):
 
         http = GatewayPoolManager(gateway, maxsize=32)
         with session_scope("order-4711"):
-            http.request("POST", gateway.endpoint("v1/chat/completions"), json=prompt)
+            http.request("GET", gateway.endpoint("v1/models"))
     """
 
     def __init__(self, gateway: Gateway | None = None, **pool_manager_kwargs: Any) -> None:

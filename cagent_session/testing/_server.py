@@ -122,17 +122,21 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def stop(self) -> None:
-        """Stop listening, end all connections, and wait for the handlers, but not for long."""
+        """Stop listening, let handlers end their answers, but not for long, end all connections."""
         if self.page is not None:
             self.page.close()
         self.shutdown()
-        for connection in list(self._connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)  # wakes the handler that waits for more
+        self._shut(socket.SHUT_RD)  # wakes the handlers that wait for more
         self.server_close()
         end = time.monotonic() + LINGER
         for handler in list(self._handlers):
             handler.join(max(0, end - time.monotonic()))
+        self._shut(socket.SHUT_RDWR)
+
+    def _shut(self, how: int) -> None:
+        for connection in list(self._connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(how)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -243,7 +243,7 @@ class TestLife:
                 assert asked.wait(5)
                 threading.Timer(0.1, may_end.set).start()
             assert [entry["status"] for entry in recording.audit_log] == [200]
-            assert isinstance(calling.exception(), requests.ConnectionError)
+            assert calling.exception() is None
 
     def test_exit_does_not_wait_for_an_answer_that_never_comes(self, monkeypatch):
         monkeypatch.setattr(_server, "LINGER", 0.1)
