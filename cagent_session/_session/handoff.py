@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextvars
 import functools
 import logging
-import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar, cast
@@ -16,11 +15,11 @@ from .scopes import (
     Lineage,
     Opener,
     ResumableScopes,
+    call_in,
     current_lineage,
-    open_scope,
     suspend_scopes,
 )
-from .wrapping import WrappedCallable, cover, runs_at_once, wrap_call
+from .wrapping import WrappedCallable, runs_at_once, wrap_call
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -33,7 +32,7 @@ def bind_session(fn: Callable[_P, _T]) -> Callable[_P, _T]:
 
     It can be pickled whenever ``fn`` can, so that it can be sent to process pools, Dask, joblib and
     task queues. The bodies of generator and coroutine functions are covered as the decorators cover
-    them, and so is a coroutine that ``fn`` returns. ::
+    them, also where a decorator of an SDK hides that ``fn`` is a coroutine function. ::
 
         threading.Thread(target=bind_session(generate_title), args=(messages,)).start()
 
@@ -56,21 +55,8 @@ def bind_call(fn: Callable[..., Any]) -> Callable[..., Any]:
     """
     lineage = current_lineage()
     if runs_at_once(fn):
-        return functools.partial(_call_in, lineage, fn)
+        return functools.partial(call_in, lineage, fn)
     return wrap_call(fn, _InLineage(lineage))
-
-
-def _call_in(lineage: Lineage, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    opener = object()
-    open_scope(lineage, opener)
-    try:
-        result = fn(*args, **kwargs)
-    finally:
-        suspend_scopes(opener)
-        del args, kwargs  # a traceback must not keep what fn has let go of
-    if type(result) is types.CoroutineType:
-        return cover(result, ResumableScopes(lineage))
-    return result
 
 
 class _InLineage:
@@ -166,8 +152,8 @@ class SessionThreadPoolExecutor(ThreadPoolExecutor):
     def submit(self, fn: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
         """Schedule ``fn(*args, **kwargs)`` in the current session, as the base class does."""
         context = contextvars.copy_context()
-        # The session is in the context, but what runs later, outside of it, has to be bound.
-        bound = bind_call(fn)
+        # The session is in the context; only what runs later, outside of it, has to be bound.
+        bound = fn if runs_at_once(fn) else bind_call(fn)
         # Context.run() of PyPy has names for its parameters, so fn's arguments stay in a lambda.
         return super().submit(lambda: context.run(lambda: bound(*args, **kwargs)))
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar, Token
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 _KNOWN = 32  # ancestors that are kept with their parents, so that an endless chain stays small
 _ROOM = 64  # frames; few enough to search quickly, and more than most programs ever have
@@ -54,6 +55,7 @@ class Lineage(NamedTuple):
 OUTSIDE = Lineage(None)  # no scope is open
 NO_SESSION = Lineage(None, is_deliberate=True)  # inside no_session()
 
+_T = TypeVar("_T")
 _Opening: TypeAlias = list[Any]  # [the opener, whether the scope is still to be closed]
 _Nested: TypeAlias = tuple[Lineage, _Opening]
 _Frame: TypeAlias = tuple[Lineage, _Opening, Any, int]
@@ -213,6 +215,17 @@ def exchange_frames(frame: Any = _OUTERMOST) -> Any:
     left = _frame.get()
     _set(frame)
     return left
+
+
+def call_in(lineage: Lineage, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
+    """Return ``fn(*args, **kwargs)``, called in a scope that is closed by its end."""
+    opener = object()
+    open_scope(lineage, opener)
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        suspend_scopes(opener)
+        del args, kwargs  # a traceback must not keep what fn has let go of
 
 
 class Opener:

@@ -118,10 +118,15 @@ def _is_any(kind: Callable[[Any], bool], functions: Iterable[Any]) -> bool:
 
 def _is_coroutine_function(fn: Any) -> bool:
     # asyncio's own mark, which Django sets, and inspect does not know. It has one if it is loaded.
+    # On Python 3.10, a generator may have it, too.
     mark = getattr(sys.modules.get("asyncio.coroutines"), "_is_coroutine", None)
-    return inspect.iscoroutinefunction(fn) or (
-        mark is not None and getattr(_innermost(fn), "_is_coroutine", None) is mark
-    )
+    is_marked = mark is not None and getattr(_innermost(fn), "_is_coroutine", None) is mark
+    return inspect.iscoroutinefunction(fn) or (is_marked and not inspect.isgeneratorfunction(fn))
+
+
+def _wraps_coroutine_function(fn: Any) -> bool:
+    """Return whether ``functools.wraps`` or the like says that ``fn`` calls such a function."""
+    return _is_coroutine_function(inspect.unwrap(_innermost(fn)))
 
 
 def _is_begun_later(fn: Any) -> bool:
@@ -208,6 +213,10 @@ class _WrappedPartial(WrappedCallable):
 
 
 def _wrap_function(fn: Function, scopes_for: ScopesFor) -> Function:
+    # Many a method of an SDK is such a function, as create() of OpenAI's: calling and awaiting it
+    # is one for its users.
+    is_wrapper = _is_any(_wraps_coroutine_function, (fn,))
+
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
         with scopes:
@@ -216,39 +225,20 @@ def _wrap_function(fn: Function, scopes_for: ScopesFor) -> Function:
             positional, named = [args], [kwargs]
             del args, kwargs
             result = fn(*positional.pop(), **named.pop())
-        return cover(result, scopes) if type(result) is types.CoroutineType else result
+        if is_wrapper and type(result) is types.CoroutineType:
+            return _covered(result, scopes)
+        return result
 
     return wrapped
 
 
-def cover(coroutine: Any, scopes: AbstractContextManager[object, None]) -> Any:
-    """Return a coroutine that runs in the scopes of the call that has returned ``coroutine``.
-
-    SDKs have functions that are no coroutine functions, but return what one returns, such as the
-    ``create()`` of OpenAI's: ``await create(...)`` is one call for their users.
-    """
+def _covered(coroutine: Any, scopes: AbstractContextManager[object, None]) -> Any:
+    """Return a coroutine that runs in the scopes of the call that has returned ``coroutine``."""
     if inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED:
         return coroutine  # it is somebody else's, who has begun it
-    covered = _wrap_coroutine(_Unbegun(coroutine), lambda args, kwargs: scopes)()
+    covered = _wrap_coroutine([coroutine].pop, lambda args, kwargs: scopes)()
     covered.__name__, covered.__qualname__ = coroutine.__name__, coroutine.__qualname__
     return covered
-
-
-class _Unbegun:
-    """A function that returns a coroutine, once; closes it if that never happens.
-
-    Otherwise, who never awaits the coroutine around it would be warned twice.
-    """
-
-    def __init__(self, coroutine: Any) -> None:
-        self._coroutine = [coroutine]
-
-    def __call__(self) -> Any:
-        return self._coroutine.pop()
-
-    def __del__(self) -> None:
-        for coroutine in self._coroutine:
-            coroutine.close()
 
 
 def _wrap_generator(fn: Function, scopes_for: ScopesFor, *, by_task: bool) -> Function:

@@ -377,6 +377,18 @@ class TestCoroutines:
         double = unittest.mock.AsyncMock(side_effect=lambda: current_session_id())
         assert asyncio.run(session_scope("a")(double)()) == "a"
 
+    @pytest.mark.skipif(sys.version_info >= (3, 11), reason="Python has no such decorator")
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_generator_of_asyncio_coroutine_stays_one(self):
+        @session_scope("a")
+        @asyncio.coroutine
+        def body():
+            yield from asyncio.sleep(0)
+            return current_session_id()
+
+        assert inspect.isgeneratorfunction(body)
+        assert asyncio.run(body()) == "a"
+
     @pytest.mark.parametrize("kind", [lambda fn: fn, functools.partial])
     def test_marked_coroutine_function_is_covered_before_it_returns(self, kind):
         """Python has such marks from 3.12 on. Before that, Django sets one of asyncio's."""
@@ -450,14 +462,14 @@ def in_a_pool_of_ours(fn):
     return call
 
 
-class TestFunctionsThatReturnACoroutine:
-    """Many methods of SDKs do, such as `create` of OpenAI's and Anthropic's."""
+class TestWrappersOfCoroutineFunctions:
+    """Many methods of SDKs are, such as `create` of OpenAI's and Anthropic's."""
 
     @pytest.mark.parametrize(
         "cover", [session_scope("a"), session_from("name"), bound, carried, in_a_pool_of_ours]
     )
-    @pytest.mark.parametrize("fn", [returns_it, lambda name: look_twice(name)])
-    def test_are_covered_until_it_ends(self, cover, fn):
+    @pytest.mark.parametrize("fn", [returns_it, functools.partial(returns_it)])
+    def test_are_covered_until_the_coroutine_ends(self, cover, fn):
         async def main():
             with session_scope("awaited"):
                 assert await cover(fn)("a") == ("a", "a")
@@ -465,32 +477,30 @@ class TestFunctionsThatReturnACoroutine:
 
         asyncio.run(main())
 
+    @pytest.mark.parametrize("cover", [session_scope("a"), bound, carried, in_a_pool_of_ours])
+    def test_other_functions_may_return_a_coroutine_of_somebody_else(self, cover):
+        """As the `get` of a queue."""
+        coroutine = look_twice("a")
+        assert cover(lambda: coroutine)() is coroutine
+        coroutine.close()
+
     def test_a_coroutine_that_has_begun_is_left_as_it_is(self):
         coroutine = look_twice("a")
         coroutine.send(None)
-        for cover in (session_scope("a"), bound):
-            assert cover(lambda: coroutine)() is coroutine
+        again = functools.wraps(look_twice)(lambda: coroutine)
+        assert session_scope("a")(again)() is coroutine
         coroutine.close()
 
-    def test_python_warns_once_if_nobody_awaits_it(self):
-        with pytest.warns(RuntimeWarning) as warned:
-            session_scope("a")(returns_it)("a")
-        assert [str(each.message) for each in warned] == [
-            "coroutine 'look_twice' was never awaited"
-        ]
+    def test_a_coroutine_that_nobody_awaits_says_whose_it_is(self, recwarn):
+        session_scope("a")(returns_it)("a")
+        for _ in ("ours", "the one in it"):
+            message = str(recwarn.pop(RuntimeWarning).message)
+            assert message == "coroutine 'look_twice' was never awaited"
 
-    def test_it_goes_when_it_is_over(self):
+    def test_a_coroutine_that_is_over_keeps_nothing(self):
         item = Item()
         watch = Watch(item)
-
-        @session_scope("a")
-        def function(item):
-            async def body(item):
-                return None
-
-            return body(item)
-
-        coroutine = function(item)
+        coroutine = session_scope("a")(returns_it)(item)
         del item
         asyncio.run(coroutine)
         assert watch.is_gone
