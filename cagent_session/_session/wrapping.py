@@ -78,6 +78,8 @@ def wrap_call(fn: Function, scopes_for: ScopesFor) -> Function:
             wrapped = _wrap_generator(types.coroutine(begin), scopes_for, by_task=True)
             return types.coroutine(wrapped)
         return _wrap_generator(begin, scopes_for, by_task=False)
+    if _is_any(_wraps_coroutine_function, (fn,)):
+        return _wrap_wrapper(fn, scopes_for)
     return _wrap_function(fn, scopes_for)
 
 
@@ -213,38 +215,57 @@ class _WrappedPartial(WrappedCallable):
 
 
 def _wrap_function(fn: Function, scopes_for: ScopesFor) -> Function:
-    # Many a method of an SDK is such a function, as create() of OpenAI's: calling and awaiting it
-    # is one for its users.
-    is_wrapper = _is_any(_wraps_coroutine_function, (fn,))
-
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        scopes = scopes_for(args, kwargs)
-        with scopes:
+        with scopes_for(args, kwargs):
             # fn(*args, **kwargs), but without references of ours, so that fn can free its
             # arguments.
             positional, named = [args], [kwargs]
             del args, kwargs
-            result = fn(*positional.pop(), **named.pop())
-        if is_wrapper and type(result) is types.CoroutineType:
-            return _covered(result, scopes)
-        return result
+            return fn(*positional.pop(), **named.pop())
 
     return wrapped
 
 
-def _covered(coroutine: Any, scopes: AbstractContextManager[object, None]) -> Any:
-    """Return a coroutine that runs in the scopes of the call that has returned ``coroutine``."""
-    if inspect.getcoroutinestate(coroutine) != inspect.CORO_CREATED:
-        return coroutine  # it is somebody else's, who has begun it
-    covered = _wrap_coroutine([coroutine].pop, lambda args, kwargs: scopes)()
-    covered.__name__, covered.__qualname__ = coroutine.__name__, coroutine.__qualname__
-    return covered
+def _wrap_wrapper(fn: Function, scopes_for: ScopesFor) -> Function:
+    """Wrap what is no coroutine function, but calls one, and may return the coroutine.
+
+    Many a method of an SDK does, as ``create()`` of OpenAI's. Calling and awaiting it is one for
+    its users.
+    """
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        scopes = scopes_for(args, kwargs)
+        steps = _StepsOfCoroutine(scopes)
+        call = _wrap_function(fn, lambda args, kwargs: scopes)
+        positional, named = [args], [kwargs]
+        del args, kwargs
+        result = call(*positional.pop(), **named.pop())
+        if type(result) is not types.CoroutineType or not _is_unbegun(result):
+            return result
+        steps.take(result)
+        # A list, so that nothing but the driver refers to the steps.
+        given = [(scopes, steps)]
+        covered: Any = _await(types.coroutine(_drive_stepwise(given.pop, by_task=True)))
+        covered.__name__, covered.__qualname__ = result.__name__, result.__qualname__
+        return covered
+
+    return wrapped
+
+
+async def _await(drive: Function) -> Any:
+    return await drive()
+
+
+def _is_unbegun(coroutine: Any) -> bool:
+    return bool(inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED)
 
 
 def _wrap_generator(fn: Function, scopes_for: ScopesFor, *, by_task: bool) -> Function:
     def start(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
-        return scopes, _Steps(scopes, fn, args, kwargs)
+        steps = _Steps(scopes)
+        steps.take(fn(*args, **kwargs))
+        return scopes, steps
 
     return _drive_stepwise(start, by_task=by_task)
 
@@ -288,23 +309,31 @@ class _Steps:
 
     Python closes what it drops: the driver, and the body once more, if the body went on when the
     driver was closed. In a reference cycle, it may come to the body before the driver, but not
-    before this object, which is made at the same moment as the body.
+    before this object, which is made before the body.
     """
 
-    def __init__(
-        self,
-        scopes: AbstractContextManager[object, None],
-        begin: Function,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def __init__(self, scopes: AbstractContextManager[object, None]) -> None:
         self._scopes = scopes
-        body = begin(*args, **kwargs)
+        self.send = self.throw = _raise
+
+    def take(self, body: Any) -> None:
+        """Make these the steps of ``body``."""
         self.send, self.throw = body.send, body.throw
 
     def __del__(self) -> None:
         with self._scopes:
             self.send = self.throw = _raise  # nothing else refers to the body, so this drops it
+
+
+class _StepsOfCoroutine(_Steps):
+    """The steps of a coroutine inside another one, which nobody may begin."""
+
+    def __del__(self) -> None:
+        coroutine = getattr(self.send, "__self__", None)
+        if coroutine is not None and _is_unbegun(coroutine):
+            coroutine.close()  # Python warns of the other one alone
+        del coroutine
+        super().__del__()
 
 
 def _raise(exc: BaseException) -> Any:

@@ -491,11 +491,38 @@ class TestWrappersOfCoroutineFunctions:
         assert session_scope("a")(again)() is coroutine
         coroutine.close()
 
-    def test_a_coroutine_that_nobody_awaits_says_whose_it_is(self, recwarn):
+    def test_python_warns_once_of_a_coroutine_that_nobody_awaits(self, recwarn):
         session_scope("a")(returns_it)("a")
-        for _ in ("ours", "the one in it"):
-            message = str(recwarn.pop(RuntimeWarning).message)
-            assert message == "coroutine 'look_twice' was never awaited"
+        message = str(recwarn.pop(RuntimeWarning).message)
+        assert message == "coroutine 'look_twice' was never awaited"
+        assert not recwarn
+
+    def test_python_warns_of_no_coroutine_that_was_cancelled_before_it_began(self, recwarn):
+        async def main():
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(session_scope("a")(returns_it)("a"), 0)
+
+        asyncio.run(main())
+        gc.collect()
+        assert not recwarn
+
+    def test_a_coroutine_in_a_cycle_ends_in_its_session(self):
+        seen = []
+
+        async def body(cycle):
+            steps = noting_its_end(seen)
+            next(steps)
+            cycle.append(steps)
+            await pause()
+
+        with session_scope("collecting"):
+            cycle = []
+            coroutine = session_scope("a")(functools.wraps(body)(lambda it: body(it)))(cycle)
+            cycle.append(coroutine)
+            coroutine.send(None)
+            del coroutine, cycle
+            gc.collect()
+        assert seen == ["a"]
 
     def test_a_coroutine_that_is_over_keeps_nothing(self):
         item = Item()
