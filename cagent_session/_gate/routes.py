@@ -71,6 +71,9 @@ class Library:
             key: tuple(value if value is None else self.text(value) for value in values)
             for key, values in defaults.items()
         }
+        if not in_bytes:  # code in between may have put them in bytes, as requests-oauthlib does
+            for key, values in defaults.items():
+                self.defaults[key] += tuple(value.encode() for value in values if value is not None)
         self.replacements = {
             name.lower(): (name, value)
             for name, value in {"User-Agent": USER_AGENT, **replacements}.items()

@@ -127,8 +127,10 @@ def _is_coroutine_function(fn: Any) -> bool:
 
 
 def _wraps_coroutine_function(fn: Any) -> bool:
-    """Return whether ``functools.wraps`` or the like says that ``fn`` calls such a function."""
-    return _is_coroutine_function(inspect.unwrap(_innermost(fn)))
+    """Return whether ``functools.wraps`` says that ``fn`` calls such a function."""
+    # Not through other objects: a remote proxy answers to __wrapped__ without end.
+    wrapped = inspect.unwrap(_innermost(fn), stop=lambda each: type(each) is not types.FunctionType)
+    return _is_coroutine_function(wrapped)
 
 
 def _is_begun_later(fn: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from email.utils import formatdate
 
 import anthropic
@@ -205,11 +206,13 @@ def test_mistral(gateway, recording_gateway, all_of):
     all_of("s1", 1)
 
 
-def test_requests_oauthlib(gateway, all_of):
+def test_requests_oauthlib(gateway, recording_gateway, all_of):
+    gateway = dataclasses.replace(gateway, headers={"Accept": "application/vnd.team+json"})
     with OAuth1Session("key", "secret") as http, session_scope("s1"):
         gateway.mount(http)
         http.get(gateway.endpoint("v1/models")).raise_for_status()
     all_of("s1", 1)
+    assert recording_gateway.requests[0].headers["Accept"] == "application/vnd.team+json"
 
 
 def test_cachecontrol():

@@ -75,6 +75,8 @@ class TestBindSession:
 
     @pytest.mark.parametrize("wrap", [bind_session, session_scope("a"), no_session()])
     def test_method_of_a_remote_proxy_is_called(self, wrap):
+        asked = []
+
         class RemoteMethod:
             """Doc."""
 
@@ -82,6 +84,7 @@ class TestBindSession:
                 self._name = name
 
             def __getattr__(self, name):  # as in xmlrpc.client
+                asked.append(name)
                 return RemoteMethod(f"{self._name}.{name}")
 
             def __call__(self, number):
@@ -90,6 +93,7 @@ class TestBindSession:
         wrapped = wrap(RemoteMethod("add"))
         assert wrapped(1) == ("add", 1)
         assert (wrapped.__doc__, wrapped.__module__) == ("Doc.", __name__)
+        assert len(asked) < 50  # its __wrapped__ has a __wrapped__, and so on
 
     def test_function_bound_outside_every_session_runs_in_none(self):
         bound = bind_session(see)

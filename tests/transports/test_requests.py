@@ -497,6 +497,22 @@ def test_errors_are_those_of_the_plain_adapter(break_off: str):
     assert outcomes[0] is outcomes[1]
 
 
+def test_defaults_that_authentication_put_in_bytes_are_defaults(server: Server):
+    """As OAuth1 of requests-oauthlib does."""
+
+    def in_bytes(request):
+        request.headers.update({name: value.encode() for name, value in request.headers.items()})
+        return request
+
+    own = {"User-Agent": "team/1", "Accept": "text/event-stream"}
+    gateway = Gateway(server.origin, forward=FORWARD, headers=own)
+    with client(GatewayAdapter(gateway)) as http, session_scope("s1"):
+        http.get(gateway.endpoint("x"), auth=in_bytes, stream=True).close()
+    (arrived,) = server.arrived
+    assert {name: arrived.get(name) for name in own} == own
+    assert arrived.get("Accept-Encoding") == "identity"
+
+
 def test_headers_with_several_values_of_a_name_are_marked_every_time(server: Server):
     """Those of a class of its own, too, among them what the session replaces."""
     gateway = Gateway(server.origin, session_header="X-Session-ID")
