@@ -234,6 +234,8 @@ def _wrap_wrapper(fn: Function, scopes_for: ScopesFor) -> Function:
     Many a method of an SDK does, as ``create()`` of OpenAI's. Calling and awaiting it is one for
     its users.
     """
+    # Once for all calls: it makes code, of which a profiler keeps a record each.
+    drive = types.coroutine(_drive_stepwise(lambda given: given.pop(), by_task=True))
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
@@ -245,17 +247,16 @@ def _wrap_wrapper(fn: Function, scopes_for: ScopesFor) -> Function:
         if type(result) is not types.CoroutineType or not _is_unbegun(result):
             return result
         steps.take(result)
-        # A list, so that nothing but the driver refers to the steps.
-        given = [(scopes, steps)]
-        covered: Any = _await(types.coroutine(_drive_stepwise(given.pop, by_task=True)))
+        # In a list, so that in the end nothing but the driver refers to the steps.
+        covered: Any = _await(drive, [(scopes, steps)])
         covered.__name__, covered.__qualname__ = result.__name__, result.__qualname__
         return covered
 
     return wrapped
 
 
-async def _await(drive: Function) -> Any:
-    return await drive()
+async def _await(drive: Function, given: list[Any]) -> Any:
+    return await drive(given)
 
 
 def _is_unbegun(coroutine: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import cProfile
 import functools
 import gc
 import inspect
@@ -523,6 +524,18 @@ class TestWrappersOfCoroutineFunctions:
             del coroutine, cycle
             gc.collect()
         assert seen == ["a"]
+
+    def test_a_profiler_sees_the_same_functions_in_each_call(self):
+        fn = session_scope("a")(returns_it)
+
+        def functions_of(calls):
+            with cProfile.Profile() as profile:
+                for _ in range(calls):
+                    with contextlib.suppress(StopIteration):
+                        fn("a").send(None)
+            return len(profile.getstats())
+
+        assert functions_of(20) == functions_of(1)
 
     def test_a_coroutine_that_is_over_keeps_nothing(self):
         item = Item()
