@@ -240,10 +240,10 @@ def _wrap_wrapper(fn: Function, scopes_for: ScopesFor) -> Function:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
         steps = _StepsOfCoroutine(scopes)
-        call = _wrap_function(fn, lambda args, kwargs: scopes)
-        positional, named = [args], [kwargs]
+        positional, named = [args], [kwargs]  # as in _wrap_function()
         del args, kwargs
-        result = call(*positional.pop(), **named.pop())
+        with scopes:
+            result = fn(*positional.pop(), **named.pop())
         if type(result) is not types.CoroutineType or not _is_unbegun(result):
             return result
         steps.take(result)
