@@ -34,6 +34,7 @@ from .._gate.routes import (
 )
 from ..headers import FORWARD, MODEL, MODEL_NAME, PROVIDER
 from .copying import shallow_copy
+from .watched_calls import WatchedCall, watch, watched_call_of
 
 if TYPE_CHECKING:
     from .httpx import Httpx
@@ -96,27 +97,21 @@ _TAKES_SUBCLASSES = _takes_subclasses()
 
 
 class Hops:
-    """The gate for one call of a client, which may be redirected: a client middleware."""
+    """The gate for one call of a client, or for one request of it: a client middleware."""
 
-    _session_keys: frozenset[str] = frozenset()
+    _call: WatchedCall | None = None  #: if identifiers of the caller's have to come off later hops
     _library = _AIOHTTP
 
     def __init__(self, router: Router) -> None:
         self._router = router
-        # identifiers that the caller had set, by the origins of the gateway-bound hops with some
-        self._homes: dict[urls.Origin | str, frozenset[tuple[str, str]]] = {}
 
     def use_defaults_of(self, httpx: Httpx) -> None:
         """Count the defaults of httpx, which makes this call over aiohttp, as defaults."""
         self._library = _over_aiohttp(httpx)
 
-    @property
-    def is_watched(self) -> bool:
-        """Whether the caller's identifiers have to come off later hops to other origins."""
-        return bool(self._homes)
-
     async def __call__(self, request: ClientRequest, handler: Handler) -> ClientResponse:
         url = _as_http(str(request.url))
+        self._call = self._call or watched_call_of(request)
         headers, has_passed = self._callers_headers(request, url)
         if has_passed:
             return await handler(self._with_headers(request, headers))
@@ -135,11 +130,12 @@ class Hops:
         # aiohttp puts the headers of the ClientSession into those for the proxy, too.
         for_proxy = tuple(request.proxy_headers or ())
         if plan.callers_identifiers or identifiers_among(for_proxy, route.session_keys):
-            set_here = _identifiers(headers, route.session_keys)
-            home = _origin_of(url)
-            self._homes[home] = self._homes.get(home, frozenset()) | set_here
-        self._session_keys |= route.session_keys
-        sent = _stamped(headers, plan, stamp, passage, self._session_keys)
+            self._call = self._call or watch(request)
+            self._call.add(_origin_of(url), _identifiers(headers, route.session_keys))
+        if self._call is not None:
+            self._call.session_keys |= route.session_keys
+        passage.session_keys = self._session_keys | route.session_keys
+        sent = _stamped(headers, plan, stamp, passage)
         outgoing = self._with_headers(request, sent)
         if route.query:
             outgoing.url = URL(passage.url, encoded=True).with_scheme(request.url.scheme)
@@ -156,6 +152,10 @@ class Hops:
         if response.status in _REDIRECTS:
             self._note_redirect(route, url, response, sent)
         return response
+
+    @property
+    def _session_keys(self) -> frozenset[str]:
+        return frozenset() if self._call is None else self._call.session_keys
 
     def _callers_headers(self, request: ClientRequest, url: str) -> tuple[CIMultiDict[str], bool]:
         """Return the headers that the caller set, less identifiers that are for another origin.
@@ -200,14 +200,14 @@ class Hops:
 
         :param has_stamp: whether another middleware of ours has stamped the request.
         """
-        if not self._homes:
+        if self._call is None:
             return headers
-        origin = _origin_of(url)
-        elsewhere = [self._homes[home] for home in self._homes if home != origin]
+        homes, origin = self._call.homes, _origin_of(url)
+        elsewhere = [homes[home] for home in homes if home != origin]
         if not elsewhere:
             return headers
         away = frozenset[tuple[str, str]]().union(*elsewhere)
-        here = self._homes.get(origin, frozenset())
+        here = homes.get(origin, frozenset())
         # A middleware above may have marked the request anew, for a gateway of another origin. That
         # is no part of a stamp.
         forward = headers.get(FORWARD)
@@ -236,7 +236,7 @@ class Hops:
         once, is shared.
         """
         for_proxy: Any = request.proxy_headers
-        if for_proxy and self.is_watched:
+        if for_proxy and self._call is not None:
             for_proxy = _less(for_proxy, self._session_keys)
         if headers is request.headers and for_proxy is request.proxy_headers:
             return request
@@ -303,7 +303,6 @@ def _stamped(
     plan: Plan,
     stamp: Stamp,
     passage: Passage,
-    session_keys: frozenset[str],
 ) -> CIMultiDict[str]:
     """Return a copy of ``headers`` with the stamp."""
     stamped, removed = stamp
@@ -318,5 +317,5 @@ def _stamped(
         if key in stamped or key in removed:
             replaced += [(plan.names[index], value) for value in sent.popall(key, ())]
     sent.extend(list(stamped.values()))
-    passage.session_keys, passage.replaced = session_keys, tuple(replaced)
+    passage.replaced = tuple(replaced)
     return sent

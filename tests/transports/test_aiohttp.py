@@ -39,6 +39,7 @@ from cagent_session import (
 )
 from cagent_session._gate import urls
 from cagent_session._transports import aiohttp as for_aiohttp
+from cagent_session._transports import watched_calls
 from cagent_session.integrations.aiohttp import GatewayMiddleware
 from cagent_session.integrations.httpx import GatewayTransport
 
@@ -325,6 +326,29 @@ class TestMiddlewares:
                 get(one.url, *gates, headers={"X-Cagent-Session-Id": "s1"})
             (arrived,) = second.arrived
             assert (arrived.forward, arrived.session_id) == ("https://api.example/2", "s1")
+
+    @pytest.mark.parametrize("gates", ["one, two", "two, one", "two, and instrument()", ""])
+    @pytest.mark.parametrize("own", [{"X-Cagent-Session-Id": "mine"}, MODEL])
+    def test_of_two_gateways_know_what_the_caller_had_set_for_the_other(self, server, gates, own):
+        with Server() as second:
+            one = Gateway(server.origin, forward=FORWARD, model="1")
+            two = Gateway(second.origin, forward=FORWARD, model="2", require_session=True)
+            server.respond = lambda request: redirect(307, two.url)
+            listed = [
+                GatewayMiddleware(two if each == "two" else one) for each in gates.split(", ")
+            ]
+            if "one" not in gates:
+                instrument(one, two)
+                listed = listed[: len(gates) and 1]
+            if own is MODEL:
+                with session_scope("s1"):
+                    get(one.url, *listed, headers=own)
+                (arrived,) = second.arrived
+                assert (arrived.get("X-Cagent-Model"), arrived.session_id) == ("2", "s1")
+            else:
+                with pytest.raises(SessionRequired):
+                    get(one.url, *listed, headers=own)
+                assert second.arrived == []
 
     @pytest.mark.parametrize("order", [1, -1])
     def test_of_two_gateways_keep_what_was_set_for_one_from_the_other(self, server, order: int):
@@ -633,7 +657,7 @@ class TestRedirects:
             assert len(server.arrived) == 33 + 17
 
     @pytest.mark.parametrize("headers", [{}, CALLERS])
-    def test_calls_that_are_over_are_forgotten(self, server: Server, gateway, headers):
+    def test_calls_that_are_over_are_forgotten(self, server: Server, middlewares, headers):
         async def get() -> None:
             (await http.get(f"{server.origin}/p/x", headers=headers)).close()
 
@@ -641,14 +665,15 @@ class TestRedirects:
             nonlocal http
             # A connection in the pool keeps the timer of its last call.
             connector = aiohttp.TCPConnector(force_close=True)
-            async with aiohttp.ClientSession(middlewares=[ours], connector=connector) as http:
+            client = aiohttp.ClientSession(middlewares=middlewares, connector=connector)
+            async with client as http:
                 await asyncio.gather(*[get() for _ in range(20)])
                 for _ in range(50):
                     await get()
 
-        ours, http = GatewayMiddleware(gateway), None
+        http = None
         asyncio.run(main())
-        assert len(ours._calls) <= 2
+        assert len(watched_calls._calls) <= 2
 
     def test_a_call_that_is_pending_as_its_loop_is_closed_is_forgotten(self):
         async def never(request, handler):
