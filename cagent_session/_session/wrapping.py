@@ -126,11 +126,20 @@ def _is_coroutine_function(fn: Any) -> bool:
     return inspect.iscoroutinefunction(fn) or (is_marked and not inspect.isgeneratorfunction(fn))
 
 
+_MOST_WRAPPERS = 100  # around each other
+
+
 def _wraps_coroutine_function(fn: Any) -> bool:
-    """Return whether ``functools.wraps`` says that ``fn`` calls such a function."""
-    # Not through other objects: a remote proxy answers to __wrapped__ without end.
-    wrapped = inspect.unwrap(_innermost(fn), stop=lambda each: type(each) is not types.FunctionType)
-    return _is_coroutine_function(wrapped)
+    """Return whether ``functools.wraps``, or wrapt, says that ``fn`` calls such a function."""
+    # Not inspect.unwrap(), which stops at a bound method. Only through what is a function, or says
+    # that it is one, as a wrapper of wrapt does: a remote proxy answers to __wrapped__ without end.
+    for _ in range(_MOST_WRAPPERS):
+        fn = _innermost(fn)
+        is_function = isinstance(fn, types.FunctionType | types.MethodType)
+        if not is_function or not hasattr(fn, "__wrapped__"):
+            return _is_coroutine_function(fn)
+        fn = fn.__wrapped__
+    return False
 
 
 def _is_begun_later(fn: Any) -> bool:

@@ -442,6 +442,35 @@ def returns_it(name):
     return look_twice(name)
 
 
+class Patched:
+    """A method with a wrapper that says it is the method, as wrapt makes for ddtrace."""
+
+    __class__ = property(lambda self: types.MethodType)  # type: ignore[assignment]
+
+    def __init__(self, wrapped):
+        self.__wrapped__ = wrapped
+
+    def __getattr__(self, name):
+        return getattr(self.__wrapped__, name)
+
+    def __call__(self, *args):
+        return self.__wrapped__(*args)
+
+
+def checking_arguments(fn):
+    @functools.wraps(fn)
+    def checking(*args):
+        return fn(*args)
+
+    return checking
+
+
+class Client:
+    @checking_arguments
+    async def create(self, name):
+        return await look_twice(name)
+
+
 @session_scope("a")
 def bound(fn):
     return bind_session(fn)
@@ -469,7 +498,9 @@ class TestWrappersOfCoroutineFunctions:
     @pytest.mark.parametrize(
         "cover", [session_scope("a"), session_from("name"), bound, carried, in_a_pool_of_ours]
     )
-    @pytest.mark.parametrize("fn", [returns_it, functools.partial(returns_it)])
+    @pytest.mark.parametrize(
+        "fn", [returns_it, functools.partial(returns_it), Patched(Client().create)]
+    )
     def test_are_covered_until_the_coroutine_ends(self, cover, fn):
         async def main():
             with session_scope("awaited"):
