@@ -516,6 +516,18 @@ class TestWrappersOfCoroutineFunctions:
         assert cover(lambda: coroutine)() is coroutine
         coroutine.close()
 
+    def test_an_object_may_say_without_end_what_it_wraps(self):
+        """As a remote proxy does, of a function."""
+
+        class Proxy:
+            __class__ = property(lambda self: types.FunctionType)  # type: ignore[assignment]
+            __wrapped__ = property(lambda self: Proxy())
+
+            def __call__(self):
+                return current_session_id()
+
+        assert session_scope("a")(Proxy())() == "a"
+
     def test_a_coroutine_that_has_begun_is_left_as_it_is(self):
         coroutine = look_twice("a")
         coroutine.send(None)
