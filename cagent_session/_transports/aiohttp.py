@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import aiohttp
 from aiohttp import ClientOSError, ClientRequest, ClientResponse, ServerDisconnectedError
+from aiohttp.hdrs import HOST
 from aiohttp.http import SERVER_SOFTWARE
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 from yarl import URL
 
 from .._gate import urls
 from .._gate.gate import Stamp, gate, has_passed, keys_to_keep, note_redirect, note_unbound
-from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, is_stamped, passage_of
+from .._gate.passage import (
+    Passage,
+    Stamped,
+    are_plain_text,
+    attach,
+    belongs_to_open,
+    is_stamped,
+    passage_of,
+)
 from .._gate.protocol import RUNTIME
 from .._gate.routes import (
     BARE,
@@ -306,13 +315,19 @@ def _stamped(
 ) -> CIMultiDict[str]:
     """Return a copy of ``headers`` with the stamp."""
     stamped, removed = stamp
+    replaced: list[tuple[Any, str]] = []
     if _TAKES_SUBCLASSES:
         sent: CIMultiDict[str] = InFlightHeaders(headers)
         sent.passage = passage  # type: ignore[attr-defined]
     else:
         sent = CIMultiDict(headers)
         attach(passage, stamped)
-    replaced: list[tuple[Any, str]] = []
+        if not stamped and HOST in sent:
+            # The stamp has no value that could hold the passage. So aiohttp's own header holds it.
+            replaced.append((HOST, sent[HOST]))
+            made = Stamped(sent[HOST])
+            made.key, made.passage = "host", passage
+            sent[HOST] = made
     for index, key in plan.droppable:
         if key in stamped or key in removed:
             replaced += [(plan.names[index], value) for value in sent.popall(key, ())]

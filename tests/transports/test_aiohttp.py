@@ -212,6 +212,34 @@ class TestMultidictBefore64:
         assert arrived.all("X-Key") == ["KEY"]
         assert arrived.get("X-Session-ID") == session_id
 
+    @pytest.mark.parametrize("outer_by", ["middleware", "instrument"])
+    def test_a_stamp_of_nothing_is_known_again(self, server: Server, outer_by: str):
+        """Here the URL is the inner gateway's, which sets nothing outside every session."""
+        inner = Gateway(f"{server.origin}/inner", session_header="X-Session-ID")
+        outer = Gateway(f"{server.origin}?tenant=a", forward=FORWARD, headers={"X-Key": "KEY"})
+        gates = [GatewayMiddleware(inner)]
+        if outer_by == "middleware":
+            gates.append(GatewayMiddleware(outer))
+        else:
+            instrument(outer)
+        with no_session():
+            get(f"{server.origin}/inner/x", *gates, headers={"User-Agent": "sdk/1"})
+        (arrived,) = server.arrived
+        assert (arrived.target, arrived.get("X-Key"), arrived.forward) == ("/inner/x", None, None)
+        assert arrived.all("Host") == [server.origin.removeprefix("http://")]
+
+    def test_a_stamp_of_nothing_stays_behind(self, server: Server):
+        with Server() as stranger:
+
+            async def failover(request, handler):
+                request.url = aiohttp.client.URL(stranger.at("localhost"))
+                return await handler(request)
+
+            gates = [GatewayMiddleware(Gateway(server.origin, session_header="X-Session-ID"))]
+            with instrument(), no_session():
+                get(server.origin, *gates, failover, headers={"User-Agent": "sdk/1"})
+            assert stranger.arrived[0].all("Host") == [server.origin.removeprefix("http://")]
+
     def test_a_stamp_stays_behind(self, server: Server):
         with Server() as stranger:
 
