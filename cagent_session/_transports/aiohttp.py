@@ -141,9 +141,9 @@ class Hops:
         if plan.callers_identifiers or identifiers_among(for_proxy, route.session_keys):
             self._call = self._call or watch(request)
             self._call.add(_origin_of(url), _identifiers(headers, route.session_keys))
-        if self._call is not None:
-            self._call.session_keys |= route.session_keys
         passage.session_keys = self._session_keys | route.session_keys
+        if self._call is not None:
+            self._call.session_keys = passage.session_keys
         sent = _stamped(headers, plan, stamp, passage)
         outgoing = self._with_headers(request, sent)
         if route.query:
