@@ -76,6 +76,16 @@ class TestRequests:
         with httpx.Client(transport=transport) as http, session_scope("s1"):
             assert http.get(gateway.endpoint("x")).json()["x-cagent-session-id"] == "s1"
 
+    def test_of_two_gateways_on_one_origin_the_longer_path_is_outermost(self):
+        origin = "https://gateway.example"
+        transport: httpx.BaseTransport = httpx.MockTransport(echo)
+        for path, key in [("", "root"), ("/openai", "openai")]:
+            gateway = Gateway(origin + path, forward=FORWARD, headers={"X-Key": key})
+            transport = GatewayTransport(gateway, transport)
+        with httpx.Client(transport=transport) as http, session_scope("s1"):
+            for path, key in [("openai/x", "openai"), ("x", "root")]:
+                assert http.get(f"{origin}/{path}").json()["x-key"] == key
+
     def test_an_unbound_request_is_passed_on_itself(self):
         seen = []
 
