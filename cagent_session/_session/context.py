@@ -318,6 +318,12 @@ def _in_scope(scope: _Scope[Any], args: Any, kwargs: Any) -> ResumableScopes:
 
 def _decorate(fn: _Decorated, scopes_for: Callable[..., ResumableScopes]) -> _Decorated:
     if isinstance(fn, classmethod | staticmethod):
+        if not issubclass(type(fn), classmethod | staticmethod):
+            kind = fn.__class__.__name__  # what a wrapper says that it is, as those of wrapt do
+            raise TypeError(
+                f"cannot decorate what {type(fn).__name__} has made of a {kind}: decorate the "
+                f"function itself, below @{kind}"
+            )
         return cast(_Decorated, type(fn)(wrap(fn.__func__, scopes_for)))
     if isinstance(fn, type):
         raise TypeError(f"cannot decorate the class {fn.__qualname__}: decorate its methods")

@@ -320,6 +320,19 @@ class TestFunctions:
         with pytest.raises(TypeError, match="is not"):
             decorate(5)
 
+    @pytest.mark.parametrize("decorate", [session_scope("a"), no_session(), session_from("x")])
+    @pytest.mark.parametrize("kind", [classmethod, staticmethod])
+    def test_a_wrapper_that_says_it_is_a_classmethod(self, decorate, kind):
+        """wrapt's wrapper is no classmethod, and binds by itself."""
+
+        class Wrapper:
+            __class__ = property(lambda self: kind)  # type: ignore[assignment]
+            __func__ = lambda cls, x: None  # noqa: E731
+
+        says = rf"cannot decorate what Wrapper has made of a {kind.__name__}: decorate .*, below @"
+        with pytest.raises(TypeError, match=says):
+            decorate(Wrapper())
+
 
 class TestSessionFrom:
     def test_session_from_takes_positional_keyword_and_default_values(self):
