@@ -17,7 +17,7 @@ from mistralai.client import Mistral
 from requests_oauthlib import OAuth1Session
 from requests_toolbelt import MultipartEncoder
 from requests_toolbelt.adapters.source import SourceAddressAdapter
-from support.wire import Server, response
+from support.wire import Server, redirect, response
 
 from cagent_session import (
     Gateway,
@@ -213,6 +213,19 @@ def test_requests_oauthlib(gateway, recording_gateway, all_of):
         http.get(gateway.endpoint("v1/models")).raise_for_status()
     all_of("s1", 1)
     assert recording_gateway.requests[0].headers["Accept"] == "application/vnd.team+json"
+
+
+def test_requests_oauthlib_at_a_redirect_within_the_origin():
+    """It makes its headers anew for each hop: the gateway's are put on again, the caller's not."""
+    with Server() as server:
+        server.respond = lambda request: redirect(307, "/b") if request.path == "/a" else response()
+        gateway = Gateway(server.origin, forward=FORWARD)
+        with OAuth1Session("key", "secret") as http, session_scope("s1"):
+            gateway.mount(http)
+            http.get(gateway.endpoint("a"), headers={"X-Cagent-Model": "m"}).raise_for_status()
+    marks = [(request.forward, request.session_id) for request in server.arrived]
+    assert marks == [(FORWARD, "s1")] * 2
+    assert [request.get("X-Cagent-Model") for request in server.arrived] == ["m", None]
 
 
 def test_cachecontrol():
