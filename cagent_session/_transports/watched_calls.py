@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 from .._gate import urls
 
@@ -36,6 +37,8 @@ class WatchedCall:
 # By the timer. As this keeps the timer, no other can be taken for it.
 _calls: dict[Any, WatchedCall] = {}
 _under_way = 1  # how many of them were, when last counted
+# That have had such a call. With each new one, those that are closed are let go.
+_loops: WeakSet[Any] = WeakSet()
 
 
 def watched_call_of(request: Any) -> WatchedCall | None:
@@ -46,7 +49,9 @@ def watched_call_of(request: Any) -> WatchedCall | None:
 def watch(request: Any) -> WatchedCall:
     """Watch the call to which ``request`` belongs."""
     timer = _timer_of(request)
-    if timer not in _calls:
+    # Not at each call, so that many at once do not cost the square of their number.
+    if timer not in _calls and (request.loop not in _loops or len(_calls) >= 2 * _under_way):
+        _loops.add(request.loop)
         _forget_calls_that_are_over()
     return _calls.setdefault(timer, WatchedCall(request))
 
@@ -57,9 +62,6 @@ def _timer_of(request: Any) -> Any:
 
 def _forget_calls_that_are_over() -> None:
     global _under_way
-    # Not at each call, so that many at once do not cost the square of their number.
-    if len(_calls) < 2 * _under_way:
-        return
     for call in list(_calls.values()):
         # A timer has its tasks. So a call that is pending as its loop is closed is over, too.
         if _references(call) <= _ALONE or call.loop.is_closed():

@@ -726,6 +726,20 @@ class TestRedirects:
         gc.collect()
         assert [task() for task in tasks[:2]] == [None, None]
 
+    def test_loops_are_let_go_after_many_calls_at_once(self, server: Server, middlewares):
+        async def main(calls: int) -> weakref.ref[Any]:
+            async with aiohttp.ClientSession(middlewares=middlewares) as http:
+
+                async def get() -> None:
+                    (await http.get(f"{server.origin}/p/x", headers=CALLERS)).close()
+
+                await asyncio.gather(*[get() for _ in range(calls)])
+            return weakref.ref(asyncio.get_running_loop())
+
+        loops = [asyncio.run(main(calls)) for calls in (20, *[1] * 10)]
+        gc.collect()
+        assert [loop() for loop in loops[:-1]] == [None] * 10
+
     def test_a_call_is_its_own_whoever_keeps_an_answer_to_another(self, server: Server, gateway):
         """An answer that a middleware below makes does not keep the timer of the call."""
         answers: list[Any] = []
