@@ -259,10 +259,18 @@ class Httpx:
         """Do what :meth:`send` does after a redirect, for a request that aiohttp's patch judged."""
         if not self.knows(request) or not response.has_redirect_location:
             return
+        target = self._target(request, response)
+        earlier = passage_of(request.headers, self._items_of(request.headers), 2)
+        if earlier is not None and earlier.is_open:
+            # A gate further up has stamped it, and code in between has a client of its own. Without
+            # the identifiers, nothing would tell at the next hop what else is of the stamp.
+            if not may_get_identifiers(str(request.url), target):
+                request.headers = self._less_stamp(router, request.headers, earlier, "")
+            return
         route = router.route(_read_by_yarl(str(request.url))) if router.hosts else BARE
         forward = request.headers.get(FORWARD)
         session_keys = route.session_keys if is_bound(forward, route) else None
-        self._take_off(request, session_keys, self._target(request, response))
+        self._take_off(request, session_keys, target)
 
     def _take_off(self, request: Any, session_keys: frozenset[str] | None, target: str) -> None:
         """Take the identifiers off ``request``, which is redirected, if that is to another origin.
