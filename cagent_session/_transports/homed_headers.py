@@ -16,7 +16,13 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from .._gate import urls
-from .._gate.passage import SameInCopies, are_plain_text, belongs_to_open, passage_of
+from .._gate.passage import (
+    SameInCopies,
+    are_plain_text,
+    belongs_to_open,
+    is_stamped,
+    passage_of,
+)
 from .._gate.routes import Plan
 
 
@@ -99,10 +105,11 @@ class _SeveralOfOneName(HTTPHeaderDict):
 
 
 def homed(headers: Any, plan: Plan, origin: Any) -> Any:
-    """Return a copy of ``headers`` whose identifiers have homes, or ``headers`` if none has one.
+    """Return a copy of ``headers`` whose identifiers have homes.
 
-    The copy keeps the classes of the values. urllib3's own class does not: ``ProxyManager`` would
-    read each value as an ordinary ``str``.
+    The copy keeps the classes of the values, also of what a gate has stamped. urllib3's own class
+    does not: ``ProxyManager`` would read each value as an ordinary ``str``. If there is no such
+    value, this returns ``headers``.
 
     :param plan: for the names in ``headers``.
     :param origin: the home of identifiers that have none yet; ``None`` to leave them without.
@@ -125,7 +132,7 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
         else (name, _with_home(value, origin))
         for name, value in headers.items()
     ]
-    if not any(value.__class__ in _HOMED for _, value in items):
+    if not any(value.__class__ in _HOMED or is_stamped(name, value) for name, value in items):
         return headers
     if plan.is_simple or isinstance(headers, dict):  # a dict may have a name in two spellings
         return dict(items)

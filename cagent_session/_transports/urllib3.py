@@ -31,7 +31,15 @@ from .._gate.gate import (
     note_unbound,
 )
 from .._gate.gateway import Gateway
-from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, lower, passage_of
+from .._gate.passage import (
+    Passage,
+    are_all_plain_text,
+    are_plain_text,
+    attach,
+    belongs_to_open,
+    lower,
+    passage_of,
+)
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
@@ -404,9 +412,9 @@ _identifiers_among = functools.lru_cache(maxsize=1024)(identifiers_among)
 def with_homes(router: Router, url: str, given: Any) -> Any:
     """Return a copy of the headers for one hop of a manager, or ``None`` if they may stay.
 
-    In the copy, identifiers keep their home. If the hop is gateway-bound, its origin becomes the
-    home of those that have none. If it is made by code below another gate, from a request that is
-    being sent, that request's origin does.
+    In the copy, identifiers keep their home, and what a gate above has stamped keeps its class. If
+    the hop is gateway-bound, its origin becomes the home of those that have none. If it is made by
+    code below another gate, from a request that is being sent, that request's origin does.
 
     :param given: the headers of the call or, if it has none, of the manager. ``None`` in the call
         means none at all.
@@ -415,7 +423,8 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
         return None
     headers = _as_dict(given)
     names = names_of(headers)
-    if not _identifiers_among(names, router.session_keys):
+    has_identifiers = _identifiers_among(names, router.session_keys)
+    if not has_identifiers and are_all_plain_text(headers.items()):
         return None
     earlier = passage_of(headers, headers.items())
     is_below_another = earlier is not None and earlier.is_open

@@ -29,6 +29,7 @@ from cagent_session import (
     Gateway,
     GatewayAdapter,
     GatewayPoolManager,
+    GatewayProxyManager,
     current_session_id,
     instrument,
     no_session,
@@ -126,6 +127,24 @@ def _over_requests_by_urllib3(gateway: Gateway, url: str, elsewhere: str, rebuil
         http.get(url, headers=CALLERS, timeout=10)
 
 
+def _over_requests_by_a_proxy_manager(kind: Any) -> Callable[..., None]:
+    def get(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
+        class Failover(HTTPAdapter):
+            def send(self, request: Any, *args: Any, **options: Any) -> Any:
+                headers = dict(rebuild(list(request.headers.items())))
+                with kind(elsewhere) as http:
+                    # With a body urllib3 makes other headers.
+                    answer = http.request("POST", "http://b.test", headers=headers, body=b"x")
+                return self.build_response(request, answer)
+
+        with requests.Session() as http:
+            http.mount("http://", GatewayAdapter(gateway, adapter=Failover()))
+            # Without any identifier of the caller's.
+            http.get(url, headers={"X-Trace": "trace"}, timeout=10)
+
+    return get
+
+
 def _over_httpx_by_requests(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
     class Failover(httpx.BaseTransport):
         def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -213,7 +232,13 @@ ALL = [*LIBRARIES, pytest.param(_over_requests_with_its_copy, id="requests-with-
 @pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
 @pytest.mark.parametrize("rebuild", [_whole, _without_authorization, _deep])
 @pytest.mark.parametrize(
-    "get", [*ALL, pytest.param(_over_httpx_by_requests, id="httpx-by-requests")]
+    "get",
+    [
+        *ALL,
+        pytest.param(_over_httpx_by_requests, id="httpx-by-requests"),
+        pytest.param(_over_requests_by_a_proxy_manager(urllib3.ProxyManager), id="by-a-proxy"),
+        pytest.param(_over_requests_by_a_proxy_manager(GatewayProxyManager), id="by-our-proxy"),
+    ],
 )
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
 @pytest.mark.parametrize("forward", [None, "https://api.example"], ids=["own-header", "forward"])
@@ -332,6 +357,66 @@ def test_takes_no_stamp_along_through_an_inner_transport_of_ours(
     assert (seen.get("X-Other"), seen.get("X-Api-Key")) == (
         ("s1", "OTHER") if is_stamped else (None, None)
     )
+
+
+@pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
+@pytest.mark.parametrize("at_first", ["/x", "/v1/x"], ids=["not-owned", "owned"])
+@pytest.mark.parametrize("over", ["its-own", "subclass", "wrapper", "aiohttp"])
+@pytest.mark.parametrize(("library", "ours"), [(httpx, for_httpx), (httpx2, for_httpx2)])
+def test_takes_no_stamp_along_a_redirect_of_a_client_of_its_own(
+    server: Server,
+    stranger: Server,
+    library: Any,
+    ours: Any,
+    over: str,
+    at_first: str,
+    scope: contextlib.AbstractContextManager[object],
+):
+    class Subclass(library.AsyncHTTPTransport):  # type: ignore[misc]
+        pass
+
+    class Wrapper(library.AsyncBaseTransport):  # type: ignore[misc]
+        async def handle_async_request(self, request: Any) -> Any:
+            async with library.AsyncHTTPTransport() as transport:
+                answer = await transport.handle_async_request(request)
+                await answer.aread()
+                return answer
+
+    class OverAiohttp(library.AsyncBaseTransport):  # type: ignore[misc]
+        async def handle_async_request(self, request: Any) -> Any:
+            async with (
+                aiohttp.ClientSession() as http,
+                http.request(
+                    request.method, str(request.url), headers=request.headers, allow_redirects=False
+                ) as answer,
+            ):
+                return library.Response(answer.status, headers=list(answer.headers.items()))
+
+    kinds = {
+        "its-own": library.AsyncHTTPTransport,
+        "subclass": Subclass,
+        "wrapper": Wrapper,
+        "aiohttp": OverAiohttp,
+    }
+
+    class Relay(library.AsyncBaseTransport):  # type: ignore[misc]
+        async def handle_async_request(self, request: Any) -> Any:
+            async with library.AsyncClient(transport=kinds[over](), follow_redirects=True) as http:
+                return await http.get(server.origin + at_first, headers=request.headers)
+
+    async def main() -> None:
+        transport = ours.GatewayTransport(gateway, Relay())
+        async with library.AsyncClient(transport=transport) as http:
+            await http.get(gateway.url, headers=CALLERS)
+
+    server.respond = lambda request: redirect(307, stranger.at("localhost"))
+    gateway = Gateway(
+        f"{server.origin}/v1", forward="https://api.example", headers={"X-Api-Key": "KEY"}
+    )
+    with instrument(gateway), scope:
+        asyncio.run(main())
+    (arrived,) = stranger.arrived
+    assert _of_ours(arrived) == {}
 
 
 def test_keeps_all_values_of_a_name(server: Server, stranger: Server):
