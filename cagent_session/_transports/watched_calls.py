@@ -8,9 +8,7 @@ that another middleware makes. All gates of a call know it by that, for whatever
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 from typing import Any
-from weakref import WeakSet
 
 from .._gate import urls
 
@@ -18,14 +16,14 @@ from .._gate import urls
 class WatchedCall:
     """What the gate has seen of the caller's identifiers in one call of a client.
 
-    :param request: a request of the call.
+    :param timer: of the call.
     """
 
     #: the names of the session headers of its gateways, in lower case
     session_keys: frozenset[str] = frozenset()
 
-    def __init__(self, request: Any) -> None:
-        self.timer, self.loop = _timer_of(request), request.loop
+    def __init__(self, timer: Any) -> None:
+        self.key = timer
         #: the identifiers, by the origins of the gateway-bound hops that had some
         self.homes: dict[urls.Origin | str, frozenset[tuple[str, str]]] = {}
 
@@ -33,55 +31,75 @@ class WatchedCall:
         """Note the caller's identifiers at a gateway-bound hop."""
         self.homes[home] = self.homes.get(home, frozenset()) | identifiers
 
+    def is_over(self) -> bool:
+        return self.references() <= _ALONE
 
-# By the timer. As this keeps the timer, no other can be taken for it.
-_calls: dict[Any, WatchedCall] = {}
-_under_way = 1  # how many of them were, when last counted
-# That have had such a call. With each new one, those that are closed are let go.
-_loops: WeakSet[Any] = WeakSet()
+    def references(self) -> int:
+        """Count the references to the timer.
+
+        The client has one until the call is over, and an idle connection has one to the timer of
+        its last call. The plain code would be a weak reference, but timers allow none.
+        """
+        return sys.getrefcount(self.key)
+
+
+class _Kept(dict[Any, Any]):
+    """Entries by their keys, until they are over.
+
+    They are looked through each time their number has doubled. At each new one, many at once would
+    cost the square of their number.
+    """
+
+    _left = 1  # when they were last looked through
+
+    def get_or_add(self, kind: Any, key: Any) -> Any:
+        if key not in self and len(self) >= 2 * self._left:
+            for entry in list(self.values()):
+                if entry.is_over():
+                    self.pop(entry.key, None)
+            self._left = max(1, len(self))
+        return self.setdefault(key, kind(key))
+
+
+class _Loop(_Kept):
+    """The watched calls of an event loop, by the timer.
+
+    As an entry keeps the timer, no other can be taken for it. A timer has its loop. So these are
+    kept by the loop, to be let go with it.
+    """
+
+    def __init__(self, loop: Any) -> None:
+        self.key = loop
+
+    def is_over(self) -> bool:
+        return bool(self.key.is_closed())
+
+
+_loops = _Kept()
 
 
 def watched_call_of(request: Any) -> WatchedCall | None:
     """Return the watched call to which ``request`` belongs, if there is one."""
-    return _calls.get(_timer_of(request)) if _calls else None
+    of_loop = _loops.get(request.loop) if _loops else None
+    return of_loop.get(_timer_of(request)) if of_loop else None
 
 
 def watch(request: Any) -> WatchedCall:
     """Watch the call to which ``request`` belongs."""
-    timer = _timer_of(request)
-    # Not at each call, so that many at once do not cost the square of their number.
-    if timer not in _calls and (request.loop not in _loops or len(_calls) >= 2 * _under_way):
-        _loops.add(request.loop)
-        _forget_calls_that_are_over()
-    return _calls.setdefault(timer, WatchedCall(request))
+    call: WatchedCall = _loops.get_or_add(_Loop, request.loop).get_or_add(
+        WatchedCall, _timer_of(request)
+    )
+    return call
 
 
 def _timer_of(request: Any) -> Any:
     return getattr(request, "_timer", request)
 
 
-def _forget_calls_that_are_over() -> None:
-    global _under_way
-    for call in list(_calls.values()):
-        # A timer has its tasks. So a call that is pending as its loop is closed is over, too.
-        if _references(call) <= _ALONE or call.loop.is_closed():
-            _calls.pop(call.timer, None)
-    _under_way = max(1, len(_calls))
-
-
-def _references(call: WatchedCall) -> int:
-    """Count the references to the timer of ``call``.
-
-    The client has one until the call is over, and an idle connection has one to the timer of its
-    last call. The plain code would be a weak reference, but timers allow none.
-    """
-    return sys.getrefcount(call.timer)
-
-
 def _references_when_over() -> int:
-    call = WatchedCall(SimpleNamespace(_timer=object(), loop=None))
-    _kept = {call.timer: call}
-    return _references(call)
+    call = WatchedCall(object())
+    _kept = {call.key: call}
+    return call.references()
 
 
 _ALONE = _references_when_over()
