@@ -236,18 +236,7 @@ class Httpx:
         if not response.has_redirect_location:
             return response
         target = self._target(request, response)
-        earlier = passage_of(request.headers, self._items_of(request.headers), 2)
-        if earlier is not None and earlier.is_open:
-            # A gate further up has stamped it, and the client does not know this one: code in
-            # between may send it again. But that code may have made a call of its own from it, by
-            # a client. Under instrument(), the next hop of that is judged, too.
-            is_own_call = getattr(request.headers, "passage", None) is None
-            if (
-                is_own_call
-                and not by_instrument
-                and not may_get_identifiers(str(request.url), target)
-            ):
-                request.headers = self._less_stamp(router, request.headers, earlier, "")
+        if self._is_stamped_above(router, request, target, is_judged_next=by_instrument):
             return response
         self._take_off(request, None if route is None else route.session_keys, target)
         if route is not None:
@@ -255,17 +244,32 @@ class Httpx:
             note_redirect(router, route, str(request.url), target, in_session)
         return response
 
+    def _is_stamped_above(
+        self, router: Router, request: Any, target: str, *, is_judged_next: bool
+    ) -> bool:
+        """Return whether a gate further up has stamped ``request``, which is redirected.
+
+        If the client of the next hop does not know the request, code in between may send it again,
+        so it stays as it is. But that code may have made a call of its own from it, by a client.
+        That one loses the stamp if the redirect leads to another origin.
+
+        :param is_judged_next: whether the next hop is judged anyway, as under ``instrument()``.
+        """
+        earlier = passage_of(request.headers, self._items_of(request.headers), 2)
+        if earlier is None or not earlier.is_open:
+            return False
+        is_own_call = getattr(request.headers, "passage", None) is None
+        is_to_another_origin = not may_get_identifiers(str(request.url), target)
+        if is_own_call and is_to_another_origin and not is_judged_next:
+            request.headers = self._less_stamp(router, request.headers, earlier, "")
+        return True
+
     def take_off_after_aiohttp(self, router: Router, request: Any, response: Any) -> None:
         """Do what :meth:`send` does after a redirect, for a request that aiohttp's patch judged."""
         if not self.knows(request) or not response.has_redirect_location:
             return
         target = self._target(request, response)
-        earlier = passage_of(request.headers, self._items_of(request.headers), 2)
-        if earlier is not None and earlier.is_open:
-            # A gate further up has stamped it, and code in between has a client of its own. Without
-            # the identifiers, nothing would tell at the next hop what else is of the stamp.
-            if not may_get_identifiers(str(request.url), target):
-                request.headers = self._less_stamp(router, request.headers, earlier, "")
+        if self._is_stamped_above(router, request, target, is_judged_next=False):
             return
         route = router.route(_read_by_yarl(str(request.url))) if router.hosts else BARE
         forward = request.headers.get(FORWARD)
