@@ -185,7 +185,7 @@ class Hops:
         # A middleware of ours, further up, has stamped the request for another URL or method. One
         # in between has changed that, perhaps headers, too. The stamp has to come off, also where
         # the middleware sends a request again that is over.
-        session_keys = self._session_keys | earlier.session_keys
+        session_keys = self._session_keys | earlier.session_keys | earlier.route.session_keys
         staying = keys_to_keep(earlier, url, self._router)
         kept = CIMultiDict(
             (name, value)

@@ -20,7 +20,6 @@ from .._gate.passage import (
     SameInCopies,
     are_plain_text,
     belongs_to_open,
-    is_stamped,
     passage_of,
 )
 from .._gate.routes import Plan
@@ -107,9 +106,9 @@ class _SeveralOfOneName(HTTPHeaderDict):
 def homed(headers: Any, plan: Plan, origin: Any) -> Any:
     """Return a copy of ``headers`` whose identifiers have homes.
 
-    The copy keeps the classes of the values, also of what a gate has stamped. urllib3's own class
-    does not: ``ProxyManager`` would read each value as an ordinary ``str``. If there is no such
-    value, this returns ``headers``.
+    The copy keeps the classes of the values, also of what a gate above has stamped. urllib3's own
+    class does not: ``ProxyManager`` would read each value as an ordinary ``str``. If there is no
+    such value, this returns ``headers``.
 
     :param plan: for the names in ``headers``.
     :param origin: the home of identifiers that have none yet; ``None`` to leave them without.
@@ -126,13 +125,15 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
     identifiers = frozenset(plan.callers_identifiers)
     earlier = passage_of(headers, headers.items())
     is_open = earlier is not None and earlier.is_open
-    items = [
-        (name, value)
-        if not origin or name not in identifiers or (is_open and belongs_to_open(name, value))
-        else (name, _with_home(value, origin))
-        for name, value in headers.items()
-    ]
-    if not any(value.__class__ in _HOMED or is_stamped(name, value) for name, value in items):
+    items = []
+    has_ours = False
+    for name, value in headers.items():
+        is_of_stamp = is_open and belongs_to_open(name, value)
+        if origin and name in identifiers and not is_of_stamp:
+            value = _with_home(value, origin)
+        has_ours |= is_of_stamp or value.__class__ in _HOMED
+        items.append((name, value))
+    if not has_ours:
         return headers
     if plan.is_simple or isinstance(headers, dict):  # a dict may have a name in two spellings
         return dict(items)

@@ -408,13 +408,14 @@ def _less_stamp_of_another(
     """
     url = request.url or ""
     is_home = may_get_identifiers(str(earlier.url), url)
+    session_keys = router.session_keys | earlier.route.session_keys
     staying = keys_to_keep(earlier, url, router)
     kept: list[Item] = []
     back: list[Item] = []
     for item in _items_of(request.headers):
         if belongs_to_open(*item) and lower(item[0]) not in staying:
             back += replaced_by(item)
-        elif is_home or not is_identifier(lower(item[0]), router.session_keys):
+        elif is_home or not is_identifier(lower(item[0]), session_keys):
             kept.append(item)
     names = {lower(name) for name, _ in kept}
     kept += [item for item in back if lower(item[0]) not in names]

@@ -33,7 +33,6 @@ from .._gate.gate import (
 from .._gate.gateway import Gateway
 from .._gate.passage import (
     Passage,
-    are_all_plain_text,
     are_plain_text,
     attach,
     belongs_to_open,
@@ -47,6 +46,7 @@ from .._gate.routes import (
     Plan,
     Router,
     identifiers_among,
+    is_identifier,
     may_get_identifiers,
 )
 from .guarded_headers import GuardedHeaders
@@ -372,13 +372,17 @@ def _for_this_attempt(
     if isinstance(headers, GuardedHeaders) and not may_get_identifiers(headers.url, url):
         return headers.guarded_copy()  # the URL was changed below an adapter of requests
     origin = origin_of(url)
-    staying = keys_to_keep(earlier, url, router) if is_open else ()  # type: ignore[arg-type]
-    gone = {
-        lower(name)
-        for name, value in headers.items()
-        if is_for_another(value, origin)
-        or (is_open and belongs_to_open(name, value) and lower(name) not in staying)
-    }
+    gone = {lower(name) for name, value in headers.items() if is_for_another(value, origin)}
+    if earlier is not None and earlier.is_open:
+        staying = keys_to_keep(earlier, url, router)
+        gone |= {
+            lower(name) for name, value in headers.items() if belongs_to_open(name, value)
+        } - staying
+        if origin_of(str(earlier.url)) != origin:  # then the caller's identifiers stay behind, too
+            names = router.session_keys | earlier.route.session_keys
+            gone |= {
+                lower(name) for name, _ in headers.items() if is_identifier(lower(name), names)
+            }
     return without(headers, gone) if gone else headers
 
 
@@ -419,15 +423,15 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
     :param given: the headers of the call or, if it has none, of the manager. ``None`` in the call
         means none at all.
     """
-    if given is None:
+    # Guarded headers know by themselves where they may be sent, and so do their copies.
+    if given is None or isinstance(given, GuardedHeaders):
         return None
     headers = _as_dict(given)
     names = names_of(headers)
-    has_identifiers = _identifiers_among(names, router.session_keys)
-    if not has_identifiers and are_all_plain_text(headers.items()):
-        return None
     earlier = passage_of(headers, headers.items())
     is_below_another = earlier is not None and earlier.is_open
+    if not is_below_another and not _identifiers_among(names, router.session_keys):
+        return None
     if is_below_another:
         url = str(earlier.url)  # type: ignore[union-attr]
     route = router.route(url)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
 from requests.structures import CaseInsensitiveDict
@@ -24,6 +25,7 @@ from cagent_session import (
     Gateway,
     GatewayAdapter,
     GatewayMixin,
+    GatewayPoolManager,
     gateway_headers,
     instrument,
     no_session,
@@ -1306,3 +1308,22 @@ def test_whether_instrument_was_ever_used_changes_nothing(http, server: Server, 
         assert [each.identifiers for each in stranger.arrived] == [{}]
     assert server.arrived[0].identifiers != {}
     assert server.arrived[-1].identifiers == {}
+
+
+@pytest.mark.parametrize("forward", [None, FORWARD], ids=["own-header", "forward"])
+@pytest.mark.parametrize("has_instrument", [False, True])
+@pytest.mark.parametrize("manager", [urllib3.PoolManager, GatewayPoolManager])
+@pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
+def test_the_headers_leave_the_stamp_behind_in_a_call_of_urllib3(
+    http, server: Server, scope, manager, has_instrument: bool, forward: str | None
+):
+    keys = {"X-Key": "KEY"}
+    gateway = Gateway(server.origin, forward=forward, session_header="X-Session-ID", headers=keys)
+    gateway.mount(http)
+    scope_of_patch = instrument(gateway) if has_instrument else contextlib.nullcontext()
+    with Server() as stranger, scope_of_patch, scope, manager() as of_urllib3:
+        sent = http.get(gateway.url).request
+        of_urllib3.request("GET", stranger.at("localhost"), headers=sent.headers)
+        (arrived,) = stranger.arrived
+    assert arrived.identifiers == {}
+    assert (arrived.get("X-Key"), arrived.get("X-Session-ID")) == (None, None)

@@ -127,6 +127,23 @@ def _over_requests_by_urllib3(gateway: Gateway, url: str, elsewhere: str, rebuil
         http.get(url, headers=CALLERS, timeout=10)
 
 
+def _over_requests_by_a_pool(kind: Any) -> Callable[..., None]:
+    def get(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
+        class Failover(HTTPAdapter):
+            def send(self, request: Any, *args: Any, **options: Any) -> Any:
+                headers = kind(rebuild(list(request.headers.items())))
+                path = urllib3.util.parse_url(elsewhere).request_uri
+                with urllib3.connection_from_url(elsewhere) as http:
+                    answer = http.urlopen("POST", path, headers=headers, body=b"x")
+                return self.build_response(request, answer)
+
+        with requests.Session() as http:
+            http.mount("http://", GatewayAdapter(gateway, adapter=Failover()))
+            http.get(url, headers=CALLERS, timeout=10)
+
+    return get
+
+
 def _over_requests_by_a_proxy_manager(kind: Any) -> Callable[..., None]:
     def get(gateway: Gateway, url: str, elsewhere: str, rebuild: Rebuild) -> None:
         class Failover(HTTPAdapter):
@@ -227,19 +244,20 @@ LIBRARIES = [
     pytest.param(_over_aiohttp(_copied), id="aiohttp-copied"),
 ]
 ALL = [*LIBRARIES, pytest.param(_over_requests_with_its_copy, id="requests-with-its-copy")]
+#: Those that are of use for another host alone, too.
+TO_ANOTHER_HOST = [
+    *ALL,
+    pytest.param(_over_httpx_by_requests, id="httpx-by-requests"),
+    pytest.param(_over_requests_by_a_pool(dict), id="by-a-pool"),
+    pytest.param(_over_requests_by_a_pool(HTTPHeaderDict), id="by-a-pool-urllib3"),
+    pytest.param(_over_requests_by_a_proxy_manager(urllib3.ProxyManager), id="by-a-proxy"),
+    pytest.param(_over_requests_by_a_proxy_manager(GatewayProxyManager), id="by-our-proxy"),
+]
 
 
 @pytest.mark.parametrize("scope", [no_session(), session_scope("s1")], ids=["outside", "inside"])
 @pytest.mark.parametrize("rebuild", [_whole, _without_authorization, _deep])
-@pytest.mark.parametrize(
-    "get",
-    [
-        *ALL,
-        pytest.param(_over_httpx_by_requests, id="httpx-by-requests"),
-        pytest.param(_over_requests_by_a_proxy_manager(urllib3.ProxyManager), id="by-a-proxy"),
-        pytest.param(_over_requests_by_a_proxy_manager(GatewayProxyManager), id="by-our-proxy"),
-    ],
-)
+@pytest.mark.parametrize("get", TO_ANOTHER_HOST)
 @pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
 @pytest.mark.parametrize("forward", [None, "https://api.example"], ids=["own-header", "forward"])
 def test_takes_no_stamp_along(
@@ -257,6 +275,23 @@ def test_takes_no_stamp_along(
     (arrived,) = stranger.arrived
     assert _of_ours(arrived) == {}
     assert arrived.get("X-Trace") == "trace"
+
+
+@pytest.mark.parametrize("get", TO_ANOTHER_HOST)
+@pytest.mark.parametrize("is_known", [True, False], ids=["known", "unknown"])
+def test_takes_no_session_along_that_the_caller_set(
+    server: Server,
+    stranger: Server,
+    get: Any,
+    is_known: bool,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setitem(CALLERS, "X-Session-ID", "own")
+    gateway = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
+    with instrument(*[gateway] if is_known else []):
+        get(gateway, server.origin, stranger.at("localhost"), _whole)
+    (arrived,) = stranger.arrived
+    assert _of_ours(arrived) == {}
 
 
 @pytest.mark.parametrize("kind", [dict, CaseInsensitiveDict, HTTPHeaderDict])
@@ -417,6 +452,45 @@ def test_takes_no_stamp_along_a_redirect_of_a_client_of_its_own(
         asyncio.run(main())
     (arrived,) = stranger.arrived
     assert _of_ours(arrived) == {}
+
+
+@pytest.mark.parametrize("instrumented", [None, "nothing", "gateway"])
+@pytest.mark.parametrize("forward", [None, "https://api.example"], ids=["own-header", "forward"])
+@pytest.mark.parametrize(("library", "ours"), [(httpx, for_httpx), (httpx2, for_httpx2)])
+def test_keeps_the_stamp_for_a_second_attempt_after_a_redirect(
+    server: Server,
+    stranger: Server,
+    library: Any,
+    ours: Any,
+    forward: str | None,
+    instrumented: str | None,
+):
+    """It sends the very request that it got, by a client of its own."""
+
+    class Subclass(library.AsyncHTTPTransport):  # type: ignore[misc]
+        pass
+
+    class Retrying(library.AsyncBaseTransport):  # type: ignore[misc]
+        async def handle_async_request(self, request: Any) -> Any:
+            async with library.AsyncClient(transport=Subclass(), follow_redirects=True) as http:
+                await http.send(request)
+                return await http.send(request)
+
+    async def main() -> None:
+        transport = ours.GatewayTransport(gateway, Retrying())
+        async with library.AsyncClient(transport=transport) as http:
+            await http.get(gateway.url)
+
+    server.respond = lambda request: redirect(307, stranger.at("localhost"))
+    gateway = Gateway(server.origin, forward=forward, session_header="X-Session-ID", headers=KEYS)
+    with contextlib.ExitStack() as stack, session_scope("s1"):
+        if instrumented:
+            stack.enter_context(instrument(*[gateway] if instrumented == "gateway" else []))
+        asyncio.run(main())
+    marks = [(each.get("X-Session-ID"), each.get("X-Api-Key")) for each in server.arrived]
+    assert marks == [("s1", "KEY")] * 2
+    if instrumented:
+        assert list(map(_of_ours, stranger.arrived)) == [{}, {}]
 
 
 def test_keeps_all_values_of_a_name(server: Server, stranger: Server):
@@ -651,7 +725,7 @@ def test_that_asks_the_gateway_itself_does_so_in_its_own_session(server: Server)
 
 
 def _of_ours(arrived: Arrived) -> dict[str, str]:
-    values = {"KEY", "s1", "model"}
+    values = {"KEY", "s1", "own", "model"}
     return {
         name: value
         for name, value in arrived.headers
