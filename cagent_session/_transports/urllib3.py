@@ -379,9 +379,11 @@ def _for_this_attempt(
             lower(name) for name, value in headers.items() if belongs_to_open(name, value)
         } - staying
         if origin_of(str(earlier.url)) != origin:  # then the caller's identifiers stay behind, too
-            names = router.session_keys | earlier.route.session_keys
+            # Not the session headers of other gateways: code in between may have set one for this.
             gone |= {
-                lower(name) for name, _ in headers.items() if is_identifier(lower(name), names)
+                lower(name)
+                for name, _ in headers.items()
+                if is_identifier(lower(name), earlier.route.session_keys)
             }
     return without(headers, gone) if gone else headers
 

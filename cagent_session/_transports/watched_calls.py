@@ -80,7 +80,7 @@ _loops = _Kept()
 
 def watched_call_of(request: Any) -> WatchedCall | None:
     """Return the watched call to which ``request`` belongs, if there is one."""
-    of_loop = _loops.get(request.loop) if _loops else None
+    of_loop = _loops.get(getattr(request, "loop", None)) if _loops else None
     return of_loop.get(_timer_of(request)) if of_loop else None
 
 

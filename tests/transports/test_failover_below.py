@@ -294,6 +294,27 @@ def test_takes_no_session_along_that_the_caller_set(
     assert _of_ours(arrived) == {}
 
 
+@pytest.mark.parametrize("has_instrument", [True, False])
+def test_keeps_a_session_that_it_set_for_another_gateway(
+    server: Server, stranger: Server, has_instrument: bool
+):
+    gateway = Gateway(server.origin, session_header="X-Session-ID", headers=KEYS)
+    other = Gateway(stranger.at("localhost"), session_header="X-Other", require_session=True)
+
+    class Failover(HTTPAdapter):
+        def send(self, request: Any, *args: Any, **options: Any) -> Any:
+            headers = {**request.headers, "X-Other": "job"}
+            with urllib3.PoolManager() if has_instrument else GatewayPoolManager(other) as http:
+                return self.build_response(request, http.request("GET", other.url, headers=headers))
+
+    patch = instrument(gateway, other) if has_instrument else contextlib.nullcontext()
+    with requests.Session() as http, patch:
+        http.mount("http://", GatewayAdapter(gateway, adapter=Failover()))
+        http.get(gateway.url, headers=CALLERS, timeout=10)
+    (arrived,) = stranger.arrived
+    assert (arrived.get("X-Other"), _of_ours(arrived)) == ("job", {})
+
+
 @pytest.mark.parametrize("kind", [dict, CaseInsensitiveDict, HTTPHeaderDict])
 @pytest.mark.parametrize("changed", [{"method": "POST"}, {"path": "/other"}, {}])
 def test_takes_no_stamp_along_after_a_first_attempt(
