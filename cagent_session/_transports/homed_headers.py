@@ -16,12 +16,7 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from .._gate import urls
-from .._gate.passage import (
-    SameInCopies,
-    are_plain_text,
-    belongs_to_open,
-    passage_of,
-)
+from .._gate.passage import SameInCopies, are_plain_text, belongs_to_open, passage_of
 from .._gate.routes import Plan
 
 

@@ -31,14 +31,7 @@ from .._gate.gate import (
     note_unbound,
 )
 from .._gate.gateway import Gateway
-from .._gate.passage import (
-    Passage,
-    are_plain_text,
-    attach,
-    belongs_to_open,
-    lower,
-    passage_of,
-)
+from .._gate.passage import Passage, are_plain_text, attach, belongs_to_open, lower, passage_of
 from .._gate.routes import (
     BARE,
     FORWARD_KEY,
@@ -365,26 +358,25 @@ def _for_this_attempt(
     :param earlier: the passage in the headers: of an earlier attempt, or of a request that was
         stamped further up and is now sent with another method or URL.
     """
-    is_open = earlier is not None and earlier.is_open
+    if earlier is not None and not earlier.is_open:
+        earlier = None  # the caller has copied values of a request that is over
     # The pool follows a redirect itself, from inside the attempt that was redirected.
-    if is_open and earlier.layer and not urls.same_origin(earlier.url, url):  # type: ignore[union-attr]
-        _note_redirect(router, earlier, url or target, headers)  # type: ignore[arg-type]
+    if earlier is not None and earlier.layer and not urls.same_origin(earlier.url, url):
+        _note_redirect(router, earlier, url or target, headers)
     if isinstance(headers, GuardedHeaders) and not may_get_identifiers(headers.url, url):
         return headers.guarded_copy()  # the URL was changed below an adapter of requests
     origin = origin_of(url)
     gone = {lower(name) for name, value in headers.items() if is_for_another(value, origin)}
-    if earlier is not None and earlier.is_open:
+    if earlier is not None:
         staying = keys_to_keep(earlier, url, router)
-        gone |= {
-            lower(name) for name, value in headers.items() if belongs_to_open(name, value)
-        } - staying
-        if origin_of(str(earlier.url)) != origin:  # then the caller's identifiers stay behind, too
-            # Not the session headers of other gateways: code in between may have set one for this.
-            gone |= {
-                lower(name)
-                for name, _ in headers.items()
-                if is_identifier(lower(name), earlier.route.session_keys)
-            }
+        is_away = origin_of(str(earlier.url)) != origin
+        # Not the session headers of other gateways: code in between may have set one for this.
+        session_keys = earlier.route.session_keys
+        for name, value in headers.items():
+            key = lower(name)
+            is_of_stamp = belongs_to_open(name, value) and key not in staying
+            if is_of_stamp or (is_away and is_identifier(key, session_keys)):
+                gone.add(key)
     return without(headers, gone) if gone else headers
 
 
