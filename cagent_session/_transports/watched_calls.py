@@ -53,10 +53,13 @@ class _Kept(dict[Any, Any]):
     _left = 1  # when they were last looked through
 
     def get_or_add(self, kind: Any, key: Any) -> Any:
-        if key not in self and len(self) >= 2 * self._left:
-            for entry in list(self.values()):
-                if entry.is_over():
-                    self.pop(entry.key, None)
+        entry = self.get(key)
+        if entry is not None:
+            return entry
+        if len(self) >= 2 * self._left:
+            for each in list(self.values()):
+                if each.is_over():
+                    self.pop(each.key, None)
             self._left = max(1, len(self))
         return self.setdefault(key, kind(key))
 
