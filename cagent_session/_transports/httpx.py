@@ -236,7 +236,7 @@ class Httpx:
         if not response.has_redirect_location:
             return response
         target = self._target(request, response)
-        if self._is_stamped_above(router, request, target, is_judged_next=by_instrument):
+        if self._redirected_below_another(router, request, target, is_judged_next=by_instrument):
             return response
         self._take_off(request, None if route is None else route.session_keys, target)
         if route is not None:
@@ -244,16 +244,17 @@ class Httpx:
             note_redirect(router, route, str(request.url), target, in_session)
         return response
 
-    def _is_stamped_above(
+    def _redirected_below_another(
         self, router: Router, request: Any, target: str, *, is_judged_next: bool
     ) -> bool:
-        """Return whether a gate further up has stamped ``request``, which is redirected.
+        """Prepare ``request`` for its next hop, if a gate further up has stamped it.
 
-        If the client of the next hop does not know the request, code in between may send it again,
-        so it stays as it is. But that code may have made a call of its own from it, by a client.
-        That one loses the stamp if the redirect leads to another origin.
+        If the client of that hop does not know the request, code in between may send it again, so
+        it stays as it is. But that code may have made a call of its own from it, by a client. That
+        one loses the stamp if the redirect leads to another origin.
 
         :param is_judged_next: whether the next hop is judged anyway, as under ``instrument()``.
+        :returns: whether one has.
         """
         earlier = passage_of(request.headers, self._items_of(request.headers), 2)
         if earlier is None or not earlier.is_open:
@@ -269,7 +270,8 @@ class Httpx:
         if not self.knows(request) or not response.has_redirect_location:
             return
         target = self._target(request, response)
-        if self._is_stamped_above(router, request, target, is_judged_next=False):
+        # Its next hop may go by a transport of others, which nothing judges.
+        if self._redirected_below_another(router, request, target, is_judged_next=False):
             return
         route = router.route(_read_by_yarl(str(request.url))) if router.hosts else BARE
         forward = request.headers.get(FORWARD)
