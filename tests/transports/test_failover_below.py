@@ -156,8 +156,9 @@ def _over_requests_by_a_proxy_manager(kind: Any) -> Callable[..., None]:
 
         with requests.Session() as http:
             http.mount("http://", GatewayAdapter(gateway, adapter=Failover()))
-            # Without any identifier of the caller's.
-            http.get(url, headers={"X-Trace": "trace"}, timeout=10)
+            # Without any of our own names among the caller's.
+            given = {name: CALLERS[name] for name in CALLERS if name != "X-Cagent-Model"}
+            http.get(url, headers=given, timeout=10)
 
     return get
 
