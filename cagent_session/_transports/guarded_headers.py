@@ -87,14 +87,19 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         kept: list[Item] = []
         left: list[Item] = []
         for item in self.items():
-            if _is_gateway_header(item):
-                left.append(item)
-                kept += replaced_by(item)
-            elif is_identifier(lower(item[0]), self.session_keys):
-                left.append(item)
-            else:
+            if not self.leaves_behind(item):
                 kept.append(item)
+                continue
+            left.append(item)
+            if _is_gateway_header(item):
+                kept += replaced_by(item)
         return self._with(kept, tuple(left))
+
+    def leaves_behind(self, item: Item) -> bool:
+        """Return whether a copy that is made after sending lacks a header of these."""
+        return self.left is None and (
+            _is_gateway_header(item) or is_identifier(lower(item[0]), self.session_keys)
+        )
 
     def nested(self, is_nested: bool) -> GuardedHeaders:
         """Return a complete copy for a request that is, or is not, one of a session below."""

@@ -18,6 +18,7 @@ from urllib3.util import parse_url
 from .._gate import urls
 from .._gate.passage import SameInCopies, are_plain_text, belongs_to_open, passage_of
 from .._gate.routes import Plan
+from .guarded_headers import GuardedHeaders
 
 
 class _Homed(SameInCopies, str):
@@ -105,6 +106,8 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
     class does not: ``ProxyManager`` would read each value as an ordinary ``str``. If there is no
     such value, this returns ``headers``.
 
+    :param headers: if they are of a request of requests that has been sent, what their own copies
+        leave behind has that request's origin as its home. urllib3 makes copies of other classes.
     :param plan: for the names in ``headers``.
     :param origin: the home of identifiers that have none yet; ``None`` to leave them without.
     """
@@ -120,11 +123,14 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
     identifiers = frozenset(plan.callers_identifiers)
     earlier = passage_of(headers, headers.items())
     is_open = earlier is not None and earlier.is_open
+    is_sent = isinstance(headers, GuardedHeaders) and not headers.is_in_flight
     items = []
     has_ours = False
     for name, value in headers.items():
         is_of_stamp = is_open and belongs_to_open(name, value)
-        if origin and name in identifiers and not is_of_stamp:
+        if is_sent and headers.leaves_behind((name, value)):
+            value = _with_home(value, origin_of(headers.url))
+        elif origin and name in identifiers and not is_of_stamp:
             value = _with_home(value, origin)
         has_ours |= is_of_stamp or value.__class__ in _HOMED
         items.append((name, value))

@@ -102,14 +102,14 @@ class _GatewayManager(_Manager):
     def urlopen(  # type: ignore[override] # as in urllib3 itself
         self, method: str, url: str, redirect: bool = True, **kw: Any
     ) -> Any:
-        if _IS_VERSION_1 and kw.get("headers") is not None:
-            # On a redirect, urllib3 1.x takes Authorization off the object that the caller gave.
-            kw["headers"] = kw["headers"].copy()
         # On a redirect, urllib3 calls this method again with the headers set here, so identifiers
         # keep their home.
         headers = with_homes(self._router, url, kw.get("headers", self.headers))
         if headers is not None:
             kw["headers"] = headers
+        elif _IS_VERSION_1 and kw.get("headers") is not None:
+            # On a redirect, urllib3 1.x takes Authorization off the object that the caller gave.
+            kw["headers"] = kw["headers"].copy()
         return super().urlopen(method, url, redirect=redirect, **kw)
 
 
@@ -412,19 +412,20 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
 
     In the copy, identifiers keep their home, and what a gate above has stamped keeps its class. If
     the hop is gateway-bound, its origin becomes the home of those that have none. If it is made by
-    code below another gate, from a request that is being sent, that request's origin does.
+    code below another gate, from a request that is being sent, that request's origin does. What
+    the gate has set on a request of requests that has been sent may go to that one's origin alone.
 
     :param given: the headers of the call or, if it has none, of the manager. ``None`` in the call
         means none at all.
     """
-    # Guarded headers know by themselves where they may be sent, and so do their copies.
-    if given is None or isinstance(given, GuardedHeaders):
+    if given is None:
         return None
     headers = _as_dict(given)
     names = names_of(headers)
     earlier = passage_of(headers, headers.items())
     is_below_another = earlier is not None and earlier.is_open
-    if not is_below_another and not _identifiers_among(names, router.session_keys):
+    knows_home = is_below_another or isinstance(headers, GuardedHeaders)
+    if not knows_home and not _identifiers_among(names, router.session_keys):
         return None
     if is_below_another:
         url = str(earlier.url)  # type: ignore[union-attr]

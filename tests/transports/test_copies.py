@@ -26,6 +26,7 @@ from cagent_session import (
     GatewayAdapter,
     GatewayMixin,
     GatewayPoolManager,
+    GatewayProxyManager,
     gateway_headers,
     instrument,
     no_session,
@@ -1327,3 +1328,46 @@ def test_the_headers_leave_the_stamp_behind_in_a_call_of_urllib3(
         (arrived,) = stranger.arrived
     assert arrived.identifiers == {}
     assert (arrived.get("X-Key"), arrived.get("X-Session-ID")) == (None, None)
+
+
+@pytest.mark.parametrize("code", [303, 307])
+@pytest.mark.parametrize("kind", ["marked", "gateway"])
+@pytest.mark.parametrize("by", ["GatewayPoolManager", "GatewayProxyManager", "instrument"])
+def test_the_headers_of_a_sent_request_do_not_follow_a_redirect_of_urllib3(
+    http, server: Server, by: str, kind: str, code: int
+):
+    """urllib3 makes copies of its own class, which do not know where they may be sent."""
+    keys = {"X-Key": "KEY"}
+    gateway = Gateway(server.origin, forward=FORWARD, headers=keys) if kind == "gateway" else None
+    http.mount("http://", GatewayAdapter(gateway))
+    own = None if gateway else MARKERS
+    with contextlib.ExitStack() as stack:
+        stranger, proxy = stack.enter_context(Server()), stack.enter_context(Proxy())
+        stack.enter_context(session_scope("s1"))
+        sent = http.get(server.origin, headers=own).request
+        if by == "instrument":
+            stack.enter_context(instrument())
+        of_urllib3 = {
+            "GatewayPoolManager": GatewayPoolManager,
+            "GatewayProxyManager": lambda: GatewayProxyManager(proxy.origin),
+            "instrument": urllib3.PoolManager,
+        }[by]()
+        server.respond = lambda request: redirect(code, stranger.at("localhost"))
+        stack.enter_context(of_urllib3).request("GET", server.origin, headers=sent.headers)
+        (arrived,) = stranger.arrived
+    assert server.arrived[-1].get("X-Cagent-Forward") == FORWARD
+    assert (arrived.identifiers, arrived.get("X-Key")) == ({}, None)
+
+
+def test_the_headers_of_a_sent_request_get_the_home_of_what_another_gateway_knows(
+    http, server: Server
+):
+    http.mount("http://", GatewayAdapter())
+    sent = http.get(server.origin, headers=MARKERS | {"X-Session": "mine"}).request
+    gateway = Gateway(server.origin, session_header="X-Session")
+    with Server() as stranger, GatewayPoolManager(gateway) as of_urllib3:
+        server.respond = lambda request: redirect(307, stranger.at("localhost"))
+        of_urllib3.request("GET", gateway.url, headers=sent.headers)
+        (arrived,) = stranger.arrived
+    assert server.arrived[-1].get("X-Session") == "mine"
+    assert (arrived.identifiers, arrived.get("X-Session")) == ({}, None)
