@@ -12,6 +12,8 @@ from typing import Any
 
 from .._gate import urls
 
+_ATTRIBUTE = "_cagent_session_watched_calls"
+
 
 class WatchedCall:
     """What the gate has seen of the caller's identifiers in one call of a client.
@@ -23,7 +25,7 @@ class WatchedCall:
     session_keys: frozenset[str] = frozenset()
 
     def __init__(self, timer: Any) -> None:
-        self.key = timer
+        self.timer = timer
         #: the identifiers, by the origins of the gateway-bound hops that had some
         self.homes: dict[urls.Origin | str, frozenset[tuple[str, str]]] = {}
 
@@ -40,11 +42,14 @@ class WatchedCall:
         The client has one until the call is over, and an idle connection has one to the timer of
         its last call. The plain code would be a weak reference, but timers allow none.
         """
-        return sys.getrefcount(self.key)
+        return sys.getrefcount(self.timer)
 
 
-class _Kept(dict[Any, Any]):
-    """Entries by their keys, until they are over.
+class _Calls(dict[Any, WatchedCall]):
+    """The watched calls of an event loop, by the timer.
+
+    An entry keeps the timer, so that no other can be taken for it. A timer has its loop. So these
+    are an attribute of the loop: a table of ours would keep all loops that nobody closes.
 
     They are looked through each time their number has doubled. At each new one, many at once would
     cost the square of their number.
@@ -52,47 +57,38 @@ class _Kept(dict[Any, Any]):
 
     _left = 1  # when they were last looked through
 
-    def get_or_add(self, kind: Any, key: Any) -> Any:
-        entry = self.get(key)
-        if entry is not None:
-            return entry
+    def get_or_add(self, timer: Any) -> WatchedCall:
+        call = self.get(timer)
+        if call is not None:
+            return call
         if len(self) >= 2 * self._left:
             for each in list(self.values()):
                 if each.is_over():
-                    self.pop(each.key, None)
+                    del self[each.timer]
             self._left = max(1, len(self))
-        return self.setdefault(key, kind(key))
+        call = self[timer] = WatchedCall(timer)
+        return call
 
 
-class _Loop(_Kept):
-    """The watched calls of an event loop, by the timer.
-
-    As an entry keeps the timer, no other can be taken for it. A timer has its loop. So these are
-    kept by the loop, to be let go with it.
-    """
-
-    def __init__(self, loop: Any) -> None:
-        self.key = loop
-
-    def is_over(self) -> bool:
-        return bool(self.key.is_closed())
-
-
-_loops = _Kept()
+def calls_of(loop: Any) -> _Calls | None:
+    """Return the watched calls of an event loop, if it has had some."""
+    calls = getattr(loop, _ATTRIBUTE, None)
+    return calls if isinstance(calls, _Calls) else None  # a mock has any attribute
 
 
 def watched_call_of(request: Any) -> WatchedCall | None:
     """Return the watched call to which ``request`` belongs, if there is one."""
-    of_loop = _loops.get(getattr(request, "loop", None)) if _loops else None
-    return of_loop.get(_timer_of(request)) if of_loop else None
+    calls = calls_of(getattr(request, "loop", None))
+    return calls.get(_timer_of(request)) if calls else None
 
 
 def watch(request: Any) -> WatchedCall:
     """Watch the call to which ``request`` belongs."""
-    call: WatchedCall = _loops.get_or_add(_Loop, request.loop).get_or_add(
-        WatchedCall, _timer_of(request)
-    )
-    return call
+    calls = calls_of(request.loop)
+    if calls is None:
+        calls = _Calls()
+        setattr(request.loop, _ATTRIBUTE, calls)
+    return calls.get_or_add(_timer_of(request))
 
 
 def _timer_of(request: Any) -> Any:
@@ -101,7 +97,7 @@ def _timer_of(request: Any) -> Any:
 
 def _references_when_over() -> int:
     call = WatchedCall(object())
-    _kept = {call.key: call}
+    _kept = {call.timer: call}
     return call.references()
 
 
