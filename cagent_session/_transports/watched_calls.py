@@ -46,10 +46,11 @@ class WatchedCall:
 
 
 class _Calls(dict[Any, WatchedCall]):
-    """The watched calls of an event loop, by the timer.
+    """The watched calls of a client, by the timer.
 
-    An entry keeps the timer, so that no other can be taken for it. A timer has its loop. So these
-    are an attribute of the loop: a table of ours would keep all loops that nobody closes.
+    An entry keeps the timer, so that no other can be taken for it. A timer has its event loop. So
+    these are an attribute of the client, to be let go with it: a table of ours, or of the loop,
+    would keep the loops of clients that are gone.
 
     They are looked through each time their number has doubled. At each new one, many at once would
     cost the square of their number.
@@ -70,25 +71,29 @@ class _Calls(dict[Any, WatchedCall]):
         return call
 
 
-def calls_of(loop: Any) -> _Calls | None:
-    """Return the watched calls of an event loop, if it has had some."""
-    calls = getattr(loop, _ATTRIBUTE, None)
-    return calls if isinstance(calls, _Calls) else None  # a mock has any attribute
+def calls_of(client: Any) -> _Calls | None:
+    """Return the watched calls of a client, if it has had some."""
+    # Not by setattr() and getattr(): the client warns of attributes that it does not know.
+    return getattr(client, "__dict__", {}).get(_ATTRIBUTE)
 
 
 def watched_call_of(request: Any) -> WatchedCall | None:
     """Return the watched call to which ``request`` belongs, if there is one."""
-    calls = calls_of(getattr(request, "loop", None))
+    calls = calls_of(_client_of(request))
     return calls.get(_timer_of(request)) if calls else None
 
 
 def watch(request: Any) -> WatchedCall:
     """Watch the call to which ``request`` belongs."""
-    calls = calls_of(request.loop)
-    if calls is None:
-        calls = _Calls()
-        setattr(request.loop, _ATTRIBUTE, calls)
+    client = _client_of(request)
+    if client is None:  # a request that a test made
+        return WatchedCall(_timer_of(request))
+    calls: _Calls = vars(client).setdefault(_ATTRIBUTE, _Calls())
     return calls.get_or_add(_timer_of(request))
+
+
+def _client_of(request: Any) -> Any:
+    return getattr(request, "_session", None)
 
 
 def _timer_of(request: Any) -> Any:
