@@ -124,17 +124,25 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         """
         if self.are_callers_own(request):
             return self
-        is_home = may_get_identifiers(self.url, request.url or "")
+        url = request.url or ""
         if self.left is None:
-            if not is_home:
-                return self.guarded_copy()
-            return self._with(self._without_gateway_headers(), None)
+            return self.sent_again_to(url)
+        is_home = may_get_identifiers(self.url, url)
         names = {lower(name) for name in self}
         # With an X-Cagent-Forward, the caller has set identifiers anew, on the copy.
         if not self.left or not is_home or FORWARD.lower() in names:
             return self
         back = [item for item in self.left if lower(item[0]) not in names and _may_return(item)]
         return self._with([*back, *self.items()], None)
+
+    def sent_again_to(self, url: str) -> GuardedHeaders:
+        """Return a copy of these complete headers for another request: less gateway headers.
+
+        It has no identifiers either if ``url`` is of another origin.
+        """
+        if not may_get_identifiers(self.url, url):
+            return self.guarded_copy()
+        return self._with(self._without_gateway_headers(), None)
 
     def route_of_copy(self, request: PreparedRequest) -> Route:
         """Return the route for which ``request``, which has these headers, was stamped before.

@@ -106,8 +106,8 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
     class does not: ``ProxyManager`` would read each value as an ordinary ``str``. If there is no
     such value, this returns ``headers``.
 
-    :param headers: if they are of a request of requests that has been sent, what their own copies
-        leave behind has that request's origin as its home. urllib3 makes copies of other classes.
+    :param headers: if they are of a request of requests that has been sent, identifiers have its
+        origin as their home. urllib3 makes copies of other classes, which do not know it.
     :param plan: for the names in ``headers``.
     :param origin: the home of identifiers that have none yet; ``None`` to leave them without.
     """
@@ -123,7 +123,7 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
     identifiers = frozenset(plan.callers_identifiers)
     earlier = passage_of(headers, headers.items())
     is_open = earlier is not None and earlier.is_open
-    is_sent = isinstance(headers, GuardedHeaders) and not headers.is_in_flight
+    is_sent = isinstance(headers, GuardedHeaders) and not is_open
     items = []
     has_ours = False
     for name, value in headers.items():

@@ -412,8 +412,8 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
 
     In the copy, identifiers keep their home, and what a gate above has stamped keeps its class. If
     the hop is gateway-bound, its origin becomes the home of those that have none. If it is made by
-    code below another gate, from a request that is being sent, that request's origin does. What
-    the gate has set on a request of requests that has been sent may go to that one's origin alone.
+    code below another gate, from a request that is being sent, that request's origin does.
+    Headers of a request of requests that has been sent leave behind what its copies leave behind.
 
     :param given: the headers of the call or, if it has none, of the manager. ``None`` in the call
         means none at all.
@@ -421,11 +421,15 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
     if given is None:
         return None
     headers = _as_dict(given)
-    names = names_of(headers)
     earlier = passage_of(headers, headers.items())
     is_below_another = earlier is not None and earlier.is_open
-    knows_home = is_below_another or isinstance(headers, GuardedHeaders)
-    if not knows_home and not _identifiers_among(names, router.session_keys):
+    is_guarded = isinstance(headers, GuardedHeaders)
+    if is_guarded and is_below_another:
+        return None  # they know by themselves where they may be sent
+    if is_guarded and headers.left is None:
+        headers = headers.sent_again_to(url)
+    names = names_of(headers)
+    if not (is_below_another or is_guarded or _identifiers_among(names, router.session_keys)):
         return None
     if is_below_another:
         url = str(earlier.url)  # type: ignore[union-attr]
@@ -438,7 +442,7 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
     forward = plan.find_by_name(headers)[FORWARD_KEY][-1] if plan.has_forward else None
     origin = origin_of(url) if is_below_another or is_bound(forward, route) else None
     made = homed(headers, plan, origin)
-    return None if made is headers else made
+    return None if made is headers and not is_guarded else made
 
 
 def _note_redirect(router: Router, passage: Passage, location: str, headers: Any) -> None:

@@ -1346,10 +1346,10 @@ def test_the_headers_of_a_sent_request_do_not_follow_a_redirect_of_urllib3(
         stack.enter_context(session_scope("s1"))
         sent = http.get(server.origin, headers=own).request
         if by == "instrument":
-            stack.enter_context(instrument())
+            stack.enter_context(instrument(gateway))
         of_urllib3 = {
-            "GatewayPoolManager": GatewayPoolManager,
-            "GatewayProxyManager": lambda: GatewayProxyManager(proxy.origin),
+            "GatewayPoolManager": lambda: GatewayPoolManager(gateway),
+            "GatewayProxyManager": lambda: GatewayProxyManager(proxy.origin, gateway),
             "instrument": urllib3.PoolManager,
         }[by]()
         server.respond = lambda request: redirect(code, stranger.at("localhost"))
@@ -1371,3 +1371,44 @@ def test_the_headers_of_a_sent_request_get_the_home_of_what_another_gateway_know
         (arrived,) = stranger.arrived
     assert server.arrived[-1].get("X-Session") == "mine"
     assert (arrived.identifiers, arrived.get("X-Session")) == ({}, None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_headers_of_a_sent_request_lack_what_a_gateway_set_at_the_next_one(
+    http, server: Server, stream: bool
+):
+    """What the gate had replaced is back."""
+    keys = {"X-Key": "ONE", "User-Agent": "gateway"}
+    one = Gateway(f"{server.origin}/one", forward=FORWARD, headers=keys)
+    two = Gateway(f"{server.origin}/two", forward=FORWARD, headers={"Authorization": "TWO"})
+    one.mount(http)
+    sent = http.get(one.url, stream=stream).request
+    with GatewayPoolManager(two) as of_urllib3:
+        for path in ("two", "nobodys"):
+            of_urllib3.request("GET", f"{server.origin}/{path}", headers=sent.headers)
+    at_two, at_nobodys = server.arrived[1:]
+    assert (at_two.get("Authorization"), at_nobodys.get("Authorization")) == ("TWO", None)
+    for arrived in (at_two, at_nobodys):
+        assert arrived.get("X-Key") is None
+        assert arrived.get("User-Agent") == requests.utils.default_user_agent()
+
+
+@pytest.mark.parametrize("manager", [urllib3.PoolManager, GatewayPoolManager])
+def test_headers_copied_while_they_are_sent_know_their_gateway_without_the_session(
+    http, server: Server, manager
+):
+    gateway = Gateway(server.origin, forward=FORWARD, headers={"X-Key": "KEY"})
+    with Server() as mirror, instrument(gateway), session_scope("s1"), manager() as of_urllib3:
+
+        class Mirroring(HTTPAdapter):
+            def send(self, request, *args: Any, **kwargs: Any):
+                headers = request.headers.copy()
+                del headers["X-Cagent-Session-Id"]
+                of_urllib3.request("GET", mirror.at("localhost"), headers=headers)
+                return super().send(request, *args, **kwargs)
+
+        http.mount("http://", GatewayAdapter(gateway, adapter=Mirroring()))
+        http.get(gateway.url)
+        (arrived,) = mirror.arrived
+    assert (arrived.identifiers, arrived.get("X-Key")) == ({}, None)
+    assert server.arrived[-1].session_id == "s1"
