@@ -72,6 +72,10 @@ def _patch(
     is_inherited = name not in vars(owner)
     holder: Any = owner
     attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
+    # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
+    while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
+        holder, attribute = _holder(method), "__wrapped__"
+        method = holder.__wrapped__
     # Also true of a wrapper made with functools.wraps around a patch of ours.
     mark = getattr(method, _IS_PATCH, None)
     if mark is _OURS:
@@ -83,9 +87,6 @@ def _patch(
             path,
         )
         return
-    # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
-    while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
-        holder, attribute, method = method, "__wrapped__", method.__wrapped__
     defined_in = getattr(method, "__globals__", {}).get("__name__", "")
     is_original = _package(defined_in) == _package(module.__name__)
     if by and not (is_original or is_inherited):
@@ -95,6 +96,15 @@ def _patch(
     patched = functools.wraps(method)(make_patch(method, *arguments))
     setattr(patched, _IS_PATCH, _OURS)
     setattr(holder, attribute, patched)
+
+
+def _holder(wrapper: Any) -> Any:
+    """Return the object whose ``__wrapped__`` a call of ``wrapper`` reaches."""
+    # A class gives a wrapper of wrapt that is bound to it. OpenTelemetry's unwrap() puts such a one
+    # in the class. It binds anew what its parent wraps, and what it has itself is not called.
+    is_of_wrapt = hasattr(type(wrapper), "_self_parent")
+    parent = wrapper._self_parent if is_of_wrapt else None
+    return wrapper if parent is None else parent
 
 
 def _warn(path: str, found: object, by: str) -> None:

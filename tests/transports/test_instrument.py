@@ -19,6 +19,7 @@ import sys
 import textwrap
 import threading
 import time
+import types
 import unittest.mock
 from typing import Any
 
@@ -29,10 +30,12 @@ import pytest
 import requests
 import responses
 import urllib3
+import wrapt
 from multidict import CIMultiDict
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
+from opentelemetry.instrumentation.utils import unwrap
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -700,6 +703,22 @@ class TestNextToOpenTelemetry:
         assert look() == ((False, traces) if end == "ours off" else (True, False))
         switch("theirs off" if end == "ours off" else "ours off")
         assert look() == (False, False)
+
+    def test_whose_wrapper_was_around_another_one_and_is_gone(self):
+        """It leaves one in its place that is bound to the class."""
+
+        class Client:
+            def send(self) -> str:
+                return "sent"
+
+        library: Any = types.ModuleType("library")
+        library.Client = Client
+        for _ in range(2):
+            wrapt.wrap_function_wrapper(Client, "send", lambda send, _, args, kw: send(*args, **kw))
+        unwrap(Client, "send")
+        for _ in range(2):
+            _patching.patch(library, "Client.send", lambda send: lambda self: f"again {send(self)}")
+        assert Client().send() == "again sent"
 
     @pytest.mark.parametrize("body", [None, b"x"])
     def test_that_copies_the_headers_on_their_way(self, server: Server, spans, body):
