@@ -23,7 +23,8 @@ class SessionMiddleware:
 
     Put it outside all other middleware. What runs outside it can find the session of an earlier
     request: on asyncio's own event loop before Python 3.15, uvicorn hands a context variable that
-    was set during a request with a large body on to the next request on the same connection.
+    was set during a request with a large body on to the next request on the same connection. To
+    pipelined requests, it can do that on every loop.
 
     :param app: the ASGI application.
     :param session_header: the name of the header that the session is read from.
