@@ -87,19 +87,21 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         kept: list[Item] = []
         left: list[Item] = []
         for item in self.items():
-            if not self.leaves_behind(item):
-                kept.append(item)
-                continue
-            left.append(item)
             if _is_gateway_header(item):
+                left.append(item)
                 kept += replaced_by(item)
+            elif is_identifier(lower(item[0]), self.session_keys):
+                left.append(item)
+            else:
+                kept.append(item)
         return self._with(kept, tuple(left))
 
-    def leaves_behind(self, item: Item) -> bool:
-        """Return whether a copy that is made after sending lacks a header of these."""
-        return self.left is None and (
-            _is_gateway_header(item) or is_identifier(lower(item[0]), self.session_keys)
-        )
+    def without_stamp(self) -> GuardedHeaders:
+        """Return a copy less what the gate has set, and with what that has replaced."""
+        kept: list[Item] = []
+        for item in self.items():
+            kept += replaced_by(item) if is_stamped(*item) else [item]
+        return self._with(kept, self.left)
 
     def nested(self, is_nested: bool) -> GuardedHeaders:
         """Return a complete copy for a request that is, or is not, one of a session below."""
@@ -124,25 +126,17 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         """
         if self.are_callers_own(request):
             return self
-        url = request.url or ""
+        is_home = may_get_identifiers(self.url, request.url or "")
         if self.left is None:
-            return self.sent_again_to(url)
-        is_home = may_get_identifiers(self.url, url)
+            if not is_home:
+                return self.guarded_copy()
+            return self._with(self._without_gateway_headers(), None)
         names = {lower(name) for name in self}
         # With an X-Cagent-Forward, the caller has set identifiers anew, on the copy.
         if not self.left or not is_home or FORWARD.lower() in names:
             return self
         back = [item for item in self.left if lower(item[0]) not in names and _may_return(item)]
         return self._with([*back, *self.items()], None)
-
-    def sent_again_to(self, url: str) -> GuardedHeaders:
-        """Return a copy of these complete headers for another request: less gateway headers.
-
-        It has no identifiers either if ``url`` is of another origin.
-        """
-        if not may_get_identifiers(self.url, url):
-            return self.guarded_copy()
-        return self._with(self._without_gateway_headers(), None)
 
     def route_of_copy(self, request: PreparedRequest) -> Route:
         """Return the route for which ``request``, which has these headers, was stamped before.

@@ -16,8 +16,8 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from .._gate import urls
-from .._gate.passage import SameInCopies, are_plain_text, belongs_to_open, passage_of
-from .._gate.routes import Plan
+from .._gate.passage import SameInCopies, are_plain_text, belongs_to_open, lower, passage_of
+from .._gate.routes import Plan, is_identifier
 from .guarded_headers import GuardedHeaders
 
 
@@ -106,8 +106,8 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
     class does not: ``ProxyManager`` would read each value as an ordinary ``str``. If there is no
     such value, this returns ``headers``.
 
-    :param headers: if they are of a request of requests that has been sent, identifiers have its
-        origin as their home. urllib3 makes copies of other classes, which do not know it.
+    :param headers: if they are of a request of requests that has been sent, its origin is the home.
+        urllib3 makes copies of other classes, which do not know it.
     :param plan: for the names in ``headers``.
     :param origin: the home of identifiers that have none yet; ``None`` to leave them without.
     """
@@ -123,12 +123,12 @@ def homed(headers: Any, plan: Plan, origin: Any) -> Any:
     identifiers = frozenset(plan.callers_identifiers)
     earlier = passage_of(headers, headers.items())
     is_open = earlier is not None and earlier.is_open
-    is_sent = isinstance(headers, GuardedHeaders) and not is_open
+    is_sent = isinstance(headers, GuardedHeaders) and headers.left is None and not is_open
     items = []
     has_ours = False
     for name, value in headers.items():
         is_of_stamp = is_open and belongs_to_open(name, value)
-        if is_sent and headers.leaves_behind((name, value)):
+        if is_sent and is_identifier(lower(name), headers.session_keys):
             value = _with_home(value, origin_of(headers.url))
         elif origin and name in identifiers and not is_of_stamp:
             value = _with_home(value, origin)

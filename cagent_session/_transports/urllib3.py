@@ -413,7 +413,7 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
     In the copy, identifiers keep their home, and what a gate above has stamped keeps its class. If
     the hop is gateway-bound, its origin becomes the home of those that have none. If it is made by
     code below another gate, from a request that is being sent, that request's origin does.
-    Headers of a request of requests that has been sent leave behind what its copies leave behind.
+    Headers of a request of requests that has been sent leave the stamp behind.
 
     :param given: the headers of the call or, if it has none, of the manager. ``None`` in the call
         means none at all.
@@ -426,8 +426,8 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
     is_guarded = isinstance(headers, GuardedHeaders)
     if is_guarded and is_below_another:
         return None  # they know by themselves where they may be sent
-    if is_guarded and headers.left is None:
-        headers = headers.sent_again_to(url)
+    if is_guarded:
+        headers = headers.without_stamp()
     names = names_of(headers)
     if not (is_below_another or is_guarded or _identifiers_among(names, router.session_keys)):
         return None
