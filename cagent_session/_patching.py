@@ -73,8 +73,10 @@ def _patch(
     holder: Any = owner
     attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
     # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
+    is_bound = True  # by what holds it: a class does that, and so does a wrapper of wrapt
     while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
-        holder, attribute = _holder(method), "__wrapped__"
+        is_bound = is_bound and hasattr(type(method), "_self_parent")
+        holder, attribute = _bound_by(method) if is_bound else method, "__wrapped__"
         method = holder.__wrapped__
     # Also true of a wrapper made with functools.wraps around a patch of ours.
     mark = getattr(method, _IS_PATCH, None)
@@ -98,12 +100,11 @@ def _patch(
     setattr(holder, attribute, patched)
 
 
-def _holder(wrapper: Any) -> Any:
-    """Return the object whose ``__wrapped__`` a call of ``wrapper`` reaches."""
-    # A class gives a wrapper of wrapt that is bound to it. OpenTelemetry's unwrap() puts such a one
-    # in the class. It binds anew what its parent wraps, and what it has itself is not called.
-    is_of_wrapt = hasattr(type(wrapper), "_self_parent")
-    parent = wrapper._self_parent if is_of_wrapt else None
+def _bound_by(wrapper: Any) -> Any:
+    """Return the wrapper of wrapt whose ``__wrapped__`` is called where ``wrapper`` is bound."""
+    # A class gives a wrapper that is bound to it. OpenTelemetry's unwrap() puts such a one in the
+    # class. It binds anew what its parent wraps, and what it has itself is not called.
+    parent = wrapper._self_parent
     return wrapper if parent is None else parent
 
 

@@ -704,18 +704,30 @@ class TestNextToOpenTelemetry:
         switch("theirs off" if end == "ours off" else "ours off")
         assert look() == (False, False)
 
-    def test_whose_wrapper_was_around_another_one_and_is_gone(self):
-        """It leaves one in its place that is bound to the class."""
+    @pytest.mark.parametrize("is_below_another", [False, True])
+    def test_whose_wrapper_is_bound_to_the_class(self, is_below_another: bool):
+        """It is left by one that is gone, or called by one that had it from the class."""
 
         class Client:
             def send(self) -> str:
                 return "sent"
 
+        class Calling:
+            def __init__(self, send):
+                functools.update_wrapper(self, send)
+                self.send = send
+
+            def __get__(self, client, _):
+                return functools.partial(self.send, client)
+
         library: Any = types.ModuleType("library")
         library.Client = Client
         for _ in range(2):
             wrapt.wrap_function_wrapper(Client, "send", lambda send, _, args, kw: send(*args, **kw))
-        unwrap(Client, "send")
+        if is_below_another:
+            Client.send = Calling(Client.send)  # type: ignore[method-assign, assignment]
+        else:
+            unwrap(Client, "send")
         for _ in range(2):
             _patching.patch(library, "Client.send", lambda send: lambda self: f"again {send(self)}")
         assert Client().send() == "again sent"
