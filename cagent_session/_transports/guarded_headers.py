@@ -97,11 +97,8 @@ class GuardedHeaders(_Base):  # type: ignore[misc]
         return self._with(kept, tuple(left))
 
     def without_stamp(self) -> GuardedHeaders:
-        """Return a copy less what the gate has set, and with what that has replaced."""
-        kept: list[Item] = []
-        for item in self.items():
-            kept += replaced_by(item) if is_stamped(*item) else [item]
-        return self._with(kept, self.left)
+        """Return a copy less what the gate has set."""
+        return self._with([item for item in self.items() if not is_stamped(*item)], self.left)
 
     def nested(self, is_nested: bool) -> GuardedHeaders:
         """Return a complete copy for a request that is, or is not, one of a session below."""

@@ -1373,24 +1373,28 @@ def test_the_headers_of_a_sent_request_get_the_home_of_what_another_gateway_know
     assert (arrived.identifiers, arrived.get("X-Session")) == ({}, None)
 
 
-@pytest.mark.parametrize("stream", [False, True])
 def test_the_headers_of_a_sent_request_lack_what_a_gateway_set_at_the_next_one(
-    http, server: Server, stream: bool
+    http, server: Server
 ):
-    """What the gate had replaced is back."""
-    keys = {"X-Key": "ONE", "User-Agent": "gateway"}
+    keys = {"X-Key": "ONE", "Accept": "text/event-stream"}
     one = Gateway(f"{server.origin}/one", forward=FORWARD, headers=keys)
     two = Gateway(f"{server.origin}/two", forward=FORWARD, headers={"Authorization": "TWO"})
     one.mount(http)
-    sent = http.get(one.url, stream=stream).request
-    with GatewayPoolManager(two) as of_urllib3:
-        for path in ("two", "nobodys"):
-            of_urllib3.request("GET", f"{server.origin}/{path}", headers=sent.headers)
-    at_two, at_nobodys = server.arrived[1:]
-    assert (at_two.get("Authorization"), at_nobodys.get("Authorization")) == ("TWO", None)
-    for arrived in (at_two, at_nobodys):
-        assert arrived.get("X-Key") is None
-        assert arrived.get("User-Agent") == requests.utils.default_user_agent()
+    with session_scope("s1"):
+        sent = http.get(one.url).request
+    for gateway in (one, two):
+        with GatewayPoolManager(gateway) as of_urllib3:
+            for path in ("one", "two", "nobodys"):
+                of_urllib3.request("GET", f"{server.origin}/{path}", headers=sent.headers)
+    names = ("X-Cagent-Session-Id", "X-Key", "Accept", "Authorization")
+    assert [[each.get(name) for name in names] for each in server.arrived[1:]] == [
+        [None, "ONE", "text/event-stream", None],
+        [None, None, None, None],
+        [None, None, None, None],
+        [None, None, None, None],
+        [None, None, None, "TWO"],
+        [None, None, None, None],
+    ]
 
 
 @pytest.mark.parametrize("manager", [urllib3.PoolManager, GatewayPoolManager])
