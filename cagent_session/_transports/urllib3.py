@@ -413,7 +413,8 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
     In the copy, identifiers keep their home, and what a gate above has stamped keeps its class. If
     the hop is gateway-bound, its origin becomes the home of those that have none. If it is made by
     code below another gate, from a request that is being sent, that request's origin does.
-    Headers of a request of requests that has been sent leave the stamp behind.
+    Headers of a request of requests that has been sent leave the stamp behind, and at another
+    origin all identifiers.
 
     :param given: the headers of the call or, if it has none, of the manager. ``None`` in the call
         means none at all.
@@ -427,7 +428,8 @@ def with_homes(router: Router, url: str, given: Any) -> Any:
     if is_guarded and is_below_another:
         return None  # they know by themselves where they may be sent
     if is_guarded:
-        headers = headers.without_stamp()
+        is_home = origin_of(headers.url) == origin_of(url)
+        headers = headers.without_stamp() if is_home else headers.guarded_copy()
     names = names_of(headers)
     if not (is_below_another or is_guarded or _identifiers_among(names, router.session_keys)):
         return None

@@ -1397,6 +1397,20 @@ def test_the_headers_of_a_sent_request_lack_what_a_gateway_set_at_the_next_one(
     ]
 
 
+def test_the_headers_of_a_sent_request_bring_nothing_home_from_another_origin(http, server: Server):
+    gateway = Gateway(server.origin, forward=FORWARD, headers={"User-Agent": "gateway"})
+    gateway.mount(http)
+    headers = http.get(gateway.url).request.headers
+    headers.update(gateway_headers("https://another.example"))
+    with Server() as stranger, GatewayPoolManager() as of_urllib3:
+        stranger.respond = lambda request: redirect(307, server.origin)
+        of_urllib3.request("GET", stranger.at("localhost"), headers=headers)
+        arrived = [*stranger.arrived, server.arrived[-1]]
+    assert [each.identifiers for each in arrived] == [{}, {}]
+    default = requests.utils.default_user_agent()
+    assert [each.get("User-Agent") for each in arrived] == [default, default]
+
+
 @pytest.mark.parametrize("manager", [urllib3.PoolManager, GatewayPoolManager])
 def test_headers_copied_while_they_are_sent_know_their_gateway_without_the_session(
     http, server: Server, manager
