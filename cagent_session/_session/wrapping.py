@@ -73,11 +73,10 @@ def wrap_call(fn: Function, scopes_for: ScopesFor) -> Function:
         return _wrap_async_generator(fn, scopes_for, is_begun_later=is_begun_later)
     if _is_any(inspect.isgeneratorfunction, runs):
         is_awaitable = any(map(_is_awaitable, runs))
-        begin = fn if is_begun_later else _call_as_driven(fn)
-        if is_awaitable:
-            wrapped = _wrap_generator(types.coroutine(begin), scopes_for, by_task=True)
-            return types.coroutine(wrapped)
-        return _wrap_generator(begin, scopes_for, by_task=False)
+        wrapped = _wrap_generator(
+            fn, scopes_for, by_task=is_awaitable, is_begun_later=is_begun_later
+        )
+        return types.coroutine(wrapped) if is_awaitable else wrapped
     if _is_any(_wraps_coroutine_function, (fn,)):
         return _wrap_wrapper(fn, scopes_for)
     return _wrap_function(fn, scopes_for)
@@ -272,18 +271,37 @@ def _is_unbegun(coroutine: Any) -> bool:
     return bool(inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED)
 
 
-def _wrap_generator(fn: Function, scopes_for: ScopesFor, *, by_task: bool) -> Function:
+def _wrap_generator(
+    fn: Function, scopes_for: ScopesFor, *, by_task: bool, is_begun_later: bool
+) -> Function:
     def start(*args: Any, **kwargs: Any) -> Any:
         scopes = scopes_for(args, kwargs)
         steps = _Steps(scopes)
-        steps.take(fn(*args, **kwargs))
+        if is_begun_later:
+            steps.take(fn(*args, **kwargs))
+        else:
+            with scopes:
+                steps.take(_as_generator(fn(*args, **kwargs)))
         return scopes, steps
 
     return _drive_stepwise(start, by_task=by_task)
 
 
+def _as_generator(items: Any) -> Any:
+    """Return ``items`` with the methods of a generator.
+
+    A generator is driven as it is: a generator around it would lose what it returns when closed.
+    """
+    return items if type(items) is types.GeneratorType else _delegating_to(items)
+
+
+@types.coroutine  # as items may be a coroutine
+def _delegating_to(items: Any) -> Any:
+    return (yield from items)
+
+
 def _wrap_coroutine(fn: Function, scopes_for: ScopesFor) -> Function:
-    drive = types.coroutine(_wrap_generator(fn, scopes_for, by_task=True))
+    drive = types.coroutine(_wrap_generator(fn, scopes_for, by_task=True, is_begun_later=True))
 
     # Returning drive itself would do, but inspect takes only an async def for a coroutine function.
     async def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -301,17 +319,6 @@ def _call_as_awaited(fn: Function) -> Function:
         positional, named = [args], [kwargs]
         del args, kwargs
         return await fn(*positional.pop(), **named.pop())
-
-    return called
-
-
-def _call_as_driven(fn: Function) -> Function:
-    """Make a generator function of what only says that it is one."""
-
-    def called(*args: Any, **kwargs: Any) -> Any:
-        positional, named = [args], [kwargs]
-        del args, kwargs
-        return (yield from fn(*positional.pop(), **named.pop()))
 
     return called
 

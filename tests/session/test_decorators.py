@@ -191,6 +191,31 @@ class TestFunctions:
         assert asyncio.run(items_of(async_streaming())) == ["a"]
         assert seen == ["a"] * 3
 
+    def test_what_a_generator_returns_as_it_is_closed_survives_a_wrapper(self):
+        def counting():
+            count = 0
+            try:
+                while True:
+                    count += yield current_session_id()
+            except GeneratorExit:
+                return count, current_session_id()
+
+        def results_of(fn):
+            steps = fn()
+            next(steps)
+            steps.send(2)
+            results = [steps.close()]  # None before Python 3.13
+            steps = fn()
+            next(steps)
+            with pytest.raises(StopIteration) as stop:
+                steps.throw(GeneratorExit)
+            return [*results, stop.value.value]
+
+        wrapper = LooksLikeIt(counting, lambda steps: steps)
+        with session_scope("a"):
+            expected = results_of(counting)
+        assert results_of(session_scope("a")(wrapper)) == expected
+
     def test_a_partial_with_a_call_of_its_own(self):
         class Answering(functools.partial):
             async def __call__(self):
