@@ -200,8 +200,11 @@ class WrappedCallable(functools.partial[Any]):
         def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
             return self.func.__annotations__
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        return self
+    if sys.version_info >= (3, 13):
+        # A partial has one since then. Before, classmethod would ask it, and lose the class.
+
+        def __get__(self, instance: object, owner: type | None = None) -> Any:
+            return self
 
     def __reduce__(self) -> Any:
         return type(self), (self.__wrapped__, self._scopes_for)

@@ -291,6 +291,20 @@ class TestFunctions:
         assert agent.builtin("abc") == 3
         assert agent.bound() == ((), "d")
 
+    def test_a_callable_object_in_a_classmethod_is_given_the_class(self):
+        class Loader:
+            def __call__(self, *args):
+                return args, current_session_id()
+
+        class Table:
+            inner = classmethod(session_scope("a")(Loader()))
+            outer = session_scope("b")(classmethod(Loader()))
+            partial = classmethod(session_scope("c")(functools.partial(Loader())))
+
+        assert Table.inner("x") == ((Table, "x"), "a")
+        assert Table.outer("x") == ((Table, "x"), "b")
+        assert Table.partial("x") == ((Table, "x"), "c")
+
     def test_what_a_partial_is_of_can_still_be_seen(self):
         async def call(a): ...
 
