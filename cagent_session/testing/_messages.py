@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message
 from typing import Any, TypeAlias
 
@@ -13,17 +13,21 @@ Given: TypeAlias = "dict[str, Any] | list[Any] | tuple[int, dict[str, Any] | lis
 
 @dataclass(frozen=True)
 class RecordedRequest:
-    """One request, as it arrived."""
+    """One request, as it arrived.
+
+    Its ``repr``, which a failed ``assert`` prints, leaves out what may hold a key: ``query``,
+    ``headers`` and ``forward``.
+    """
 
     method: str
     path: str
-    query: str
-    headers: Message  #: case-insensitive; ``None`` for a header that is missing
+    query: str = field(repr=False)
+    headers: Message = field(repr=False)  #: case-insensitive; ``None`` for a header that is missing
     body: bytes
     json: dict[str, Any]  #: the body, if it is a JSON object, else empty
     session_id: str | None
     parent_session_id: str | None
-    forward: str | None
+    forward: str | None = field(repr=False)
     provider: str | None
     model: str | None  #: from the header, else from the JSON body
 

@@ -48,6 +48,21 @@ class TestRecords:
         assert request.provider == "openai"
         assert request.model is None
 
+    def test_repr_shows_no_secrets(self, recording_gateway):
+        """pytest prints it where an assertion about a request fails."""
+        gateway = Gateway(
+            f"{recording_gateway.url}?key=secret-q",
+            forward="https://api.openai.com/v1?key=secret-f",
+            headers={"X-Api-Key": "secret-h"},
+        )
+        with requests.Session() as agent, session_scope("s1"):
+            gateway.mount(agent)
+            agent.get(gateway.endpoint("v1/models"), headers={"Authorization": "Bearer secret-a"})
+        (request,) = recording_gateway.requests
+        assert (request.query, request.headers["x-api-key"]) == ("key=secret-q", "secret-h")
+        assert "session_id='s1'" in repr(request)
+        assert "secret" not in repr(request)
+
     def test_several_slashes_stay(self, recording_gateway, agent):
         """They make a URL nobody's, so a test has to see them."""
         agent.get(f"{recording_gateway.url}//v1/models")
