@@ -75,7 +75,7 @@ def _patch(
     # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
     is_bound = True  # by what holds it: a class does that, and so does a wrapper of wrapt
     while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
-        is_bound = is_bound and hasattr(type(method), "_self_parent")
+        is_bound = is_bound and _is_of_wrapt(method)
         holder, attribute = _bound_by(method) if is_bound else method, "__wrapped__"
         method = holder.__wrapped__
     # Also true of a wrapper made with functools.wraps around a patch of ours.
@@ -98,6 +98,15 @@ def _patch(
     patched = functools.wraps(method)(make_patch(method, *arguments))
     setattr(patched, _IS_PATCH, _OURS)
     setattr(holder, attribute, patched)
+
+
+def _is_of_wrapt(wrapper: object) -> bool:
+    # Without its __getattr__(): a proxy around a wrapper of wrapt answers as that wrapper does.
+    try:
+        object.__getattribute__(wrapper, "_self_parent")
+    except AttributeError:
+        return False
+    return True
 
 
 def _bound_by(wrapper: Any) -> Any:

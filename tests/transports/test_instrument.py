@@ -35,7 +35,6 @@ from multidict import CIMultiDict
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
-from opentelemetry.instrumentation.utils import unwrap
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -705,8 +704,12 @@ class TestNextToOpenTelemetry:
         assert look() == (False, False)
 
     @pytest.mark.parametrize("is_below_another", [False, True])
-    def test_whose_wrapper_is_bound_to_the_class(self, is_below_another: bool):
-        """It is left by one that is gone, or called by one that had it from the class."""
+    @pytest.mark.parametrize("wrapper", [wrapt.FunctionWrapper, wrapt.wrappers.FunctionWrapper])
+    def test_whose_wrapper_is_bound_to_the_class(self, wrapper: Any, is_below_another: bool):
+        """It is left by one that is gone, or called by one that had it from the class.
+
+        The wrappers of wrapt's C extension and those in Python are two kinds of classes.
+        """
 
         class Client:
             def send(self) -> str:
@@ -722,12 +725,9 @@ class TestNextToOpenTelemetry:
 
         library: Any = types.ModuleType("library")
         library.Client = Client
-        for _ in range(2):
-            wrapt.wrap_function_wrapper(Client, "send", lambda send, _, args, kw: send(*args, **kw))
-        if is_below_another:
-            Client.send = Calling(Client.send)  # type: ignore[method-assign, assignment]
-        else:
-            unwrap(Client, "send")
+        inner = wrapper(Client.send, lambda send, _, args, kw: send(*args, **kw))
+        bound = inner.__get__(None, Client)  # what OpenTelemetry's unwrap() leaves
+        Client.send = Calling(bound) if is_below_another else bound  # type: ignore[method-assign]
         for _ in range(2):
             _patching.patch(library, "Client.send", lambda send: lambda self: f"again {send(self)}")
         assert Client().send() == "again sent"
