@@ -103,7 +103,7 @@ def _patch(
 def _is_of_wrapt(wrapper: object) -> bool:
     # Without its __getattr__(): a proxy around a wrapper of wrapt answers as that wrapper does.
     try:
-        object.__getattribute__(wrapper, "_self_parent")
+        object.__getattribute__(wrapper, "_self_binding")
     except AttributeError:
         return False
     return True
