@@ -15,8 +15,8 @@ Given: TypeAlias = "dict[str, Any] | list[Any] | tuple[int, dict[str, Any] | lis
 class RecordedRequest:
     """One request, as it arrived.
 
-    Its ``repr``, which a failed ``assert`` prints, leaves out what may hold a key: ``query``,
-    ``headers`` and ``forward``.
+    Its ``repr``, which a failed ``assert`` prints, leaves out where keys are: ``query``,
+    ``headers`` and ``forward``. It shows the path and the body.
     """
 
     method: str
