@@ -400,37 +400,26 @@ async def _each(items: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
 
 
 class _Throw:
-    """What ``body.athrow(exc)`` returns, but it lets go of ``exc`` as soon as it is over.
-
-    It does not begin by ``send()``, either. Up to Python 3.12, asyncio at its end cancels, and then
-    closes, an async generator that is being left. While a body waits in ``athrow()``, Python can
-    not throw GeneratorExit into what it waits for, such as the exit of a context manager.
-    """
+    """What ``body.athrow(exc)`` returns, but it lets go of ``exc`` as soon as it is over."""
 
     def __init__(self, body: Any, exc: BaseException) -> None:
         if isinstance(exc, GeneratorExit):
             # It leads to the wrapper, which may be dropped while the body waits.
             exc.__traceback__ = None
-        self._body, self._exc = body, [exc]
-        self._step = body.asend(None)
+        self._step = body.athrow(exc)
 
     def send(self, value: Any) -> Any:
         try:
-            if self._exc:
-                return self._step.throw(self._exc.pop())
             return self._step.send(value)
         except BaseException:
-            self._step = self._body = None
+            self._step = None
             raise
 
     def throw(self, exc: BaseException) -> Any:
         try:
-            if isinstance(exc, GeneratorExit) and not self._body.ag_running:
-                self._step = self._body.athrow(exc)
-                return self._step.send(None)
             return self._step.throw(exc)
         except BaseException:
-            self._step = self._body = None
+            self._step = None
             del exc  # its traceback leads to this frame
             raise
 

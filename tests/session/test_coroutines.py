@@ -862,41 +862,6 @@ print("done")
         # As without the decorator, Python does not run it at all for a generator at a yield.
         assert seen == (["body"] if is_waiting else [])
 
-    def test_what_is_left_as_the_loop_ends_is_closed_in_peace(self):
-        """Up to Python 3.12, asyncio cancels the closing of it, and then begins it anew."""
-        log = []
-
-        @contextlib.asynccontextmanager
-        async def request():
-            try:
-                yield
-            finally:
-                await asyncio.sleep(0)
-                log.append(current_session_id())
-
-        async def lines():
-            for number in range(3):
-                await asyncio.sleep(0)
-                yield number
-
-        async def body():
-            async with contextlib.AsyncExitStack(), request():
-                async for line in lines():
-                    yield line
-
-        async def main(generator_function):
-            handler = lambda _, context: log.append(context["message"])  # noqa: E731
-            asyncio.get_running_loop().set_exception_handler(handler)
-            async for _ in generator_function():
-                return
-
-        with session_scope("a"):
-            asyncio.run(main(body))
-        undecorated = log.copy()
-        log.clear()
-        asyncio.run(main(session_scope("a")(body)))
-        assert log == undecorated
-
     def test_the_event_loop_sees_the_wrapper_alone(self):
         """It closes at its end all that it has seen, in any order, and so the body's own."""
         seen = []
