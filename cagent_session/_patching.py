@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import threading
@@ -70,14 +71,8 @@ def _patch(
         return
     owner = _original_class(found, class_name)
     is_inherited = name not in vars(owner)
-    holder: Any = owner
-    attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
-    # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
-    is_bound = True  # by what holds it: a class does that, and so does a wrapper of wrapt
-    while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
-        is_bound = is_bound and _is_of_wrapt(method)
-        holder, attribute = _bound_by(method) if is_bound else method, "__wrapped__"
-        method = holder.__wrapped__
+    method = _inherited(owner, name) if is_inherited else vars(owner)[name]
+    holder, attribute, method = _innermost(owner, name, method, is_bound=True)
     # Also true of a wrapper made with functools.wraps around a patch of ours.
     mark = getattr(method, _IS_PATCH, None)
     if mark is _OURS:
@@ -89,15 +84,67 @@ def _patch(
             path,
         )
         return
-    defined_in = getattr(method, "__globals__", {}).get("__name__", "")
-    is_original = _package(defined_in) == _package(module.__name__)
-    if by and not (is_original or is_inherited):
+    if by and not (is_inherited or _is_of(module, method)):
         _warn(path, method, by)
     if not hasattr(type(method), "__get__"):  # a mock, which is not called with self
         return
     patched = functools.wraps(method)(make_patch(method, *arguments))
     setattr(patched, _IS_PATCH, _OURS)
     setattr(holder, attribute, patched)
+
+
+def patch_on(
+    instance: object,
+    module: types.ModuleType,
+    path: str,
+    make_patch: Callable[..., Any],
+    *arguments: Any,
+) -> None:
+    """Replace the method below what has been put on ``instance``, if it is not patched.
+
+    Whoever wraps a bound method and puts it on the object keeps what the class had until then: a
+    later patch of the class is not called. What does not come from the method is left as it is.
+
+    :param path: of the method in ``module``, and ``make_patch``: see :func:`patch`.
+    """
+    name = path.partition(".")[2]
+    found = getattr(instance, "__dict__", {}).get(name)
+    if found is None:
+        return
+    with _lock:
+        holder, attribute, method = _innermost(instance, name, found, is_bound=False)
+        original = inspect.unwrap(method)
+        if hasattr(method, _IS_PATCH) or not _is_of(module, original):
+            return
+        if original.__qualname__ != path:
+            return
+        # A patch binds what it replaces. A function has what it is bound to in its closure.
+        is_bound = type(method) is types.MethodType
+        unbound = method.__func__ if is_bound else staticmethod(method)
+        patched = functools.wraps(method)(make_patch(unbound, *arguments))
+        setattr(patched, _IS_PATCH, _OURS)
+        owner = method.__self__ if is_bound else instance
+        setattr(holder, attribute, types.MethodType(patched, owner))
+
+
+def _innermost(holder: Any, attribute: str, method: Any, *, is_bound: bool) -> tuple[Any, str, Any]:
+    """Return what is below the wrappers around ``method``, and whose attribute that is.
+
+    :param is_bound: whether ``method`` is bound by what holds it, as by a class.
+    """
+    # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
+    closed = types.FunctionType, types.MethodType
+    while type(method) not in closed and hasattr(method, "__wrapped__"):
+        is_bound = is_bound and _is_of_wrapt(method)  # these bind what they hold
+        holder, attribute = _bound_by(method) if is_bound else method, "__wrapped__"
+        method = holder.__wrapped__
+    return holder, attribute, method
+
+
+def _is_of(module: types.ModuleType, function: Any) -> bool:
+    """Return whether ``function`` is the library's own."""
+    defined_in = getattr(function, "__globals__", {}).get("__name__", "")
+    return _package(defined_in) == _package(module.__name__)
 
 
 def _is_of_wrapt(wrapper: object) -> bool:

@@ -18,7 +18,7 @@ import urllib3
 
 from .._gate.gateway import Gateway
 from .._gate.routes import Router
-from .._patching import Switch, patch
+from .._patching import Switch, patch, patch_on
 from . import requests as for_requests
 from . import urllib3 as for_urllib3
 from .guarded_headers import GuardedHeaders
@@ -157,6 +157,14 @@ def _patch_httpx(module: ModuleType) -> None:
             "this %s over aiohttp",
             module.__name__,
         )
+    # Where these are defined, because a test may have put a mock in the place of httpx.Client.
+    clients = getattr(module, "_client", module)
+    for kind, path, make_patch in (
+        ("Client", "HTTPTransport.handle_request", _transport_patch),
+        ("AsyncClient", "AsyncHTTPTransport.handle_async_request", _async_patch),
+    ):
+        of_one = module, path, make_patch, gate
+        patch(clients, f"{kind}._transport_for_url", _choice_patch, *of_one)
 
 
 def _transport_patch(original: Any, gate: Httpx) -> Any:
@@ -177,6 +185,17 @@ def _async_patch(original: Any, gate: Httpx) -> Any:
         return await gate.send_async(router, request, pass_on, by_instrument=True)
 
     return handle_async_request
+
+
+def _choice_patch(original: Any, *of_one: Any) -> Any:
+    def _transport_for_url(self: Any, url: Any) -> Any:
+        transport = original.__get__(self, type(self))(url)
+        if _switch.last.value is not None:
+            # instrument_client() of OpenTelemetry puts its wrapper on the transport of one client.
+            patch_on(transport, *of_one)
+        return transport
+
+    return _transport_for_url
 
 
 def _is_unix_socket(transport: Any) -> bool:

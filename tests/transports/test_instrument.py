@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import copy
 import functools
+import inspect
 import io
 import itertools
 import logging
@@ -21,6 +22,7 @@ import threading
 import time
 import types
 import unittest.mock
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -32,7 +34,7 @@ import responses
 import urllib3
 import wrapt
 from multidict import CIMultiDict
-from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
+from opentelemetry.instrumentation.httpx import HTTPX2ClientInstrumentor, HTTPXClientInstrumentor
 from opentelemetry.instrumentation.requests import RequestsInstrumentor
 from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
 from opentelemetry.sdk.trace import TracerProvider
@@ -732,6 +734,27 @@ class TestNextToOpenTelemetry:
             _patching.patch(library, "Client.send", lambda send: lambda self: f"again {send(self)}")
         assert Client().send() == "again sent"
 
+    @pytest.mark.parametrize("end", [uninstrument, "theirs off"])
+    @pytest.mark.parametrize("library", [httpx, httpx2])
+    def test_which_traces_one_client_that_it_knew_first(
+        self, server: Server, spans, library: Any, end: Any
+    ):
+        """It has wrapped the method of the client's transport as it was without a gate."""
+        kind = HTTPXClientInstrumentor if library is httpx else HTTPX2ClientInstrumentor
+        with _before_instrument(library), library.Client() as client, session_scope("s1"):
+            kind.instrument_client(client, tracer_provider=spans.provider)
+            instrument(Gateway(server.origin, forward=FORWARD))
+            for _ in range(2):
+                client.get(server.origin)
+            if end == "theirs off":
+                kind.uninstrument_client(client)
+            else:
+                end()
+            client.get(server.origin)
+        assert len(spans.get_finished_spans()) == (2 if end == "theirs off" else 3)
+        sessions = [arrived.session_id for arrived in server.arrived]
+        assert sessions == ["s1", "s1", "s1" if end == "theirs off" else None]
+
     @pytest.mark.parametrize("body", [None, b"x"])
     def test_that_copies_the_headers_on_their_way(self, server: Server, spans, body):
         """What is mounted has decided, whatever carries its request on."""
@@ -744,6 +767,95 @@ class TestNextToOpenTelemetry:
         (arrived,) = server.arrived
         assert (arrived.forward, arrived.session_id) == (FORWARD, "s1")
         assert arrived.get("X-Session-ID") is None
+
+
+@contextlib.contextmanager
+def _before_instrument(library: Any) -> Iterator[None]:
+    """Have the methods of ``library`` as they were before the first call of instrument()."""
+    with contextlib.ExitStack() as stack:
+        for kind, name in (
+            (library.HTTPTransport, "handle_request"),
+            (library.AsyncHTTPTransport, "handle_async_request"),
+        ):
+            stack.enter_context(
+                unittest.mock.patch.object(kind, name, inspect.unwrap(getattr(kind, name)))
+            )
+        yield
+
+
+def _wrapped_by_wrapt(method: Any) -> Any:
+    return wrapt.FunctionWrapper(method, lambda send, _, args, options: send(*args, **options))
+
+
+def _wrapped_by_a_closure(method: Any) -> Any:
+    @functools.wraps(method)
+    def send(request):
+        return method(request)
+
+    return send
+
+
+@pytest.mark.parametrize(
+    "wraps",
+    [
+        [],  # as uninstrument_client() of OpenTelemetry leaves it
+        [_wrapped_by_wrapt],
+        [_wrapped_by_a_closure],
+        [_wrapped_by_wrapt, _wrapped_by_a_closure],
+        [_wrapped_by_a_closure, _wrapped_by_wrapt],
+    ],
+)
+@pytest.mark.parametrize("library", [httpx, httpx2])
+class TestWhatAnObjectHasInPlaceOfAMethod:
+    """A transport with a wrapper of its own, made before the first call of instrument()."""
+
+    @staticmethod
+    def _wrap(transport: Any, name: str, wraps: list[Any]) -> None:
+        method = getattr(transport, name)
+        for wrap in wraps:
+            method = wrap(method)
+        setattr(transport, name, method)
+
+    def test_goes_through_the_gate(self, server: Server, library: Any, wraps: list[Any]):
+        transport = library.HTTPTransport()
+        with _before_instrument(library):
+            self._wrap(transport, "handle_request", wraps)
+        instrument(Gateway(server.origin, forward=FORWARD))
+        with library.Client(transport=transport) as client, session_scope("s1"):
+            for _ in range(2):
+                client.get(server.origin)
+            uninstrument()
+            client.get(server.origin)
+        marks = [(arrived.session_id, arrived.forward) for arrived in server.arrived]
+        assert marks == [("s1", FORWARD), ("s1", FORWARD), (None, None)]
+
+    def test_goes_through_the_gate_asynchronously(
+        self, server: Server, library: Any, wraps: list[Any]
+    ):
+        async def call():
+            transport = library.AsyncHTTPTransport()
+            with _before_instrument(library):
+                self._wrap(transport, "handle_async_request", wraps)
+            async with library.AsyncClient(transport=transport) as client:
+                await client.get(server.origin)
+
+        instrument(Gateway(server.origin, forward=FORWARD))
+        with session_scope("s1"):
+            asyncio.run(call())
+        (arrived,) = server.arrived
+        assert (arrived.session_id, arrived.forward) == ("s1", FORWARD)
+
+    def test_takes_no_marks_to_a_stranger(self, server: Server, library: Any, wraps: list[Any]):
+        transport = library.HTTPTransport()
+        with _before_instrument(library):
+            self._wrap(transport, "handle_request", wraps)
+        instrument(Gateway(server.origin, forward=FORWARD))
+        with Server() as stranger, library.Client(transport=transport) as client:
+            server.respond = lambda _: redirect(307, stranger.origin)
+            with session_scope("s1"):
+                client.get(server.origin, headers=MARKERS, follow_redirects=True)
+            (arrived,) = stranger.arrived
+        assert arrived.identifiers == {}
 
 
 class TestNextToTestDoubles:
