@@ -755,6 +755,24 @@ class TestNextToOpenTelemetry:
         sessions = [arrived.session_id for arrived in server.arrived]
         assert sessions == ["s1", "s1", "s1" if end == "theirs off" else None]
 
+    def test_whose_proxy_has_a_parent_in_a_sense_of_its_own(self):
+        class Client:
+            def send(self) -> str:
+                return "sent"
+
+        class Traced(wrapt.ObjectProxy):
+            _self_parent = "the span above"
+
+            def __get__(self, client, _):
+                return functools.partial(self.__wrapped__, client)
+
+        library: Any = types.ModuleType("library")
+        library.Client = Client
+        Client.send = Traced(Client.send)  # type: ignore[method-assign]
+        for _ in range(2):
+            _patching.patch(library, "Client.send", lambda send: lambda self: f"again {send(self)}")
+        assert Client().send() == "again sent"
+
     @pytest.mark.parametrize("body", [None, b"x"])
     def test_that_copies_the_headers_on_their_way(self, server: Server, spans, body):
         """What is mounted has decided, whatever carries its request on."""
