@@ -67,12 +67,19 @@ def _patch(
     class_name, _, name = path.partition(".")
     found = getattr(module, class_name)
     if not issubclass(type(found), type):  # a mock, which may pretend to be a class
-        _warn(path, found, by)
+        if by:
+            _warn(path, found, by)
         return
     owner = _original_class(found, class_name)
     is_inherited = name not in vars(owner)
-    method = _inherited(owner, name) if is_inherited else vars(owner)[name]
-    holder, attribute, method = _innermost(owner, name, method, is_bound=True)
+    holder: Any = owner
+    attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
+    # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
+    is_bound = True  # by what holds it: a class does that, and so does a wrapper of wrapt
+    while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
+        is_bound = is_bound and _is_of_wrapt(method)
+        holder, attribute = _bound_by(method) if is_bound else method, "__wrapped__"
+        method = holder.__wrapped__
     # Also true of a wrapper made with functools.wraps around a patch of ours.
     mark = getattr(method, _IS_PATCH, None)
     if mark is _OURS:
@@ -99,46 +106,40 @@ def patch_on(
     path: str,
     make_patch: Callable[..., Any],
     *arguments: Any,
+    by: str,
 ) -> None:
-    """Replace the method below what has been put on ``instance``, if it is not patched.
+    """Replace a method of one object that wrapt or OpenTelemetry has wrapped for this object alone.
 
-    Whoever wraps a bound method and puts it on the object keeps what the class had until then: a
-    later patch of the class is not called. What does not come from the method is left as it is.
+    Such a wrapper calls the bound method that the object had when it was wrapped. A patch that the
+    class gets later is not called then.
 
+    :param instance: of the class, which may have nothing of its own in place of the method.
     :param path: of the method in ``module``, and ``make_patch``: see :func:`patch`.
+    :param by: the function to call before a wrapper is made that lets nobody in, for a warning.
     """
     name = path.partition(".")[2]
-    found = getattr(instance, "__dict__", {}).get(name)
-    if found is None:
+    method = getattr(instance, "__dict__", {}).get(name)
+    if method is None:
         return
     with _lock:
-        holder, attribute, method = _innermost(instance, name, found, is_bound=False)
+        holder, attribute = instance, name
+        while _is_of_wrapt(method):
+            holder, attribute, method = method, "__wrapped__", method.__wrapped__
+        if type(method) not in (types.FunctionType, types.MethodType) or hasattr(method, _IS_PATCH):
+            return
         original = inspect.unwrap(method)
-        if hasattr(method, _IS_PATCH) or not _is_of(module, original):
+        if not _is_of(module, original) or original.__qualname__ != path:
             return
-        if original.__qualname__ != path:
+        if getattr(method, "__self__", None) is not instance:  # such as a function around it
+            _warn_once(
+                "%s has been wrapped on an object, whose calls go past the gate: call %s before",
+                path,
+                by,
+            )
             return
-        # A patch binds what it replaces. A function has what it is bound to in its closure.
-        is_bound = type(method) is types.MethodType
-        unbound = method.__func__ if is_bound else staticmethod(method)
-        patched = functools.wraps(method)(make_patch(unbound, *arguments))
+        patched = functools.wraps(method)(make_patch(method.__func__, *arguments))
         setattr(patched, _IS_PATCH, _OURS)
-        owner = method.__self__ if is_bound else instance
-        setattr(holder, attribute, types.MethodType(patched, owner))
-
-
-def _innermost(holder: Any, attribute: str, method: Any, *, is_bound: bool) -> tuple[Any, str, Any]:
-    """Return what is below the wrappers around ``method``, and whose attribute that is.
-
-    :param is_bound: whether ``method`` is bound by what holds it, as by a class.
-    """
-    # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
-    closed = types.FunctionType, types.MethodType
-    while type(method) not in closed and hasattr(method, "__wrapped__"):
-        is_bound = is_bound and _is_of_wrapt(method)  # these bind what they hold
-        holder, attribute = _bound_by(method) if is_bound else method, "__wrapped__"
-        method = holder.__wrapped__
-    return holder, attribute, method
+        setattr(holder, attribute, types.MethodType(patched, instance))
 
 
 def _is_of(module: types.ModuleType, function: Any) -> bool:
