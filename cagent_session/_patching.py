@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import logging
 import os
 import threading
@@ -106,40 +105,27 @@ def patch_on(
     path: str,
     make_patch: Callable[..., Any],
     *arguments: Any,
-    by: str,
 ) -> None:
-    """Replace a method of one object that wrapt or OpenTelemetry has wrapped for this object alone.
+    """Replace the method below wrappers that wrapt or OpenTelemetry has put on one object.
 
-    Such a wrapper calls the bound method that the object had when it was wrapped. A patch that the
-    class gets later is not called then.
+    They call the bound method that the object had until then: not the patch that the class got
+    later. Everything else that an object may have in place of a method stays as it is.
 
-    :param instance: of the class, which may have nothing of its own in place of the method.
     :param path: of the method in ``module``, and ``make_patch``: see :func:`patch`.
-    :param by: the function to call before a wrapper is made that lets nobody in, for a warning.
     """
-    name = path.partition(".")[2]
-    method = getattr(instance, "__dict__", {}).get(name)
-    if method is None:
+    holder: Any = instance
+    attribute = path.partition(".")[2]
+    method: Any = getattr(instance, "__dict__", {}).get(attribute)
+    while _is_of_wrapt(method):
+        holder, attribute, method = method, "__wrapped__", method.__wrapped__
+    if type(method) is not types.MethodType or method.__self__ is not instance:
         return
-    with _lock:
-        holder, attribute = instance, name
-        while _is_of_wrapt(method):
-            holder, attribute, method = method, "__wrapped__", method.__wrapped__
-        if type(method) not in (types.FunctionType, types.MethodType) or hasattr(method, _IS_PATCH):
-            return
-        original = inspect.unwrap(method)
-        if not _is_of(module, original) or original.__qualname__ != path:
-            return
-        if getattr(method, "__self__", None) is not instance:  # such as a function around it
-            _warn_once(
-                "%s has been wrapped on an object, whose calls go past the gate: call %s before",
-                path,
-                by,
-            )
-            return
-        patched = functools.wraps(method)(make_patch(method.__func__, *arguments))
-        setattr(patched, _IS_PATCH, _OURS)
-        setattr(holder, attribute, types.MethodType(patched, instance))
+    original = method.__func__
+    if not _is_of(module, original) or original.__qualname__ != path:  # it may be patched
+        return
+    patched = functools.wraps(original)(make_patch(original, *arguments))
+    setattr(patched, _IS_PATCH, _OURS)
+    setattr(holder, attribute, types.MethodType(patched, instance))
 
 
 def _is_of(module: types.ModuleType, function: Any) -> bool:

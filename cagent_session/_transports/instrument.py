@@ -192,7 +192,7 @@ def _choice_patch(original: Any, *of_one: Any) -> Any:
         transport = original.__get__(self, type(self))(url)
         if _switch.last.value is not None:
             # instrument_client() of OpenTelemetry puts its wrapper on the transport of one client.
-            patch_on(transport, *of_one, by="instrument()")
+            patch_on(transport, *of_one)
         return transport
 
     return _transport_for_url

@@ -836,6 +836,7 @@ class TestWhatAnObjectHasInPlaceOfAMethod:
             client.get(server.origin)
         marks = [(arrived.session_id, arrived.forward) for arrived in server.arrived]
         assert marks == [("s1", FORWARD), ("s1", FORWARD), (None, None)]
+        assert list(inspect.signature(transport.handle_request).parameters) == ["request"]
 
     def test_goes_through_the_gate_asynchronously(
         self, server: Server, library: Any, wraps: list[Any]
@@ -866,31 +867,38 @@ class TestWhatAnObjectHasInPlaceOfAMethod:
         assert arrived.identifiers == {}
 
 
-def test_a_function_that_an_object_has_in_place_of_a_method_is_left_as_it_is(
-    server: Server, caplog
+@pytest.mark.parametrize("is_below_opentelemetry", [False, True])
+@pytest.mark.parametrize("is_in_class", [False, True])
+def test_a_function_in_place_of_a_method_is_left_as_it_is(
+    server: Server, is_in_class: bool, is_below_opentelemetry: bool
 ):
     """Above it, the gate would not see where it sends; and it may be a double."""
-    transport = httpx.HTTPTransport()
-    with _before_instrument(httpx):
-        method = transport.handle_request
 
+    def sending_twice(method):
         @functools.wraps(method)
-        def send(request):
-            return method(request)
+        def send(*args):
+            method(*args).read()
+            return method(*args)
 
-        transport.handle_request = send  # type: ignore[method-assign]
+        return send
+
+    class Transport(httpx.HTTPTransport):
+        pass
+
+    transport = Transport()
+    with _before_instrument(httpx):
+        target: Any = Transport if is_in_class else transport
+        target.handle_request = sending_twice(target.handle_request)
+        if is_below_opentelemetry:
+            transport.handle_request = _wrapped_by_wrapt(  # type: ignore[method-assign]
+                transport.handle_request
+            )
+    before = transport.handle_request
     instrument(Gateway(server.origin, forward=FORWARD))
-    _patching._warn_once.cache_clear()
     with httpx.Client(transport=transport) as client, session_scope("s1"):
-        for _ in range(2):
-            client.get(server.origin)
-    assert transport.handle_request is send
+        client.get(server.origin)
+    assert transport.handle_request == before
     assert [arrived.identifiers for arrived in server.arrived] == [{}, {}]
-    (warning,) = [each for each in caplog.records if each.name == "cagent_session"]
-    assert warning.getMessage() == (
-        "HTTPTransport.handle_request has been wrapped on an object, whose calls go past the gate: "
-        "call instrument() before"
-    )
 
 
 class TestNextToTestDoubles:
