@@ -163,8 +163,8 @@ def _patch_httpx(module: ModuleType) -> None:
         ("Client", "HTTPTransport.handle_request", _transport_patch),
         ("AsyncClient", "AsyncHTTPTransport.handle_async_request", _async_patch),
     ):
-        of_one = module, path, make_patch, gate
-        patch(clients, f"{kind}._transport_for_url", _choice_patch, *of_one)
+        choice = f"{kind}._transport_for_url"
+        patch(clients, choice, _choice_patch, module, path, make_patch, gate)
 
 
 def _transport_patch(original: Any, gate: Httpx) -> Any:
@@ -187,12 +187,12 @@ def _async_patch(original: Any, gate: Httpx) -> Any:
     return handle_async_request
 
 
-def _choice_patch(original: Any, *of_one: Any) -> Any:
+def _choice_patch(original: Any, module: Any, path: str, make_patch: Any, gate: Httpx) -> Any:
     def _transport_for_url(self: Any, url: Any) -> Any:
         transport = original.__get__(self, type(self))(url)
         if _switch.last.value is not None:
             # instrument_client() of OpenTelemetry puts its wrapper on the transport of one client.
-            patch_on(transport, *of_one)
+            patch_on(transport, module, path, make_patch, gate)
         return transport
 
     return _transport_for_url
