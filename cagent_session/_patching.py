@@ -106,10 +106,10 @@ def patch_on(
     make_patch: Callable[..., Any],
     *arguments: Any,
 ) -> None:
-    """Replace the method below wrappers that wrapt or OpenTelemetry has put on one object.
+    """Replace a method that was put on one object, bare or in wrappers of wrapt or OpenTelemetry.
 
-    They call the bound method that the object had until then: not the patch that the class got
-    later. Everything else that an object may have in place of a method stays as it is.
+    What is on the object is the bound method of before, not the patch that the class got later.
+    Everything else that an object may have in place of a method stays as it is.
 
     :param path: of the method in ``module``, and ``make_patch``: see :func:`patch`.
     """
@@ -120,8 +120,8 @@ def patch_on(
         holder, attribute, method = method, "__wrapped__", method.__wrapped__
     if type(method) is not types.MethodType or method.__self__ is not instance:
         return
-    original = method.__func__
-    if not _is_of(module, original) or original.__qualname__ != path:  # it may be patched
+    original = method.__func__  # or a patch, which is of this package, or a method of a subclass
+    if not _is_of(module, original) or original.__qualname__ != path:
         return
     patched = functools.wraps(original)(make_patch(original, *arguments))
     setattr(patched, _IS_PATCH, _OURS)
