@@ -105,6 +105,19 @@ def test_adapter_mounted_afterwards_at_longer_prefix_takes_the_request(http, rec
     assert caplog.messages == []
 
 
+def test_adapter_mounted_afterwards_at_the_host_has_its_gateways_mounted_again(recording):
+    with requests.Session() as http, session_scope("session-1"):
+        of_path = Gateway(recording.url + "/v1", forward="https://api.openai.com/v1")
+        of_host = Gateway(recording.url, forward="https://api.anthropic.com")
+        of_path.mount(http, max_retries=1)
+        http.mount(recording.url + "/", HTTPAdapter())
+        of_path.mount(http, max_retries=1)
+        of_host.mount(http)
+        http.get(at(recording, "127.0.0.1"))
+    (arrived,) = recording.requests
+    assert arrived.forward == "https://api.openai.com/v1"
+
+
 def test_futures_session_around_another_sends_by_that(recording):
     gateway = Gateway(recording.url, forward="https://api.openai.com/v1")
     pool = SessionThreadPoolExecutor()
