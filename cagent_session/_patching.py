@@ -116,6 +116,8 @@ def patch_on(
     holder: Any = instance
     attribute = path.partition(".")[2]
     method: Any = getattr(instance, "__dict__", {}).get(attribute)
+    if method is None:  # as with almost every request
+        return
     while _is_of_wrapt(method):
         holder, attribute, method = method, "__wrapped__", method.__wrapped__
     if type(method) is not types.MethodType or method.__self__ is not instance:
@@ -124,7 +126,6 @@ def patch_on(
     if not _is_of(module, original) or original.__qualname__ != path:
         return
     patched = functools.wraps(original)(make_patch(original, *arguments))
-    setattr(patched, _IS_PATCH, _OURS)
     setattr(holder, attribute, types.MethodType(patched, instance))
 
 
