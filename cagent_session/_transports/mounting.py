@@ -118,6 +118,9 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     below, above = _below_and_above(session, prefixes)
     at_or_below = map(session.adapters.__getitem__, below)
     known = _made_by_hand([*at_or_below, *above.values()], route.origin)
+    left = _left_at_longer_prefixes(session, mounts, below, origins)
+    known += [each for place, (each, _) in left.items() if place != route.place]
+    coming = mounts.gateways | {each._route.place: each for each in (*known, gateway)}
     # By the id() of the adapter behind: one that has several prefixes gets one of ours.
     gates: dict[int, _MountedAdapter] = {}
 
@@ -125,8 +128,8 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         theirs = adapter._mounts if isinstance(adapter, _MountedAdapter) else None
         if theirs is mounts:
             return adapter  # type: ignore[no-any-return]
-        if theirs is not None and theirs.gateways == mounts.gateways:
-            # It is of the requests.Session from which this one has its adapters.
+        if theirs is not None and theirs.gateways.items() <= coming.items():
+            # It is of the requests.Session from which this one has its adapters, or is left over.
             made = _MountedAdapter(mounts, adapter.gateway, adapter._behind, adapter._otherwise)
         else:
             made = _MountedAdapter(mounts, gateway, adapter, adapter)
@@ -151,6 +154,9 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         mounts.add(each)
         if each._route.place not in mounts.everywhere.gateways:
             mounts.everywhere.add(each)
+    for place, (_, own) in left.items():
+        if own is not None:
+            mounts.adapters.setdefault(place, own)
     _mount_all(session, made)
     if settings:
         _mount_own(session, mounts, gateway, HTTPAdapter(**settings), origins)
@@ -174,8 +180,7 @@ def _mount_own(
     An adapter at the gateway's path shows the settings of ``own``. Where a URL is spelt such that
     requests picks another adapter of ours, that one finds ``own`` in ``mounts``.
     """
-    _, path, _, _ = urls.check("gateway URL", gateway.url)
-    path = urls.canonical(path.strip("/"))  # as requests spells it
+    path = _spelt_path(gateway)
     made: _MountedAdapter | None = None
     for origin in origins:
         before = session.get_adapter(origin + path)
@@ -184,6 +189,12 @@ def _mount_own(
             made = _MountedAdapter(mounts, gateway, own, otherwise)
         session.mount(origin + path, made)
     mounts.adapters[gateway._route.place] = own
+
+
+def _spelt_path(gateway: Gateway) -> str:
+    """Return the path of a gateway's URL as requests spells it, without slashes at its ends."""
+    _, path, _, _ = urls.check("gateway URL", gateway.url)
+    return urls.canonical(path.strip("/"))
 
 
 def _prefixes(origin: urls.Origin) -> list[str]:
@@ -205,6 +216,28 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
     made.session = weakref.ref(session)
     made.everywhere = _everywhere_on(session) or made.everywhere
     return made
+
+
+def _left_at_longer_prefixes(
+    session: Session, mounts: _Mounts, below: list[str], origins: list[str]
+) -> dict[Place, tuple[Gateway, HTTPAdapter | None]]:
+    """Return the gateways that are mounted but not in ``mounts``, and adapters of their own.
+
+    A user has replaced the adapter at the origin. Requests to these gateways still find ours, at a
+    longer prefix.
+
+    :param below: the prefixes in ``session`` at or below the origin.
+    """
+    ours = (each for each in map(session.adapters.get, below) if isinstance(each, _MountedAdapter))
+    others = {id(each._mounts): each._mounts for each in ours if each._mounts is not mounts}
+    left = {}
+    for theirs in others.values():
+        for place, gateway in theirs.gateways.items():
+            if place not in mounts.gateways:
+                found = session.get_adapter(origins[0] + _spelt_path(gateway))
+                if isinstance(found, _MountedAdapter) and found._mounts is theirs:
+                    left[place] = gateway, theirs.adapters.get(place)
+    return left
 
 
 def _everywhere_on(session: Session) -> Router | None:

@@ -265,6 +265,67 @@ class TestTheSamePlace:
             Gateway("https://gateway.example", forward=ANTHROPIC).mount(http)
 
 
+class TestAfterAnAdapterAtTheHost:
+    """A user has replaced the gate at the host, but not the one at the path of a gateway."""
+
+    @pytest.fixture
+    def of_path(self, http, server: Server) -> Gateway:
+        gateway = Gateway(server.origin + "/openai", forward=OPENAI, headers={"X-Api-Key": "one"})
+        gateway.mount(http, max_retries=3)
+        http.mount(server.origin + "/", HTTPAdapter())
+        return gateway
+
+    def test_requests_to_the_path_stay_those_of_its_gateway(self, http, server: Server, of_path):
+        of_host = Gateway(server.origin, forward=ANTHROPIC, headers={"X-Api-Key": "two"})
+        of_host.mount(http)
+        with session_scope("s1"):
+            for path in ("/openai/v1", "/%6Fpenai/v1", "/v1"):
+                http.get(server.origin + path)
+        forwards = [arrived.forward for arrived in server.arrived]
+        assert forwards == [OPENAI, OPENAI, ANTHROPIC]
+        keys = [arrived.get("X-Api-Key") for arrived in server.arrived]
+        assert keys == ["one", "one", "two"]
+        assert http.get_adapter(of_path.url).max_retries.total == 3
+
+    def test_so_do_those_below_it_in_a_copy(self, http, server: Server, of_path):
+        Gateway(server.origin + "/openai/nested", forward="https://nested.example").mount(http)
+        http.mount(server.origin + "/", HTTPAdapter())
+        copied = copy.deepcopy(http)
+        Gateway(server.origin, forward=ANTHROPIC).mount(copied)
+        with copied, session_scope("s1"):
+            for path in ("/openai/nested/x", "/openai/x", "/x"):
+                copied.get(server.origin + path)
+        forwards = [arrived.forward for arrived in server.arrived]
+        assert forwards == ["https://nested.example", OPENAI, ANTHROPIC]
+
+    def test_another_one_may_be_mounted_in_its_place(self, http, server: Server, of_path):
+        renewed = Gateway(of_path.url, forward=OPENAI, headers={"X-Api-Key": "renewed"})
+        renewed.mount(http)
+        with session_scope("s1"):
+            http.get(renewed.endpoint("v1"))
+        (arrived,) = server.arrived
+        assert arrived.get("X-Api-Key") == "renewed"
+        assert http.get_adapter(of_path.url).max_retries.total == 3
+
+    def test_one_that_was_replaced_does_not_come_back(self, http, server: Server, of_path):
+        Gateway(server.origin, forward=ANTHROPIC).mount(http)
+        http.mount(server.origin + "/", HTTPAdapter())
+        Gateway(server.origin + "/openai2", forward="https://other.example").mount(http)
+        with session_scope("s1"):
+            http.get(server.origin + "/v1")
+        (arrived,) = server.arrived
+        assert arrived.forward is None
+
+    def test_gates_do_not_pile_up(self, http, server: Server, of_path):
+        of_host = Gateway(server.origin, forward=ANTHROPIC)
+        for _ in range(sys.getrecursionlimit() // 2):
+            http.mount(server.origin + "/", HTTPAdapter())
+            of_host.mount(http)
+        with session_scope("s1"):
+            http.get(of_path.endpoint("v1"))
+        assert server.arrived[0].forward == OPENAI
+
+
 def test_on_a_session_with_the_adapters_of_another_changes_that_one_not(http, server: Server):
     openai, anthropic, *_ = gateways_at(server.origin).values()
     openai.mount(http)
