@@ -76,6 +76,8 @@ class _MountedAdapter(GatewayAdapter):
         super().__init__(gateway, adapter=behind)
         self._router = self._mounts = mounts
         self._otherwise = otherwise
+        #: the place of the gateway that ``behind`` was made for, if it was
+        self._place = None if behind is otherwise else gateway._route.place
 
     def close(self) -> None:
         super().close()
@@ -83,10 +85,12 @@ class _MountedAdapter(GatewayAdapter):
             self._otherwise.close()
 
     def adapter_for(self, request: PreparedRequest) -> BaseAdapter:
-        if self._mounts.adapters:
-            route = self._mounts.route(request.url or "")
-            return self._mounts.adapters.get(route.place, self._otherwise)
-        return self._otherwise
+        if not self._mounts.adapters and self._place is None:
+            return self._otherwise
+        place = self._mounts.route(request.url or "").place
+        if place == self._place and self._behind is not None:
+            return self._behind
+        return self._mounts.adapters.get(place, self._otherwise)
 
 
 def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> GatewayAdapter:
@@ -116,11 +120,17 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     # requests ignores the case of prefixes, and of two equal ones the first counts. So ours replace
     # all adapters at or below the origin, under the very prefixes that these have.
     below, above = _below_and_above(session, prefixes)
-    at_or_below = map(session.adapters.__getitem__, below)
-    known = _made_by_hand([*at_or_below, *above.values()], route.origin)
-    left = _left_at_longer_prefixes(session, mounts, below, origins)
-    known += [each for place, (each, _) in left.items() if place != route.place]
-    coming = mounts.gateways | {each._route.place: each for each in (*known, gateway)}
+    known = _made_by_hand([*below.values(), *above.values()], route.origin)
+    others = _others(mounts, below.values())
+    known += _left_over(others, below, origins[-1], {*mounts.gateways, route.place})
+    # Check all before changing anything: an error leaves the requests.Session as it was. Router()
+    # compares these gateways with each other, and check() with those that are mounted.
+    coming = Router(*known, gateway).gateways
+    for each in coming.values():
+        mounts.check(each)
+    places = mounts.gateways.keys() | coming.keys()
+    taken_over = {id(each) for each in others if each.gateways.keys() <= places}
+    own = mounts.adapters.copy()
     # By the id() of the adapter behind: one that has several prefixes gets one of ours.
     gates: dict[int, _MountedAdapter] = {}
 
@@ -128,35 +138,33 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         theirs = adapter._mounts if isinstance(adapter, _MountedAdapter) else None
         if theirs is mounts:
             return adapter  # type: ignore[no-any-return]
-        if theirs is not None and theirs.gateways.items() <= coming.items():
-            # It is of the requests.Session from which this one has its adapters, or is left over.
+        if theirs is not None and id(theirs) in taken_over:
             made = _MountedAdapter(mounts, adapter.gateway, adapter._behind, adapter._otherwise)
+            if adapter._place in theirs.adapters:
+                own.setdefault(adapter._place, adapter._behind)
         else:
             made = _MountedAdapter(mounts, gateway, adapter, adapter)
         return gates.setdefault(id(adapter), made)
 
     def is_left_over(prefix: str) -> bool:
         # A user has replaced the adapter at the origin itself. Ours beside it would come back.
-        adapter = session.adapters[prefix]
+        adapter = below[prefix]
         if prefix not in without_path or not isinstance(adapter, _MountedAdapter):
             return False
         return adapter._mounts is not mounts and adapter._mounts.are_of(session)
 
     kept = [prefix for prefix in below if not is_left_over(prefix)]
     missing = [prefix for prefix in prefixes if prefix not in kept]
-    made = {prefix: gate_before(session.adapters[prefix]) for prefix in kept}
+    made = {prefix: gate_before(below[prefix]) for prefix in kept}
     made |= {prefix: gate_before(_found(above, prefix)) for prefix in missing}
-    # Check all before changing anything: an error leaves the requests.Session as it was. Router()
-    # compares these gateways with each other, and check() with those that are mounted.
-    for each in Router(*known, gateway).gateways.values():
-        mounts.check(each)
-    for each in (*known, gateway):
+    for each in coming.values():
         mounts.add(each)
         if each._route.place not in mounts.everywhere.gateways:
             mounts.everywhere.add(each)
-    for place, (_, own) in left.items():
-        if own is not None:
-            mounts.adapters.setdefault(place, own)
+    # At the URL of a gateway, a user has put another adapter in place of one with settings.
+    theirs = [key for key in kept if not isinstance(below[key], _MountedAdapter)]
+    replaced = {_place_at(prefix) for prefix in theirs if prefix not in without_path}
+    mounts.adapters = {place: each for place, each in own.items() if place not in replaced}
     _mount_all(session, made)
     if settings:
         _mount_own(session, mounts, gateway, HTTPAdapter(**settings), origins)
@@ -197,6 +205,12 @@ def _spelt_path(gateway: Gateway) -> str:
     return urls.canonical(path.strip("/"))
 
 
+def _place_at(prefix: str) -> Place | None:
+    """Return the place of a gateway whose URL is ``prefix``, with a slash at its end or without."""
+    parts = urls.split(prefix)
+    return parts and (parts.origin, urls.comparable(parts.path.rstrip("/")))
+
+
 def _prefixes(origin: urls.Origin) -> list[str]:
     """Return the prefixes of all URLs of an origin: with its port, and without a default one."""
     prefixes = [f"{origin.scheme}://{origin.host}:{origin.port}/"]
@@ -218,26 +232,38 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
     return made
 
 
-def _left_at_longer_prefixes(
-    session: Session, mounts: _Mounts, below: list[str], origins: list[str]
-) -> dict[Place, tuple[Gateway, HTTPAdapter | None]]:
-    """Return the gateways that are mounted but not in ``mounts``, and adapters of their own.
+def _others(mounts: _Mounts, adapters: Iterable[Any]) -> list[_Mounts]:
+    """Return what ``adapters`` of ours belong to, other than ``mounts``.
 
-    A user has replaced the adapter at the origin. Requests to these gateways still find ours, at a
-    longer prefix.
-
-    :param below: the prefixes in ``session`` at or below the origin.
+    They are of a ``requests.Session`` from which this one has its adapters, or are left over: a
+    user has replaced the adapter at the origin, but not those at longer prefixes.
     """
-    ours = (each for each in map(session.adapters.get, below) if isinstance(each, _MountedAdapter))
-    others = {id(each._mounts): each._mounts for each in ours if each._mounts is not mounts}
-    left = {}
-    for theirs in others.values():
+    ours = [each._mounts for each in adapters if isinstance(each, _MountedAdapter)]
+    return list({id(each): each for each in ours if each is not mounts}.values())
+
+
+def _left_over(
+    others: list[_Mounts], below: dict[str, BaseAdapter], origin: str, known: set[Place]
+) -> list[Gateway]:
+    """Return the gateways of ``others``, less those at ``known``, that requests still reach.
+
+    :param below: the adapters of the ``requests.Session`` at or below ``origin``, a prefix.
+    """
+    by_key: dict[str, BaseAdapter] = {}
+    for prefix, adapter in below.items():
+        by_key.setdefault(prefix.lower(), adapter)  # of two spellings, requests finds the first
+    found = []
+    for theirs in others:
         for place, gateway in theirs.gateways.items():
-            if place not in mounts.gateways:
-                found = session.get_adapter(origins[0] + _spelt_path(gateway))
-                if isinstance(found, _MountedAdapter) and found._mounts is theirs:
-                    left[place] = gateway, theirs.adapters.get(place)
-    return left
+            if place in known:
+                continue
+            url = (origin + _spelt_path(gateway)).lower()
+            # The plain code would look through all prefixes.
+            keys = (url[:end] for end in range(len(url), 0, -1))
+            reached = next((by_key[key] for key in keys if key in by_key), None)
+            if isinstance(reached, _MountedAdapter) and reached._mounts is theirs:
+                found.append(gateway)
+    return found
 
 
 def _everywhere_on(session: Session) -> Router | None:
@@ -273,15 +299,15 @@ def _made_by_hand(adapters: Iterable[Any], origin: urls.Origin) -> list[Gateway]
 
 def _below_and_above(
     session: Session, prefixes: list[str]
-) -> tuple[list[str], dict[str, BaseAdapter]]:
-    """Return the prefixes in ``session`` below one of ``prefixes``, and adapters of those above."""
+) -> tuple[dict[str, BaseAdapter], dict[str, BaseAdapter]]:
+    """Return the adapters in ``session`` at prefixes below one of ``prefixes``, and above."""
     ours = tuple(prefixes)
-    below: list[str] = []
+    below: dict[str, BaseAdapter] = {}
     above: dict[str, BaseAdapter] = {}
     for prefix, adapter in session.adapters.items():
         key = prefix.lower()  # requests ignores the case of prefixes
         if key.startswith(ours):
-            below.append(prefix)
+            below[prefix] = adapter
         elif any(each.startswith(key) for each in ours):
             above.setdefault(key, adapter)  # of two spellings, requests finds the first
     return below, above

@@ -25,6 +25,18 @@ from cagent_session._gate.routes import Router
 OPENAI, ANTHROPIC = "https://api.openai.com/v1", "https://api.anthropic.com"
 
 
+class Double(HTTPAdapter):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[requests.PreparedRequest] = []
+
+    def send(self, request, **options):
+        self.seen.append(request)
+        answer = requests.Response()
+        answer.status_code, answer.request = 200, request
+        return answer
+
+
 @pytest.fixture
 def http():
     with requests.Session() as http:
@@ -181,27 +193,28 @@ def test_a_session_that_chooses_its_adapters_itself_costs_a_warning(caplog, reme
         assert "instrument(gateway)" in message
 
 
+class CountedAdapters(OrderedDict):
+    seen = 0
+
+    def __iter__(self):
+        for each in super().__iter__():
+            self.seen += 1
+            yield each
+
+    def items(self):
+        return [(each, self[each]) for each in self]
+
+    def values(self):
+        return [self[each] for each in self]
+
+
 def test_of_many_gateways_looks_at_each_adapter_a_few_times(http):
-    class Counted(OrderedDict):
-        seen = 0
-
-        def __iter__(self):
-            for each in super().__iter__():
-                Counted.seen += 1
-                yield each
-
-        def items(self):
-            return [(each, self[each]) for each in self]
-
-        def values(self):
-            return [self[each] for each in self]
-
-    http.adapters = Counted(http.adapters)
+    http.adapters = CountedAdapters(http.adapters)
     for number in range(50):
         Gateway(f"https://gateway{number}.example", forward=OPENAI).mount(http)
-    Counted.seen = 0
+    http.adapters.seen = 0
     Gateway("https://gateway.example", forward=OPENAI).mount(http)
-    assert Counted.seen < 7 * len(http.adapters)
+    assert http.adapters.seen < 7 * len(http.adapters)
 
 
 class TestTheSamePlace:
@@ -324,6 +337,71 @@ class TestAfterAnAdapterAtTheHost:
         with session_scope("s1"):
             http.get(of_path.endpoint("v1"))
         assert server.arrived[0].forward == OPENAI
+
+    def test_works_without_an_adapter_for_the_scheme(self, http, server: Server, of_path):
+        of_host = Gateway(server.origin, forward=ANTHROPIC)
+        del http.adapters["http://"]
+        of_host.mount(http)
+        del http.adapters[server.origin + "/"]
+        of_host.mount(http)
+        with session_scope("s1"):
+            http.get(of_path.endpoint("v1"))
+            http.get(of_host.endpoint("v1"))
+        assert [arrived.forward for arrived in server.arrived] == [OPENAI, ANTHROPIC]
+
+    def test_the_next_mount_looks_at_each_adapter_a_few_times(self, http, server, of_path):
+        http.adapters = CountedAdapters(http.adapters)
+        for number in range(50):
+            Gateway(f"{of_path.url}/{number}", forward=OPENAI).mount(http, max_retries=1)
+        http.mount(server.origin + "/", HTTPAdapter())
+        http.adapters.seen = 0
+        of_path.mount(http)
+        assert http.adapters.seen < 7 * len(http.adapters)
+
+
+class TestAnAdapterInPlaceOfOneWithSettings:
+    """A user has put it at the URL of a gateway after ``mount`` with keywords, such as a double."""
+
+    @pytest.fixture(params=["http://gw.example", "http://gw.example:8080", "http://gw.example/a"])
+    def gateway(self, http, request) -> Gateway:
+        gateway = Gateway(request.param, forward=OPENAI)
+        gateway.mount(http, max_retries=3)
+        return gateway
+
+    def test_sends_once_it_is_mounted_again(self, http, gateway: Gateway):
+        double = Double()
+        http.mount(gateway.endpoint(""), double)
+        gateway.mount(http)
+        with session_scope("s1"):
+            http.get(gateway.endpoint("v1"))
+        assert double.seen[0].headers["X-Cagent-Session-Id"] == "s1"
+
+    def test_sends_once_another_one_is_mounted(self, http):
+        gateway = Gateway("http://gw.example:8080/a", forward=OPENAI)
+        gateway.mount(http, max_retries=3)
+        double = Double()
+        http.mount(gateway.url, double)
+        Gateway("http://gw.example:8080/other", forward=ANTHROPIC).mount(http)
+        with session_scope("s1"):
+            http.get(gateway.endpoint("v1"))
+        assert double.seen[0].headers["X-Cagent-Forward"] == OPENAI
+
+    def test_sends_no_more_once_it_is_mounted_with_keywords_again(self, http, gateway: Gateway):
+        http.mount(gateway.endpoint(""), Double())
+        gateway.mount(http)
+        gateway.mount(http, max_retries=5)
+        adapter = http.get_adapter(gateway.endpoint("v1"))
+        request = requests.Request("GET", gateway.endpoint("v1")).prepare()
+        assert adapter.adapter_for(request).max_retries.total == 5
+
+    def test_leaves_that_one_as_it_was_when_it_is_put_back(self, http, gateway: Gateway):
+        before = http.adapters.copy()
+        http.mount(gateway.endpoint(""), Double())
+        gateway.mount(http)
+        http.adapters = before
+        request = requests.Request("GET", gateway.endpoint("v1")).prepare()
+        adapter = http.get_adapter(gateway.endpoint("v1"))
+        assert adapter.adapter_for(request).max_retries.total == 3
 
 
 def test_on_a_session_with_the_adapters_of_another_changes_that_one_not(http, server: Server):
