@@ -110,7 +110,11 @@ class GatewayMixin(_Adapter):
             "cert": cert,
             "proxies": proxies,
         }
-        return send(self._router, pass_on, request, options)
+        response = send(self._router, pass_on, request, options)
+        connection = getattr(response, "connection", None)
+        if connection is not None and connection is not self:  # another adapter further down
+            response.connection = self  # authentication handlers send the next request by it
+        return response
 
     #: The adapter behind, whose settings this one shows; ``None`` if this one sends by itself.
     #: ``adapter_for()`` may choose another one for a request.
@@ -174,8 +178,6 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
 
     def _send_behind(self, request: PreparedRequest, **options: Any) -> Response:
         response: Response = self.adapter_for(request).send(request, **options)
-        if getattr(response, "connection", None) is not None:
-            response.connection = self  # authentication handlers send the next request by it
         return response
 
     def close(self) -> None:

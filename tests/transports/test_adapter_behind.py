@@ -21,6 +21,7 @@ from urllib3.util import Retry
 from cagent_session import (
     Gateway,
     GatewayAdapter,
+    GatewayMixin,
     SessionRequired,
     gateway_headers,
     session_scope,
@@ -110,6 +111,25 @@ class TestGatewayAdapter:
         with session_scope("s1"):
             answer = http.get(server.origin, auth=HTTPDigestAuth("u", "p"))
         assert answer.connection is adapter
+        assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
+    def test_so_does_authentication_over_a_mixin_that_passes_on(self, http, server: Server):
+        below = HTTPAdapter()
+
+        class Passing(HTTPAdapter):
+            def send(self, request, **options):
+                return below.send(request, **options)
+
+            def close(self):
+                below.close()
+
+        class Ours(GatewayMixin, Passing): ...
+
+        server.respond = digest
+        gateway = Gateway(server.origin, forward=FORWARD)
+        http.mount("http://", Ours(gateway))
+        with session_scope("s1"):
+            http.get(server.origin, auth=HTTPDigestAuth("u", "p"))
         assert [request.session_id for request in server.arrived] == ["s1", "s1"]
 
     def test_a_body_that_it_has_read_can_be_sent_again(self, http, server: Server):
