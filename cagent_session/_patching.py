@@ -74,8 +74,9 @@ def _patch(
     holder: Any = owner
     attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
     # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
+    closed = types.FunctionType, types.MethodType
     is_bound = True  # by what holds it: a class does that, and so does a wrapper of wrapt
-    while type(method) is not types.FunctionType and hasattr(method, "__wrapped__"):
+    while type(method) not in closed and hasattr(method, "__wrapped__"):
         is_bound = is_bound and _is_of_wrapt(method)
         holder, attribute = _bound_by(method) if is_bound else method, "__wrapped__"
         method = holder.__wrapped__
@@ -120,13 +121,13 @@ def patch_on(
         return
     while _is_of_wrapt(method):
         holder, attribute, method = method, "__wrapped__", method.__wrapped__
-    if type(method) is not types.MethodType or method.__self__ is not instance:
+    if type(method) is not types.MethodType:
         return
     original = method.__func__  # or a patch, which is of this package, or a method of a subclass
     if not _is_of(module, original) or original.__qualname__ != path:
         return
     patched = functools.wraps(original)(make_patch(original, *arguments))
-    setattr(holder, attribute, types.MethodType(patched, instance))
+    setattr(holder, attribute, types.MethodType(patched, method.__self__))
 
 
 def _is_of(module: types.ModuleType, function: Any) -> bool:

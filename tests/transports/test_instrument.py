@@ -866,6 +866,23 @@ class TestWhatAnObjectHasInPlaceOfAMethod:
             (arrived,) = stranger.arrived
         assert arrived.identifiers == {}
 
+    def test_goes_through_the_gate_from_another_transport(
+        self, server: Server, library: Any, wraps: list[Any]
+    ):
+        class Passing(library.BaseTransport):
+            def __init__(self, below: Any) -> None:
+                self.handle_request = below.handle_request
+
+        with _before_instrument(library):
+            below = library.HTTPTransport()
+            self._wrap(below, "handle_request", wraps)
+            transport = Passing(below)
+        instrument(Gateway(server.origin, forward=FORWARD))
+        with below, library.Client(transport=transport) as client, session_scope("s1"):
+            client.get(server.origin)
+        (arrived,) = server.arrived
+        assert (arrived.session_id, arrived.forward) == ("s1", FORWARD)
+
 
 @pytest.mark.parametrize("is_below_opentelemetry", [False, True])
 @pytest.mark.parametrize("is_in_class", [False, True])
@@ -934,6 +951,22 @@ class TestNextToTestDoubles:
             requests.get(server.origin, timeout=5)
         assert server.arrived[1].session_id == "s2"
         assert len([each for each in caplog.records if each.levelname == "WARNING"]) == 1
+
+    def test_a_bound_method_of_a_double(self, server: Server, monkeypatch, caplog):
+        original = inspect.unwrap(HTTPAdapter.send)  # as before the first call of instrument()
+        sent: list[Any] = []
+
+        class Recorder:
+            @functools.wraps(original)
+            def send(self, *arguments, **options):
+                sent.append(arguments)
+                return requests.Response()
+
+        monkeypatch.setattr(HTTPAdapter, "send", Recorder().send)
+        instrument(Gateway(server.origin, forward=FORWARD))
+        requests.get(server.origin, timeout=5)
+        assert len(sent) == 1
+        assert "HTTPAdapter.send is not the library's own" in caplog.text
 
     def test_a_mock_is_not_taken_for_ours(self, server: Server):
         with unittest.mock.patch.object(httpx.HTTPTransport, "handle_request") as mocked:
