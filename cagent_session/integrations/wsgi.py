@@ -65,7 +65,8 @@ class SessionMiddleware:
             isinstance(file_wrapper, type) and isinstance(chunks, file_wrapper)
         ):
             return chunks
-        return _Body(chunks, scopes)
+        kind = _SizedBody if hasattr(type(chunks), "__len__") else _Body
+        return kind(chunks, scopes)
 
 
 def _reader(header: str) -> Callable[[dict[str, Any]], str | None]:
@@ -104,6 +105,14 @@ class _Body:
         # Not all iterables have a close(). This drops a generator in one, which ends it.
         with self._scopes:
             self._chunks = None
+
+
+class _SizedBody(_Body):
+    """An iterable that has a length. Of one chunk, servers make the ``Content-Length``."""
+
+    def __len__(self) -> int:
+        with self._scopes:
+            return len(self._chunks)  # type: ignore[arg-type]
 
 
 def _each(scopes: ResumableScopes, chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import io
 import itertools
 import logging
+from wsgiref.handlers import SimpleHandler
 from wsgiref.util import FileWrapper, setup_testing_defaults
 
 import pytest
@@ -226,6 +228,21 @@ class TestSessionMiddleware:
         assert list(body) == [b"x"]
         body.close()
         assert seen == ["s1"]
+
+    def test_body_with_a_length_keeps_it(self):
+        """Servers make the Content-Length of one chunk, and send others in chunks."""
+
+        class Chunks(list):
+            def close(self): ...
+
+        def app(environ, start):
+            start("200 OK", [])
+            return Chunks([b"content"])
+
+        answered = io.BytesIO()
+        environ = {"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1"}
+        SimpleHandler(io.BytesIO(), answered, io.StringIO(), environ).run(SessionMiddleware(app))
+        assert b"Content-Length: 7\r\n" in answered.getvalue()
 
     def test_iterator_without_close_is_accepted(self):
         body = call_wsgi(SessionMiddleware(lambda environ, start: iter([b"x"])))
