@@ -122,15 +122,19 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     below, above = _below_and_above(session, prefixes)
     known = _made_by_hand([*below.values(), *above.values()], route.origin)
     others = _others(mounts, below.values())
-    known += _left_over(others, below, origins[-1], {*mounts.gateways, route.place})
+    left_over = _left_over(mounts, others, below, origins[-1])
+    known += [each for each in left_over if each._route.place != route.place]
     # Check all before changing anything: an error leaves the requests.Session as it was. Router()
     # compares these gateways with each other, and check() with those that are mounted.
     coming = Router(*known, gateway).gateways
     for each in coming.values():
         mounts.check(each)
-    places = mounts.gateways.keys() | coming.keys()
-    taken_over = {id(each) for each in others if each.gateways.keys() <= places}
-    own = mounts.adapters.copy()
+    taken_over = {
+        id(each)
+        for each in others
+        if all(place in mounts.gateways or place in coming for place in each.gateways)
+    }
+    own: dict[Place, HTTPAdapter] = {}  # by the gateways that are taken over
     # By the id() of the adapter behind: one that has several prefixes gets one of ours.
     gates: dict[int, _MountedAdapter] = {}
 
@@ -141,7 +145,7 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         if theirs is not None and id(theirs) in taken_over:
             made = _MountedAdapter(mounts, adapter.gateway, adapter._behind, adapter._otherwise)
             if adapter._place in theirs.adapters:
-                own.setdefault(adapter._place, adapter._behind)
+                own[adapter._place] = adapter._behind
         else:
             made = _MountedAdapter(mounts, gateway, adapter, adapter)
         return gates.setdefault(id(adapter), made)
@@ -161,10 +165,12 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         mounts.add(each)
         if each._route.place not in mounts.everywhere.gateways:
             mounts.everywhere.add(each)
-    # At the URL of a gateway, a user has put another adapter in place of one with settings.
-    theirs = [key for key in kept if not isinstance(below[key], _MountedAdapter)]
-    replaced = {_place_at(prefix) for prefix in theirs if prefix not in without_path}
-    mounts.adapters = {place: each for place, each in own.items() if place not in replaced}
+    for place, adapter_of_its_own in own.items():
+        mounts.adapters.setdefault(place, adapter_of_its_own)
+    for prefix in kept:
+        # A user may have put another adapter in place of one with settings.
+        if not isinstance(below[prefix], _MountedAdapter):
+            mounts.adapters.pop(_place_at(route.origin, prefix), None)
     _mount_all(session, made)
     if settings:
         _mount_own(session, mounts, gateway, HTTPAdapter(**settings), origins)
@@ -205,10 +211,10 @@ def _spelt_path(gateway: Gateway) -> str:
     return urls.canonical(path.strip("/"))
 
 
-def _place_at(prefix: str) -> Place | None:
+def _place_at(origin: urls.Origin, prefix: str) -> Place:
     """Return the place of a gateway whose URL is ``prefix``, with a slash at its end or without."""
-    parts = urls.split(prefix)
-    return parts and (parts.origin, urls.comparable(parts.path.rstrip("/")))
+    path = "/" + prefix.split("/", 3)[-1]
+    return origin, urls.comparable(path.rstrip("/"))
 
 
 def _prefixes(origin: urls.Origin) -> list[str]:
@@ -243,9 +249,9 @@ def _others(mounts: _Mounts, adapters: Iterable[Any]) -> list[_Mounts]:
 
 
 def _left_over(
-    others: list[_Mounts], below: dict[str, BaseAdapter], origin: str, known: set[Place]
+    mounts: _Mounts, others: list[_Mounts], below: dict[str, BaseAdapter], origin: str
 ) -> list[Gateway]:
-    """Return the gateways of ``others``, less those at ``known``, that requests still reach.
+    """Return the gateways of ``others``, and not of ``mounts``, that requests still reach.
 
     :param below: the adapters of the ``requests.Session`` at or below ``origin``, a prefix.
     """
@@ -255,7 +261,7 @@ def _left_over(
     found = []
     for theirs in others:
         for place, gateway in theirs.gateways.items():
-            if place in known:
+            if place in mounts.gateways:
                 continue
             url = (origin + _spelt_path(gateway)).lower()
             # The plain code would look through all prefixes.
