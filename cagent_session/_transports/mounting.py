@@ -88,9 +88,10 @@ class _MountedAdapter(GatewayAdapter):
         if not self._mounts.adapters and self._place is None:
             return self._otherwise
         place = self._mounts.route(request.url or "").place
-        if place == self._place and self._behind is not None:
-            return self._behind
-        return self._mounts.adapters.get(place, self._otherwise)
+        own: BaseAdapter | None = self._mounts.adapters.get(place)
+        if own is None and place == self._place:  # another one was in its place for a time
+            own = self._behind
+        return self._otherwise if own is None else own
 
 
 def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> GatewayAdapter:
