@@ -74,7 +74,7 @@ def _patch(
     holder: Any = owner
     attribute, method = name, _inherited(owner, name) if is_inherited else vars(owner)[name]
     # Only an object with a settable __wrapped__ lets us in; a function keeps its own closure.
-    closed = types.FunctionType, types.MethodType
+    closed = types.FunctionType, types.MethodType, staticmethod, classmethod
     is_bound = True  # by what holds it: a class does that, and so does a wrapper of wrapt
     while type(method) not in closed and hasattr(method, "__wrapped__"):
         is_bound = is_bound and _is_of_wrapt(method)

@@ -952,17 +952,22 @@ class TestNextToTestDoubles:
         assert server.arrived[1].session_id == "s2"
         assert len([each for each in caplog.records if each.levelname == "WARNING"]) == 1
 
-    def test_a_bound_method_of_a_double(self, server: Server, monkeypatch, caplog):
+    @pytest.mark.parametrize("kind", ["bound method", "staticmethod", "classmethod"])
+    def test_a_double_that_is_no_plain_function(self, server: Server, monkeypatch, caplog, kind):
         original = inspect.unwrap(HTTPAdapter.send)  # as before the first call of instrument()
         sent: list[Any] = []
 
-        class Recorder:
-            @functools.wraps(original)
-            def send(self, *arguments, **options):
-                sent.append(arguments)
-                return requests.Response()
+        @functools.wraps(original)
+        def send(*arguments, **options):
+            sent.append(arguments)
+            return requests.Response()
 
-        monkeypatch.setattr(HTTPAdapter, "send", Recorder().send)
+        doubles: dict[str, Any] = {
+            "bound method": types.MethodType(send, object()),
+            "staticmethod": staticmethod(send),
+            "classmethod": classmethod(send),
+        }
+        monkeypatch.setattr(HTTPAdapter, "send", doubles[kind])
         instrument(Gateway(server.origin, forward=FORWARD))
         requests.get(server.origin, timeout=5)
         assert len(sent) == 1
