@@ -8,13 +8,13 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from requests import PreparedRequest, Request, Session
+from requests import PreparedRequest, Request, Response, Session
 from requests.adapters import BaseAdapter, HTTPAdapter
 from requests.sessions import SessionRedirectMixin
 
 from .._gate import urls
 from .._gate.gateway import Gateway
-from .._gate.routes import Place, Router
+from .._gate.routes import BARE, Place, Router
 from .requests import GatewayAdapter, GatewayMixin
 
 _log = logging.getLogger("cagent_session")
@@ -78,6 +78,25 @@ class _MountedAdapter(GatewayAdapter):
         self._otherwise = otherwise
         #: the place of the gateway that ``behind`` was made for, if it was
         self._place = None if behind is otherwise else gateway._route.place
+        #: Adapters of this class further down. A user has replaced the adapter at the origin: their
+        #: gateways are mounted here alone. Of all of them, the longest path is still to win.
+        self._inner: tuple[_MountedAdapter, ...] = ()
+        if isinstance(otherwise, _MountedAdapter):
+            self._inner = (otherwise, *otherwise._inner)
+
+    def send(self, request: PreparedRequest, *arguments: Any, **options: Any) -> Response:
+        if self._inner:
+            url = request.url or ""
+            sender = max(self, *self._inner, key=lambda each: each._length_of_path(url))
+            if sender is not self:
+                response: Response = sender.send(request, *arguments, **options)
+                return response
+        return super().send(request, *arguments, **options)
+
+    def _length_of_path(self, url: str) -> int:
+        """Return the length of the path of the gateway here that owns ``url``, or -1."""
+        route = self._mounts.route(url)
+        return -1 if route is BARE else len(route.path)
 
     def close(self) -> None:
         super().close()
@@ -122,31 +141,25 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     # all adapters at or below the origin, under the very prefixes that these have.
     below, above = _below_and_above(session, prefixes)
     known = _made_by_hand([*below.values(), *above.values()], route.origin)
-    others = _others(mounts, below.values())
-    left_over = _left_over(mounts, others, below, origins[-1])
-    known += [each for each in left_over if each._route.place != route.place]
     # Check all before changing anything: an error leaves the requests.Session as it was. Router()
     # compares these gateways with each other, and check() with those that are mounted.
     coming = Router(*known, gateway).gateways
     for each in coming.values():
         mounts.check(each)
-    taken_over = {
-        id(each)
-        for each in others
-        if all(place in mounts.gateways or place in coming for place in each.gateways)
-    }
-    own: dict[Place, HTTPAdapter] = {}  # by the gateways that are taken over
     # By the id() of the adapter behind: one that has several prefixes gets one of ours.
     gates: dict[int, _MountedAdapter] = {}
+
+    @functools.cache
+    def are_known(theirs: _Mounts) -> bool:
+        return all(place in mounts.gateways or place in coming for place in theirs.gateways)
 
     def gate_before(adapter: Any) -> _MountedAdapter:
         theirs = adapter._mounts if isinstance(adapter, _MountedAdapter) else None
         if theirs is mounts:
             return adapter  # type: ignore[no-any-return]
-        if theirs is not None and id(theirs) in taken_over:
+        if theirs is not None and are_known(theirs):
+            # It is of the requests.Session from which this one has its adapters, or is left over.
             made = _MountedAdapter(mounts, adapter.gateway, adapter._behind, adapter._otherwise)
-            if adapter._place in theirs.adapters:
-                own[adapter._place] = adapter._behind
         else:
             made = _MountedAdapter(mounts, gateway, adapter, adapter)
         return gates.setdefault(id(adapter), made)
@@ -166,8 +179,6 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         mounts.add(each)
         if each._route.place not in mounts.everywhere.gateways:
             mounts.everywhere.add(each)
-    for place, adapter_of_its_own in own.items():
-        mounts.adapters.setdefault(place, adapter_of_its_own)
     for prefix in kept:
         # A user may have put another adapter in place of one with settings.
         if not isinstance(below[prefix], _MountedAdapter):
@@ -195,7 +206,8 @@ def _mount_own(
     An adapter at the gateway's path shows the settings of ``own``. Where a URL is spelt such that
     requests picks another adapter of ours, that one finds ``own`` in ``mounts``.
     """
-    path = _spelt_path(gateway)
+    _, path, _, _ = urls.check("gateway URL", gateway.url)
+    path = urls.canonical(path.strip("/"))  # as requests spells it
     made: _MountedAdapter | None = None
     for origin in origins:
         before = session.get_adapter(origin + path)
@@ -204,12 +216,6 @@ def _mount_own(
             made = _MountedAdapter(mounts, gateway, own, otherwise)
         session.mount(origin + path, made)
     mounts.adapters[gateway._route.place] = own
-
-
-def _spelt_path(gateway: Gateway) -> str:
-    """Return the path of a gateway's URL as requests spells it, without slashes at its ends."""
-    _, path, _, _ = urls.check("gateway URL", gateway.url)
-    return urls.canonical(path.strip("/"))
 
 
 def _place_at(origin: urls.Origin, prefix: str) -> Place:
@@ -237,40 +243,6 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
     made.session = weakref.ref(session)
     made.everywhere = _everywhere_on(session) or made.everywhere
     return made
-
-
-def _others(mounts: _Mounts, adapters: Iterable[Any]) -> list[_Mounts]:
-    """Return what ``adapters`` of ours belong to, other than ``mounts``.
-
-    They are of a ``requests.Session`` from which this one has its adapters, or are left over: a
-    user has replaced the adapter at the origin, but not those at longer prefixes.
-    """
-    ours = [each._mounts for each in adapters if isinstance(each, _MountedAdapter)]
-    return list({id(each): each for each in ours if each is not mounts}.values())
-
-
-def _left_over(
-    mounts: _Mounts, others: list[_Mounts], below: dict[str, BaseAdapter], origin: str
-) -> list[Gateway]:
-    """Return the gateways of ``others``, and not of ``mounts``, that requests still reach.
-
-    :param below: the adapters of the ``requests.Session`` at or below ``origin``, a prefix.
-    """
-    by_key: dict[str, BaseAdapter] = {}
-    for prefix, adapter in below.items():
-        by_key.setdefault(prefix.lower(), adapter)  # of two spellings, requests finds the first
-    found = []
-    for theirs in others:
-        for place, gateway in theirs.gateways.items():
-            if place in mounts.gateways:
-                continue
-            url = (origin + _spelt_path(gateway)).lower()
-            # The plain code would look through all prefixes.
-            keys = (url[:end] for end in range(len(url), 0, -1))
-            reached = next((by_key[key] for key in keys if key in by_key), None)
-            if isinstance(reached, _MountedAdapter) and reached._mounts is theirs:
-                found.append(gateway)
-    return found
 
 
 def _everywhere_on(session: Session) -> Router | None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -312,13 +313,24 @@ class TestAfterAnAdapterAtTheHost:
         assert forwards == ["https://nested.example", OPENAI, ANTHROPIC]
 
     def test_another_one_may_be_mounted_in_its_place(self, http, server: Server, of_path):
-        renewed = Gateway(of_path.url, forward=OPENAI, headers={"X-Api-Key": "renewed"})
+        renewed = replace(of_path, headers={"X-Api-Key": "renewed"})
         renewed.mount(http)
         with session_scope("s1"):
             http.get(renewed.endpoint("v1"))
         (arrived,) = server.arrived
         assert arrived.get("X-Api-Key") == "renewed"
         assert http.get_adapter(of_path.url).max_retries.total == 3
+
+    def test_others_may_be_mounted_in_the_place_of_several(self, http, server: Server, of_path):
+        of_other = Gateway(server.origin + "/other", forward=ANTHROPIC, headers={"X-Api-Key": "2"})
+        of_other.mount(http, max_retries=3)
+        http.mount(server.origin + "/", HTTPAdapter())
+        for gateway in (of_path, of_other):
+            renewed = replace(gateway, headers={"X-Api-Key": "renewed"})
+            renewed.mount(http, max_retries=3)
+            with session_scope("s1"):
+                http.get(renewed.endpoint("v1"))
+        assert [arrived.get("X-Api-Key") for arrived in server.arrived] == ["renewed"] * 2
 
     def test_one_that_was_replaced_does_not_come_back(self, http, server: Server, of_path):
         Gateway(server.origin, forward=ANTHROPIC).mount(http)
