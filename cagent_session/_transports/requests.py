@@ -86,8 +86,9 @@ class GatewayMixin(_Adapter):
         super().__init__(**adapter_kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # a fixed list of HTTPAdapter's attributes
-        return state | {"gateway": self.gateway, "_router": self._router}
+        # HTTPAdapter's has a fixed list of attributes. Others have none before Python 3.11.
+        get_state = getattr(super(), "__getstate__", self.__dict__.copy)
+        return {**get_state(), "gateway": self.gateway, "_router": self._router}
 
     def send(
         self,

@@ -65,6 +65,11 @@ class Canned(BaseAdapter):
         self.is_closed = True
 
 
+class MixedIntoCanned(GatewayMixin, Canned):
+    def __init__(self, gateway: Gateway) -> None:
+        super().__init__(gateway)
+
+
 @pytest.fixture
 def http():
     with requests.Session() as http:
@@ -131,6 +136,16 @@ class TestGatewayAdapter:
         with session_scope("s1"):
             http.get(server.origin, auth=HTTPDigestAuth("u", "p"))
         assert [request.session_id for request in server.arrived] == ["s1", "s1"]
+
+    @pytest.mark.parametrize(
+        "copied", [copy.deepcopy, lambda http: pickle.loads(pickle.dumps(http))]
+    )
+    def test_a_mixin_over_any_adapter_can_be_pickled_and_copied(self, http, copied):
+        gateway = Gateway("https://gateway.example", forward=FORWARD)
+        http.mount("https://", MixedIntoCanned(gateway))
+        with session_scope("s1"):
+            answer = copied(http).get(gateway.url, timeout=5, stream=True)
+        assert answer.request.headers["X-Cagent-Session-Id"] == "s1"
 
     def test_a_body_that_it_has_read_can_be_sent_again(self, http, server: Server):
         """For a server that takes no chunks, for example."""
