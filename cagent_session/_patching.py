@@ -127,7 +127,11 @@ def patch_on(
     if not _is_of(module, original) or original.__qualname__ != path:
         return
     patched = functools.wraps(original)(make_patch(original, *arguments))
-    setattr(holder, attribute, types.MethodType(patched, method.__self__))
+    bound = types.MethodType(patched, method.__self__)
+    if holder is instance:
+        vars(instance)[attribute] = bound  # its class may refuse setattr(), as frozen ones do
+    else:
+        setattr(holder, attribute, bound)
 
 
 def _is_of(module: types.ModuleType, function: Any) -> bool:

@@ -871,7 +871,10 @@ class TestWhatAnObjectHasInPlaceOfAMethod:
     ):
         class Passing(library.BaseTransport):
             def __init__(self, below: Any) -> None:
-                self.handle_request = below.handle_request
+                vars(self)["handle_request"] = below.handle_request
+
+            def __setattr__(self, name: str, value: Any) -> None:
+                raise AttributeError("frozen")
 
         with _before_instrument(library):
             below = library.HTTPTransport()
