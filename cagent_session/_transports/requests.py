@@ -44,6 +44,7 @@ else:
     _Adapter = object
 
 _REDIRECTS = frozenset(REDIRECT_STATI)
+_OPTIONS = ("stream", "timeout", "verify", "cert", "proxies")  # of HTTPAdapter.send, in order
 _OF_THE_BODY = ("Content-Encoding", "Content-Length", "Content-Type", "Transfer-Encoding")
 _own = default_headers()
 _DEFAULTS = {
@@ -90,32 +91,25 @@ class GatewayMixin(_Adapter):
         get_state = getattr(super(), "__getstate__", self.__dict__.copy)
         return {**get_state(), "gateway": self.gateway, "_router": self._router}
 
-    def send(
-        self,
-        request: PreparedRequest,
-        stream: bool = False,
-        timeout: Any = None,
-        verify: Any = True,
-        cert: Any = None,
-        proxies: Any = None,
-    ) -> Response:
+    def send(self, request: PreparedRequest, *arguments: Any, **options: Any) -> Response:
         """Send ``request``, or a stamped copy of it if it is gateway-bound.
 
         The session is the one that is in scope in the calling thread, now.
+
+        :param arguments: those of ``HTTPAdapter.send``.
+        :param options: the same by name, and what else the adapter takes. What is left out is left
+            to the adapter.
         """
-        pass_on = super().send if self._behind is None else self._send_behind
-        options = {
-            "stream": stream,
-            "timeout": timeout,
-            "verify": verify,
-            "cert": cert,
-            "proxies": proxies,
-        }
-        response = send(self._router, pass_on, request, options)
+        options.update(zip(_OPTIONS, arguments, strict=False))
+        response = self._send_gated(request, options)
         connection = getattr(response, "connection", None)
         if connection is not None and connection is not self:  # another adapter further down
             response.connection = self  # authentication handlers send the next request by it
         return response
+
+    def _send_gated(self, request: PreparedRequest, options: dict[str, Any]) -> Response:
+        pass_on = super().send if self._behind is None else self._send_behind
+        return send(self._router, pass_on, request, options)
 
     #: The adapter behind, whose settings this one shows; ``None`` if this one sends by itself.
     #: ``adapter_for()`` may choose another one for a request.
@@ -264,7 +258,7 @@ def send(
         position.
     :param by_instrument: whether this is not for an adapter of ours, but for the patch of requests.
     """
-    stream = options["stream"]
+    stream = options.get("stream", False)
     outgoing, guarded, passage = _through_gate(router, request, stream, by_instrument)
     if by_instrument and passage is None:
         pass_on = functools.partial(_pass_on_judged, pass_on, router)

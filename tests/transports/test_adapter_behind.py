@@ -137,6 +137,37 @@ class TestGatewayAdapter:
             http.get(server.origin, auth=HTTPDigestAuth("u", "p"))
         assert [request.session_id for request in server.arrived] == ["s1", "s1"]
 
+    @pytest.mark.parametrize("is_mixin", [False, True])
+    def test_options_of_its_own_reach_it_and_none_is_added(self, http, is_mixin: bool):
+        class Tagging(Canned):
+            def send(self, request, **options):
+                self.options = options
+                return super().send(request)
+
+        class Mixed(GatewayMixin, Tagging):
+            def __init__(self) -> None:
+                super().__init__(gateway)
+
+        gateway = Gateway("https://gateway.example", forward=FORWARD)
+        tagging = Mixed() if is_mixin else Tagging()
+        http.mount("https://", tagging if is_mixin else GatewayAdapter(gateway, adapter=tagging))
+        request = requests.Request("GET", gateway.url).prepare()
+        for wanted in ({"tag": "one", "stream": True}, {"timeout": 5}):
+            http.send(request, **wanted)
+            options = {"stream": False, "verify": True, "cert": None, "proxies": {}} | wanted
+            assert tagging.options == options
+
+    def test_options_may_be_given_by_position(self, http):
+        class Stating(Canned):
+            def send(self, request, **options):
+                self.options = options
+                return super().send(request)
+
+        stating = Stating()
+        request = requests.Request("GET", "https://gateway.example").prepare()
+        GatewayAdapter(adapter=stating).send(request, True, 5)
+        assert stating.options == {"stream": True, "timeout": 5}
+
     @pytest.mark.parametrize(
         "copied", [copy.deepcopy, lambda http: pickle.loads(pickle.dumps(http))]
     )
