@@ -76,22 +76,22 @@ class _MountedAdapter(GatewayAdapter):
         super().__init__(gateway, adapter=behind)
         self._router = self._mounts = mounts
         self._otherwise = otherwise
-        #: the place of the gateway that ``behind`` was made for, if it was
-        self._place = None if behind is otherwise else gateway._route.place
+        #: an adapter with settings that ``otherwise`` has taken the place of
+        self._instead_of: HTTPAdapter | None = None
         #: Adapters of this class further down. A user has replaced the adapter at the origin: their
         #: gateways are mounted here alone. Of all of them, the longest path is still to win.
         self._inner: tuple[_MountedAdapter, ...] = ()
         if isinstance(otherwise, _MountedAdapter):
             self._inner = (otherwise, *otherwise._inner)
 
-    def send(self, request: PreparedRequest, *arguments: Any, **options: Any) -> Response:
+    def _send_gated(self, request: PreparedRequest, options: dict[str, Any]) -> Response:
         if self._inner:
             url = request.url or ""
             sender = max(self, *self._inner, key=lambda each: each._length_of_path(url))
             if sender is not self:
-                response: Response = sender.send(request, *arguments, **options)
+                response: Response = sender._send_gated(request, options)
                 return response
-        return super().send(request, *arguments, **options)
+        return super()._send_gated(request, options)
 
     def _length_of_path(self, url: str) -> int:
         """Return the length of the path of the gateway here that owns ``url``, or -1."""
@@ -104,13 +104,11 @@ class _MountedAdapter(GatewayAdapter):
             self._otherwise.close()
 
     def adapter_for(self, request: PreparedRequest) -> BaseAdapter:
-        if not self._mounts.adapters and self._place is None:
+        if not self._mounts.adapters:
             return self._otherwise
         place = self._mounts.route(request.url or "").place
-        own: BaseAdapter | None = self._mounts.adapters.get(place)
-        if own is None and place == self._place:  # another one was in its place for a time
-            own = self._behind
-        return self._otherwise if own is None else own
+        own = self._mounts.adapters.get(place)
+        return self._otherwise if own is None or own is self._instead_of else own
 
 
 def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> GatewayAdapter:
@@ -146,23 +144,6 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     coming = Router(*known, gateway).gateways
     for each in coming.values():
         mounts.check(each)
-    # By the id() of the adapter behind: one that has several prefixes gets one of ours.
-    gates: dict[int, _MountedAdapter] = {}
-
-    @functools.cache
-    def are_known(theirs: _Mounts) -> bool:
-        return all(place in mounts.gateways or place in coming for place in theirs.gateways)
-
-    def gate_before(adapter: Any) -> _MountedAdapter:
-        theirs = adapter._mounts if isinstance(adapter, _MountedAdapter) else None
-        if theirs is mounts:
-            return adapter  # type: ignore[no-any-return]
-        if theirs is not None and are_known(theirs):
-            # It is of the requests.Session from which this one has its adapters, or is left over.
-            made = _MountedAdapter(mounts, adapter.gateway, adapter._behind, adapter._otherwise)
-        else:
-            made = _MountedAdapter(mounts, gateway, adapter, adapter)
-        return gates.setdefault(id(adapter), made)
 
     def is_left_over(prefix: str) -> bool:
         # A user has replaced the adapter at the origin itself. Ours beside it would come back.
@@ -172,17 +153,34 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         return adapter._mounts is not mounts and adapter._mounts.are_of(session)
 
     kept = [prefix for prefix in below if not is_left_over(prefix)]
+    replaced = _replaced_by(mounts, coming, [below[prefix] for prefix in kept])
+    own: dict[Place, HTTPAdapter] = {}  # the adapters with settings
+    for theirs in (*replaced, mounts):
+        own |= theirs.adapters
+    # By the id() of what is behind: an adapter that has several prefixes gets one of ours.
+    gates: dict[tuple[int, int], _MountedAdapter] = {}
+
+    def gate_before(adapter: Any, prefix: str | None = None) -> _MountedAdapter:
+        is_ours = isinstance(adapter, _MountedAdapter)
+        if is_ours and adapter._mounts is mounts:
+            return adapter  # type: ignore[no-any-return]
+        if is_ours and adapter._mounts in replaced:
+            made = _MountedAdapter(mounts, adapter.gateway, adapter._behind, adapter._otherwise)
+            made._instead_of = adapter._instead_of
+        else:
+            made = _MountedAdapter(mounts, gateway, adapter, adapter)
+            if prefix is not None and not is_ours:
+                made._instead_of = own.get(_place_at(route.origin, prefix))
+        return gates.setdefault((id(adapter), id(made._instead_of)), made)
+
     missing = [prefix for prefix in prefixes if prefix not in kept]
-    made = {prefix: gate_before(below[prefix]) for prefix in kept}
+    made = {prefix: gate_before(below[prefix], prefix) for prefix in kept}
     made |= {prefix: gate_before(_found(above, prefix)) for prefix in missing}
     for each in coming.values():
         mounts.add(each)
         if each._route.place not in mounts.everywhere.gateways:
             mounts.everywhere.add(each)
-    for prefix in kept:
-        # A user may have put another adapter in place of one with settings.
-        if not isinstance(below[prefix], _MountedAdapter):
-            mounts.adapters.pop(_place_at(route.origin, prefix), None)
+    mounts.adapters = own
     _mount_all(session, made)
     if settings:
         _mount_own(session, mounts, gateway, HTTPAdapter(**settings), origins)
@@ -243,6 +241,25 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
     made.session = weakref.ref(session)
     made.everywhere = _everywhere_on(session) or made.everywhere
     return made
+
+
+def _replaced_by(
+    mounts: _Mounts, coming: dict[Place, Gateway], adapters: list[BaseAdapter]
+) -> list[_Mounts]:
+    """Return what ``adapters`` of ours belong to, if ``mounts`` will have all its gateways.
+
+    They are of the ``requests.Session`` from which this one has its adapters, or they are left
+    over: a user has replaced the adapter at the origin, but not those at longer prefixes.
+
+    :param coming: the gateways that are to be added to ``mounts``.
+    """
+    theirs = dict.fromkeys(each._mounts for each in adapters if isinstance(each, _MountedAdapter))
+    return [
+        each
+        for each in theirs
+        if each is not mounts
+        and all(place in mounts.gateways or place in coming for place in each.gateways)
+    ]
 
 
 def _everywhere_on(session: Session) -> Router | None:

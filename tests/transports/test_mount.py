@@ -406,6 +406,15 @@ class TestAnAdapterInPlaceOfOneWithSettings:
         request = requests.Request("GET", gateway.endpoint("v1")).prepare()
         assert adapter.adapter_for(request).max_retries.total == 5
 
+    def test_leaves_those_at_longer_prefixes_alone(self, http, gateway: Gateway):
+        below = gateway.endpoint("below/")
+        http.mount(below, Double())
+        gateway.mount(http, max_retries=3)
+        http.mount(gateway.endpoint(""), Double())
+        gateway.mount(http)
+        request = requests.Request("GET", below).prepare()
+        assert http.get_adapter(below).adapter_for(request).max_retries.total == 3
+
     def test_leaves_that_one_as_it_was_when_it_is_put_back(self, http, gateway: Gateway):
         before = http.adapters.copy()
         http.mount(gateway.endpoint(""), Double())
