@@ -7,6 +7,7 @@ request; ``guarded_headers.py`` says what becomes of the identifiers then.
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -107,6 +108,8 @@ class GatewayMixin(_Adapter):
             response.connection = self  # authentication handlers send the next request by it
         return response
 
+    send.__signature__ = inspect.signature(HTTPAdapter.send)  # type: ignore[attr-defined]
+
     def _send_gated(self, request: PreparedRequest, options: dict[str, Any]) -> Response:
         pass_on = super().send if self._behind is None else self._send_behind
         return send(self._router, pass_on, request, options)
@@ -174,6 +177,14 @@ class GatewayAdapter(GatewayMixin, HTTPAdapter):
     def _send_behind(self, request: PreparedRequest, **options: Any) -> Response:
         response: Response = self.adapter_for(request).send(request, **options)
         return response
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """Make the pools anew, of the adapter that sends."""
+        if self._behind is None:
+            super().init_poolmanager(*arguments, **options)
+        else:
+            behind: Any = self._behind
+            behind.init_poolmanager(*arguments, **options)
 
     def close(self) -> None:
         """Close the adapter that sends."""

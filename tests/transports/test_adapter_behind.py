@@ -157,6 +157,20 @@ class TestGatewayAdapter:
             options = {"stream": False, "verify": True, "cert": None, "proxies": {}} | wanted
             assert tagging.options == options
 
+    def test_its_pools_are_made_anew_by_itself(self, http):
+        """As requests-futures does for the adapters of a session that it is given."""
+
+        class Bound(HTTPAdapter):
+            def init_poolmanager(self, *arguments, **options):
+                super().init_poolmanager(*arguments, source_address=("127.0.0.1", 0), **options)
+
+        gateway = Gateway("https://gateway.example", forward=FORWARD)
+        http.mount("https://", Bound())
+        adapter = gateway.mount(http)
+        adapter.init_poolmanager(7, 20)
+        pools = adapter.poolmanager.connection_pool_kw
+        assert (pools["maxsize"], pools["source_address"]) == (20, ("127.0.0.1", 0))
+
     def test_options_may_be_given_by_position(self, http):
         class Stating(Canned):
             def send(self, request, **options):
