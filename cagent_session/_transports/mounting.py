@@ -161,16 +161,20 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
     gates: dict[tuple[int, int], _MountedAdapter] = {}
 
     def gate_before(adapter: Any, prefix: str | None = None) -> _MountedAdapter:
-        is_ours = isinstance(adapter, _MountedAdapter)
-        if is_ours and adapter._mounts is mounts:
-            return adapter  # type: ignore[no-any-return]
-        if is_ours and adapter._mounts in replaced:
-            made = _MountedAdapter(mounts, adapter.gateway, adapter._behind, adapter._otherwise)
-            made._instead_of = adapter._instead_of
+        old = _outermost(adapter, [mounts, *replaced])
+        if len(old) == 1 and adapter._mounts is mounts:
+            return old[0]
+        otherwise = old[-1]._otherwise if old else adapter
+        shown: Any = next((each for each in old if each._behind is not each._otherwise), None)
+        if shown is None:
+            made = _MountedAdapter(mounts, gateway, otherwise, otherwise)
         else:
-            made = _MountedAdapter(mounts, gateway, adapter, adapter)
-            if prefix is not None and not is_ours:
-                made._instead_of = own.get(_place_at(route.origin, prefix))
+            made = _MountedAdapter(mounts, shown.gateway, shown._behind, otherwise)
+        taken = [each._instead_of for each in old if each._instead_of is not None]
+        if taken:
+            made._instead_of = taken[0]
+        elif prefix is not None and not isinstance(adapter, _MountedAdapter):
+            made._instead_of = own.get(_place_at(route.origin, prefix))
         return gates.setdefault((id(adapter), id(made._instead_of)), made)
 
     missing = [prefix for prefix in prefixes if prefix not in kept]
@@ -243,6 +247,15 @@ def _mounts_at(session: Session, origins: list[str]) -> _Mounts:
     return made
 
 
+def _outermost(adapter: Any, all_mounts: list[_Mounts]) -> list[_MountedAdapter]:
+    """Return the adapters of ours, one behind the other, that belong to one of ``all_mounts``."""
+    found = []
+    while isinstance(adapter, _MountedAdapter) and adapter._mounts in all_mounts:
+        found.append(adapter)
+        adapter = adapter._otherwise
+    return found
+
+
 def _replaced_by(
     mounts: _Mounts, coming: dict[Place, Gateway], adapters: list[BaseAdapter]
 ) -> list[_Mounts]:
@@ -253,7 +266,8 @@ def _replaced_by(
 
     :param coming: the gateways that are to be added to ``mounts``.
     """
-    theirs = dict.fromkeys(each._mounts for each in adapters if isinstance(each, _MountedAdapter))
+    ours = [each for each in adapters if isinstance(each, _MountedAdapter)]
+    theirs = dict.fromkeys(each._mounts for outer in ours for each in (outer, *outer._inner))
     return [
         each
         for each in theirs

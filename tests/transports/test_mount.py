@@ -341,14 +341,16 @@ class TestAfterAnAdapterAtTheHost:
         (arrived,) = server.arrived
         assert arrived.forward is None
 
-    def test_gates_do_not_pile_up(self, http, server: Server, of_path):
-        of_host = Gateway(server.origin, forward=ANTHROPIC)
+    @pytest.mark.parametrize("paths", [[""], ["/openai", "/other"], ["/other", "/openai", ""]])
+    def test_gates_do_not_pile_up(self, http, server: Server, of_path, paths):
         for _ in range(sys.getrecursionlimit() // 2):
             http.mount(server.origin + "/", HTTPAdapter())
-            of_host.mount(http)
+            for path in paths:
+                Gateway(server.origin + path, forward="https://api.example" + path).mount(http)
         with session_scope("s1"):
             http.get(of_path.endpoint("v1"))
-        assert server.arrived[0].forward == OPENAI
+        is_renewed = "/openai" in paths
+        assert server.arrived[0].forward == ("https://api.example/openai" if is_renewed else OPENAI)
 
     def test_works_without_an_adapter_for_the_scheme(self, http, server: Server, of_path):
         of_host = Gateway(server.origin, forward=ANTHROPIC)
