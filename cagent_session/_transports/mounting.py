@@ -169,7 +169,8 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         if shown is None:
             made = _MountedAdapter(mounts, gateway, otherwise, otherwise)
         else:
-            made = _MountedAdapter(mounts, shown.gateway, shown._behind, otherwise)
+            of_shown = coming.get(shown.gateway._route.place, shown.gateway)
+            made = _MountedAdapter(mounts, of_shown, shown._behind, otherwise)
         taken = [each._instead_of for each in old if each._instead_of is not None]
         if taken:
             made._instead_of = taken[0]

@@ -314,7 +314,7 @@ class TestAfterAnAdapterAtTheHost:
 
     def test_another_one_may_be_mounted_in_its_place(self, http, server: Server, of_path):
         renewed = replace(of_path, headers={"X-Api-Key": "renewed"})
-        renewed.mount(http)
+        assert renewed.mount(http).gateway is renewed
         with session_scope("s1"):
             http.get(renewed.endpoint("v1"))
         (arrived,) = server.arrived
