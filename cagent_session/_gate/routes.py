@@ -334,8 +334,9 @@ class Router:
 
     def route(self, url: str) -> Route:
         """Return the route to the gateway that owns ``url``, or :data:`BARE`."""
-        if self._only is not None:
-            return self._only if self._only.owns(url) else BARE
+        only = self._only  # another thread may be adding a gateway
+        if only is not None:
+            return only if only.owns(url) else BARE
         return _owner(self._at_host_of(url), url)
 
     def route_beside(self, other: Router, url: str) -> Route:
