@@ -76,6 +76,8 @@ class _MountedAdapter(GatewayAdapter):
         super().__init__(gateway, adapter=behind)
         self._router = self._mounts = mounts
         self._otherwise = otherwise
+        #: the place of the gateway that ``behind`` was made for, if it was
+        self._place = None if behind is otherwise else gateway._route.place
         #: an adapter with settings that ``otherwise`` has taken the place of
         self._instead_of: HTTPAdapter | None = None
         #: Adapters of this class further down. A user has replaced the adapter at the origin: their
@@ -104,10 +106,12 @@ class _MountedAdapter(GatewayAdapter):
             self._otherwise.close()
 
     def adapter_for(self, request: PreparedRequest) -> BaseAdapter:
-        if not self._mounts.adapters:
+        if not self._mounts.adapters and self._place is None:
             return self._otherwise
         place = self._mounts.route(request.url or "").place
-        own = self._mounts.adapters.get(place)
+        own: BaseAdapter | None = self._mounts.adapters.get(place)
+        if own is None and place == self._place:  # it was mounted before the one at the origin
+            own = self._behind
         return self._otherwise if own is None or own is self._instead_of else own
 
 
@@ -154,9 +158,6 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
 
     kept = [prefix for prefix in below if not is_left_over(prefix)]
     replaced = _replaced_by(mounts, coming, [below[prefix] for prefix in kept])
-    own: dict[Place, HTTPAdapter] = {}  # the adapters with settings
-    for theirs in (*replaced, mounts):
-        own |= theirs.adapters
     # By the id() of what is behind: an adapter that has several prefixes gets one of ours.
     gates: dict[tuple[int, int], _MountedAdapter] = {}
 
@@ -175,7 +176,7 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         if taken:
             made._instead_of = taken[0]
         elif prefix is not None and not isinstance(adapter, _MountedAdapter):
-            made._instead_of = own.get(_place_at(route.origin, prefix))
+            made._instead_of = mounts.adapters.get(_place_at(route.origin, prefix))
         return gates.setdefault((id(adapter), id(made._instead_of)), made)
 
     missing = [prefix for prefix in prefixes if prefix not in kept]
@@ -185,7 +186,6 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         mounts.add(each)
         if each._route.place not in mounts.everywhere.gateways:
             mounts.everywhere.add(each)
-    mounts.adapters = own
     _mount_all(session, made)
     if settings:
         _mount_own(session, mounts, gateway, HTTPAdapter(**settings), origins)

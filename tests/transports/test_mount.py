@@ -400,6 +400,20 @@ class TestAnAdapterInPlaceOfOneWithSettings:
             http.get(gateway.endpoint("v1"))
         assert double.seen[0].headers["X-Cagent-Forward"] == OPENAI
 
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_sends_once_all_are_mounted_again(self, http, order: int):
+        gateways = [Gateway("http://gw.example:8080" + path, forward=OPENAI) for path in ("", "/a")]
+        for gateway in gateways:
+            gateway.mount(http, max_retries=3)
+        double = Double()
+        http.mount("http://gw.example:8080/", double)
+        for gateway in gateways[::order]:
+            gateway.mount(http)
+        with session_scope("s1"):
+            http.get(gateways[0].endpoint("v1"))
+        assert double.seen[0].headers["X-Cagent-Session-Id"] == "s1"
+        assert http.get_adapter(gateways[1].endpoint("v1")).max_retries.total == 3
+
     def test_sends_no_more_once_it_is_mounted_with_keywords_again(self, http, gateway: Gateway):
         http.mount(gateway.endpoint(""), Double())
         gateway.mount(http)
@@ -408,6 +422,9 @@ class TestAnAdapterInPlaceOfOneWithSettings:
         request = requests.Request("GET", gateway.endpoint("v1")).prepare()
         assert adapter.adapter_for(request).max_retries.total == 5
 
+    @pytest.mark.parametrize(
+        "gateway", ["http://gw.example", "http://gw.example:8080/a"], indirect=True
+    )
     def test_leaves_those_at_longer_prefixes_alone(self, http, gateway: Gateway):
         below = gateway.endpoint("below/")
         http.mount(below, Double())
