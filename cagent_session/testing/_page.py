@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.resources
 import ipaddress
 import json
 import re
@@ -11,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Generator
 from functools import cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -212,7 +212,8 @@ def _is_loopback(host: str) -> bool:
 
 @cache
 def _html() -> bytes:
-    return Path(__file__).with_name("page.html").read_bytes()
+    # Not by __file__: the package may be in a zip.
+    return importlib.resources.files(__package__).joinpath("page.html").read_bytes()
 
 
 @cache

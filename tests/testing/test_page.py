@@ -6,17 +6,24 @@ import base64
 import hashlib
 import http.client
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
 import requests
 from support.calls import PROMPT, audit_entry, call
 
+import cagent_session
 from cagent_session.testing import RecordingGateway
 from cagent_session.testing._page import KEPT, Page
 
@@ -46,6 +53,27 @@ def ask(
         connection.endheaders()
         answer = connection.getresponse()
         return answer.status, answer.headers, answer.read()
+
+
+def test_is_there_when_the_package_is_in_a_zip(tmp_path):
+    folder = Path(cagent_session.__file__).parent
+    packed = shutil.make_archive(str(tmp_path / "packed"), "zip", folder.parent, folder.name)
+    code = """
+        import requests
+        from cagent_session import testing
+        with testing.RecordingGateway(page=True) as recording:
+            answer = requests.get(recording.url + "/_sessions")
+            print(".zip" in testing.__file__, answer.status_code)
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": packed},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.stdout == "True 200\n", ran.stderr
 
 
 class Events:
