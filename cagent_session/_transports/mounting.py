@@ -165,6 +165,7 @@ def mount(session: Session, gateway: Gateway, settings: dict[str, Any]) -> Gatew
         old = _outermost(adapter, [mounts, *replaced])
         if len(old) == 1 and adapter._mounts is mounts:
             return old[0]
+        # The new one takes the place of the old ones, and shows what the outermost has shown.
         otherwise = old[-1]._otherwise if old else adapter
         shown: Any = next((each for each in old if each._behind is not each._otherwise), None)
         if shown is None:
