@@ -86,14 +86,16 @@ class _MountedAdapter(GatewayAdapter):
         if isinstance(otherwise, _MountedAdapter):
             self._inner = (otherwise, *otherwise._inner)
 
-    def _send_gated(self, request: PreparedRequest, options: dict[str, Any]) -> Response:
-        if self._inner:
-            url = request.url or ""
-            sender = max(self, *self._inner, key=lambda each: each._length_of_path(url))
-            if sender is not self:
-                response: Response = sender._send_gated(request, options)
-                return response
-        return super()._send_gated(request, options)
+    def send(self, request: PreparedRequest, *arguments: Any, **options: Any) -> Response:
+        if not self._inner:
+            return super().send(request, *arguments, **options)
+        url = request.url or ""
+        sender = max(self, *self._inner, key=lambda each: each._length_of_path(url))
+        send: Any = super().send if sender is self else sender.send
+        response: Response = send(request, *arguments, **options)
+        if getattr(response, "connection", self) is not self:
+            self._connect(response)
+        return response
 
     def _length_of_path(self, url: str) -> int:
         """Return the length of the path of the gateway here that owns ``url``, or -1."""

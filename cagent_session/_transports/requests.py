@@ -101,18 +101,20 @@ class GatewayMixin(_Adapter):
         :param options: the same by name, and what else the adapter takes. What is left out is left
             to the adapter.
         """
-        options.update(zip(_OPTIONS, arguments, strict=False))
-        response = self._send_gated(request, options)
-        connection = getattr(response, "connection", None)
-        if connection is not None and connection is not self:  # another adapter further down
-            response.connection = self  # authentication handlers send the next request by it
+        if arguments:
+            options.update(zip(_OPTIONS, arguments, strict=False))
+        pass_on = super().send if self._behind is None else self._send_behind
+        response = send(self._router, pass_on, request, options)
+        if getattr(response, "connection", self) is not self:
+            self._connect(response)
         return response
 
     send.__signature__ = inspect.signature(HTTPAdapter.send)  # type: ignore[attr-defined]
 
-    def _send_gated(self, request: PreparedRequest, options: dict[str, Any]) -> Response:
-        pass_on = super().send if self._behind is None else self._send_behind
-        return send(self._router, pass_on, request, options)
+    def _connect(self, response: Any) -> None:
+        """Have authentication handlers send the next request by this adapter."""
+        if response.connection is not None:  # that of another adapter further down
+            response.connection = self
 
     #: The adapter behind, whose settings this one shows; ``None`` if this one sends by itself.
     #: ``adapter_for()`` may choose another one for a request.
