@@ -414,6 +414,16 @@ class TestAnAdapterInPlaceOfOneWithSettings:
         assert double.seen[0].headers["X-Cagent-Session-Id"] == "s1"
         assert http.get_adapter(gateways[1].endpoint("v1")).max_retries.total == 3
 
+    def test_sends_on_a_session_with_the_same_adapters_too(self, http, gateway: Gateway):
+        double = Double()
+        http.mount(gateway.endpoint(""), double)
+        gateway.mount(http)
+        other = requests.Session()
+        other.adapters = http.adapters.copy()
+        gateway.mount(other)
+        request = requests.Request("GET", gateway.endpoint("v1")).prepare()
+        assert other.get_adapter(request.url).adapter_for(request) is double
+
     def test_sends_no_more_once_it_is_mounted_with_keywords_again(self, http, gateway: Gateway):
         http.mount(gateway.endpoint(""), Double())
         gateway.mount(http)
